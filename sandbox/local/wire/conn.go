@@ -1,0 +1,235 @@
+//go:build linux
+
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Frame is one message. Whoever receives one owns Files and must close them.
+type Frame struct {
+	Header
+	Data  []byte
+	Files []*os.File
+}
+
+// Conn sends and receives frames over a unix stream socket. Send may be called
+// concurrently; Recv by one goroutine at a time.
+type Conn struct {
+	file *os.File
+	raw  syscall.RawConn
+	max  uint32
+
+	send sync.Mutex
+	in   []byte // received and not yet consumed
+	fds  []int  // received and not yet handed out
+}
+
+// NewConn takes over f, a unix stream socket, and makes it non-blocking and
+// close-on-exec. max bounds received frames; 0 = MaxFrame.
+func NewConn(f *os.File, max int) (*Conn, error) {
+	if max <= 0 || max > MaxFrame {
+		max = MaxFrame
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{file: f, raw: raw, max: uint32(max)}, nil
+}
+
+// Socket makes a Conn of descriptor fd, which it takes over.
+func Socket(fd int, max int) (*Conn, error) {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return NewConn(os.NewFile(uintptr(fd), "socket"), max)
+}
+
+// Close ends the connection; a pending Recv fails.
+func (c *Conn) Close() error { return c.file.Close() }
+
+// File is the socket, for its peer's credentials.
+func (c *Conn) File() *os.File { return c.file }
+
+// Send writes one frame. body is marshalled into h.Body when not nil. Files
+// stay the caller's.
+func (c *Conn) Send(h Header, body any, data []byte, files ...*os.File) error {
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		h.Body = b
+	}
+	head, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	size := 4 + len(head) + len(data)
+	if size > MaxFrame || len(files) > MaxFiles {
+		return errors.New("frame too large")
+	}
+	buf := make([]byte, 8, 8+len(head))
+	binary.BigEndian.PutUint32(buf, uint32(size))
+	binary.BigEndian.PutUint32(buf[4:], uint32(len(head)))
+	buf = append(buf, head...)
+	var rights []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd()) // sets blocking mode; only the number travels
+			_ = unix.SetNonblock(fds[i], true)
+		}
+		rights = unix.UnixRights(fds...)
+	}
+	c.send.Lock()
+	defer c.send.Unlock()
+	if err := c.write(buf, rights); err != nil {
+		return err
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	return c.write(data, nil)
+}
+
+func (c *Conn) write(p, rights []byte) error {
+	for len(p) > 0 {
+		var n int
+		var err error
+		werr := c.raw.Write(func(fd uintptr) bool {
+			n, err = unix.SendmsgN(int(fd), p, rights, nil, unix.MSG_NOSIGNAL)
+			return err != unix.EAGAIN
+		})
+		if werr != nil {
+			return werr
+		}
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p, rights = p[n:], nil
+	}
+	return nil
+}
+
+// Recv reads one frame; io.EOF when the peer closed between frames.
+func (c *Conn) Recv() (*Frame, error) {
+	if err := c.fill(8); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(c.in)
+	head := binary.BigEndian.Uint32(c.in[4:])
+	if size < 4 || size > c.max || head > size-4 {
+		return nil, errors.New("malformed frame")
+	}
+	if err := c.fill(int(size) + 4); err != nil {
+		return nil, unexpected(err)
+	}
+	f := &Frame{}
+	body := c.in[8 : 4+size]
+	if err := json.Unmarshal(body[:head], &f.Header); err != nil {
+		return nil, errors.New("malformed header")
+	}
+	if rest := body[head:]; len(rest) > 0 {
+		f.Data = append([]byte(nil), rest...)
+	}
+	for _, fd := range c.fds {
+		f.Files = append(f.Files, os.NewFile(uintptr(fd), "received"))
+	}
+	c.fds = nil
+	c.in = append(c.in[:0], c.in[4+size:]...)
+	if cap(c.in) > 64<<10 && len(c.in) == 0 {
+		c.in = nil
+	}
+	return f, nil
+}
+
+// fill reads until n bytes are buffered. A read never passes the start of the
+// next frame that brings descriptors, since the kernel ends a read there, and
+// it asks for no more than this frame needs: so c.fds belongs to this frame.
+func (c *Conn) fill(n int) error {
+	for len(c.in) < n {
+		want := n - len(c.in)
+		have := len(c.in)
+		if cap(c.in) < n {
+			grown := make([]byte, have, n)
+			copy(grown, c.in)
+			c.in = grown
+		}
+		oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
+		var got, oobn, flags int
+		var err error
+		rerr := c.raw.Read(func(fd uintptr) bool {
+			got, oobn, flags, _, err = unix.Recvmsg(int(fd), c.in[have:have+want], oob, unix.MSG_CMSG_CLOEXEC)
+			return err != unix.EAGAIN
+		})
+		if rerr != nil {
+			return rerr
+		}
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if oobn > 0 {
+			if err := c.take(oob[:oobn]); err != nil {
+				return err
+			}
+		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			return errors.New("too many descriptors")
+		}
+		if got == 0 {
+			if have == 0 {
+				return io.EOF
+			}
+			return io.ErrUnexpectedEOF
+		}
+		c.in = c.in[:have+got]
+	}
+	return nil
+}
+
+func (c *Conn) take(oob []byte) error {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return err
+	}
+	for i := range msgs {
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue // other kinds carry nothing for us
+		}
+		c.fds = append(c.fds, fds...)
+	}
+	if len(c.fds) > MaxFiles {
+		for _, fd := range c.fds {
+			_ = unix.Close(fd)
+		}
+		c.fds = nil
+		return errors.New("too many descriptors")
+	}
+	return nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,260 @@
+// Package wire is the protocol of the helper program box: between a berth
+// process and a sandbox's monitor, and between the monitor and init (PID 1
+// inside).
+//
+// A frame is a big-endian uint32 length of what follows, a big-endian uint32
+// length of the JSON header, the header, and raw data. File descriptors travel
+// as SCM_RIGHTS with the frame's first byte. Requests carry an ID unique to
+// their connection and sender; the answer repeats it. Both sides may send
+// requests. The reader of a connection to something less trusted bounds the
+// frame's size and the number of descriptors, and treats every field as
+// hostile.
+//
+// The package does without net and fmt, because box is started once per sandbox
+// and stays resident.
+package wire
+
+import "encoding/json"
+
+// Version of the protocol. A monitor outlives the berth that started it, so a
+// berth must speak to all versions still running; Hello tells which.
+const Version = 1
+
+// MaxFrame bounds a frame in bytes, MaxFiles its descriptors.
+const (
+	MaxFrame = 20 << 20
+	MaxFiles = 8
+)
+
+// Header is a frame's JSON part.
+type Header struct {
+	ID    uint64 `json:"id,omitempty"` // 0: an event, not to be answered
+	Op    string `json:"op,omitempty"` // empty in an answer
+	Error *Error `json:"error,omitempty"`
+	// Body is the op's request or answer; see the types named after the ops.
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// Error crosses the wire. Code is one of the constants below.
+type Error struct {
+	Code string `json:"code"`
+	Text string `json:"text"`
+	Path string `json:"path,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Error codes. The client maps them onto package sandbox's errors and fs's.
+const (
+	CodeNotExist    = "not_exist"
+	CodeExist       = "exist"
+	CodePermission  = "permission"
+	CodeIsDir       = "is_dir"
+	CodeNotDir      = "not_dir"
+	CodeNotRegular  = "not_regular"
+	CodeNoSpace     = "no_space"
+	CodeNoProcess   = "no_process"
+	CodeExited      = "exited"
+	CodeStdinClosed = "stdin_closed"
+	CodeLimit       = "limit"
+	CodeUnsupported = "unsupported"
+	CodeStopping    = "stopping" // the sandbox is being stopped; nothing was started
+	CodeNoProgram   = "no_program"
+	CodeBadCwd      = "bad_cwd"
+	CodeNoUser      = "no_user"
+	CodeInvalid     = "invalid"
+	CodeInternal    = "internal"
+)
+
+// Ops from berth to the monitor. Those marked (init) the monitor hands on to init.
+const (
+	OpHello     = "hello"     // Hello -> Hello
+	OpSpawn     = "spawn"     // Command -> Process
+	OpWait      = "wait"      // Wait -> Process
+	OpCancel    = "cancel"    // Cancel: ends a pending wait -> nothing
+	OpProcess   = "process"   // ProcessRef -> Process
+	OpProcesses = "processes" // -> Processes
+	OpStdin     = "stdin"     // Stdin + data ->
+	OpResize    = "resize"    // Resize ->
+	OpKill      = "kill"      // Kill ->
+	OpUsage     = "usage"     // -> Usage
+	OpConfigure = "configure" // Intervals ->
+	OpStop      = "stop"      // Stop -> after everything inside has ended; then the monitor exits
+	OpTouch     = "touch"     // counts as activity ->
+	OpStat      = "stat"      // Path -> File (init)
+	OpOpen      = "open"      // Path -> File + one descriptor, O_RDONLY, regular files only (init)
+	OpReadDir   = "readdir"   // Path -> Files (init)
+	OpCreate    = "create"    // Create -> Created + one descriptor to write to (init)
+	OpCommit    = "commit"    // Commit -> File (init)
+)
+
+// Ops between the monitor and init.
+const (
+	OpSetup  = "setup"  // Launch -> Ready; the monitor's first request
+	OpStart  = "start"  // StartProcess + stdin, stdout, stderr -> Started (+ the terminal's master if TTY)
+	OpSignal = "signal" // Signal -> Signalled
+	OpTree   = "tree"   // ProcessRef -> Tree
+	OpExited = "exited" // event from init: Exited
+	OpGone   = "gone"   // event from init: ProcessRef; no process of the tree is left
+	OpHalt   = "halt"   // -> ; TERM to all, KILL after grace, answered when nothing is left
+)
+
+// Hello opens a connection.
+type Hello struct {
+	Version int    `json:"version"`
+	Boot    string `json:"boot,omitempty"` // kernel boot id
+	PID     int    `json:"pid,omitempty"`
+	Started int64  `json:"started,omitempty"` // unix nanoseconds
+}
+
+// Command starts a process; sandbox.Command says what the fields mean.
+// Initial stdin bytes are the frame's data.
+type Command struct {
+	ID        string            `json:"id"`
+	Shell     string            `json:"shell,omitempty"`
+	Argv      []string          `json:"argv,omitempty"`
+	Display   string            `json:"display"`
+	Cwd       string            `json:"cwd"`
+	Env       map[string]string `json:"env,omitempty"`
+	Unset     []string          `json:"unset,omitempty"`
+	User      string            `json:"user,omitempty"`
+	HasStdin  bool              `json:"has_stdin,omitempty"` // a pipe, not /dev/null
+	OpenStdin bool              `json:"open_stdin,omitempty"`
+	Cols      uint16            `json:"cols,omitempty"` // 0: no terminal
+	Rows      uint16            `json:"rows,omitempty"`
+	TimeoutMS int64             `json:"timeout_ms,omitempty"`
+	Busy      bool              `json:"busy,omitempty"`
+}
+
+// Process is a process's state, in answers and in the journal.
+type Process struct {
+	ID         string   `json:"id"`
+	Display    string   `json:"display"`
+	Cwd        string   `json:"cwd,omitempty"`
+	User       string   `json:"user,omitempty"`
+	State      string   `json:"state"` // running, exited, lost
+	ExitCode   *int     `json:"exit_code,omitempty"`
+	Signal     string   `json:"signal,omitempty"`
+	TimedOut   bool     `json:"timed_out,omitempty"`
+	Killed     bool     `json:"killed,omitempty"`
+	Reason     string   `json:"reason,omitempty"`
+	Started    int64    `json:"started"` // unix nanoseconds
+	Ended      int64    `json:"ended,omitempty"`
+	TTY        bool     `json:"tty,omitempty"`
+	StdinOpen  bool     `json:"stdin_open,omitempty"`
+	Stdout     int64    `json:"stdout"` // bytes produced
+	Stderr     int64    `json:"stderr"`
+	StdoutKept int64    `json:"stdout_kept,omitempty"` // oldest offset
+	StderrKept int64    `json:"stderr_kept,omitempty"`
+	Leftovers  []string `json:"leftovers,omitempty"`
+	CPUNS      int64    `json:"cpu_ns"` // -1: not known
+	Memory     int64    `json:"memory"` // -1: not known
+}
+
+// Processes lists, oldest first.
+type Processes struct {
+	Processes []Process `json:"processes"`
+}
+
+// ProcessRef names a process.
+type ProcessRef struct {
+	ID string `json:"id"`
+}
+
+// Wait is answered when one stream has grown past its offset (unless
+// ExitOnly), or when the process has exited and its output is in the log.
+type Wait struct {
+	ID       string `json:"id"`
+	Stdout   int64  `json:"stdout"`
+	Stderr   int64  `json:"stderr"`
+	ExitOnly bool   `json:"exit_only,omitempty"`
+}
+
+// Cancel ends the pending wait of that request id, which is then answered too.
+type Cancel struct {
+	Request uint64 `json:"request"`
+}
+
+// Stdin appends the frame's data to a process's stdin.
+type Stdin struct {
+	ID  string `json:"id"`
+	End bool   `json:"end,omitempty"`
+}
+
+// Resize a terminal.
+type Resize struct {
+	ID   string `json:"id"`
+	Cols uint16 `json:"cols"`
+	Rows uint16 `json:"rows"`
+}
+
+// Kill a process's tree. Signal is a name such as "TERM".
+type Kill struct {
+	ID      string `json:"id"`
+	Signal  string `json:"signal"`
+	GraceMS int64  `json:"grace_ms,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Usage of the whole sandbox; -1 where not known.
+type Usage struct {
+	CPUNS     int64 `json:"cpu_ns"`
+	Memory    int64 `json:"memory"`
+	Processes int   `json:"processes"`
+	IdleSince int64 `json:"idle_since"` // unix nanoseconds; 0: busy
+}
+
+// Intervals that the monitor enforces, with or without a berth.
+type Intervals struct {
+	AutoStopMS   int64 `json:"auto_stop_ms"` // 0: off
+	DeleteOnStop bool  `json:"delete_on_stop,omitempty"`
+}
+
+// Stop the sandbox.
+type Stop struct {
+	Reason string `json:"reason,omitempty"`
+}
+
+// Path names a file inside, absolute. User whose rights count; empty: the
+// sandbox's.
+type Path struct {
+	Path string `json:"path"`
+	User string `json:"user,omitempty"`
+}
+
+// File describes a file inside.
+type File struct {
+	Path    string `json:"path"` // resolved
+	Mode    uint32 `json:"mode"` // st_mode
+	Size    int64  `json:"size"`
+	ModTime int64  `json:"mod_time"` // unix nanoseconds
+}
+
+// Files lists a directory by name, at most 10,000 entries.
+type Files struct {
+	Files     []File `json:"files"`
+	Truncated bool   `json:"truncated,omitempty"`
+}
+
+// Create begins a write: a temporary file beside the target, or the target
+// itself, opened for appending.
+type Create struct {
+	Path   string `json:"path"`
+	User   string `json:"user,omitempty"`
+	Append bool   `json:"append,omitempty"`
+	Mode   int64  `json:"mode"` // permission bits; -1: keep, or 0644
+}
+
+// Created answers Create. Token is given to Commit; a token that is not
+// committed within 10 minutes, or whose connection ends, is dropped with its
+// temporary file.
+type Created struct {
+	Token uint64 `json:"token"`
+	Fresh bool   `json:"fresh"` // there was no such file
+}
+
+// Commit ends a write: the file is renamed over its target, or dropped.
+type Commit struct {
+	Token uint64 `json:"token"`
+	Abort bool   `json:"abort,omitempty"`
+}

@@ -1,0 +1,354 @@
+package sandbox
+
+import (
+	"context"
+	"io/fs"
+	"log/slog"
+	"time"
+)
+
+// MaxWait bounds how long any Manager call waits for a sandbox or a process.
+const MaxWait = 50 * time.Second
+
+// Options of a Manager. The zero value works.
+type Options struct {
+	Logger   *slog.Logger // nil discards
+	Defaults Spec         // the operator's; under what a session asks
+	Limits   Limits
+	// EventDir holds one event log a sandbox; empty keeps none.
+	EventDir string
+	// ProviderReason tells why this provider was chosen, for get_sandbox.
+	ProviderReason string
+}
+
+// Limits are the operator's ceiling; zero fields mean the stated default.
+type Limits struct {
+	MaxSandboxes int // a running or stopped sandbox counts, per owner; 0 = 1000
+	MaxProcesses int // running processes per sandbox; 0 = 512
+}
+
+// Notice is what happened to the sandbox on the way to a result.
+type Notice struct {
+	Created  bool
+	Replaced string   // why the former sandbox was replaced, and where it is
+	Started  bool     // it was stopped or archived, and was started
+	Revived  string   // what was found dead in the middle of the call
+	Drift    []string // "env: asked …, in force …"
+	Warnings []string
+}
+
+// StartOutcome is how start_sandbox and reconnect came to their sandbox.
+type StartOutcome string
+
+// The outcomes.
+const (
+	Created   StartOutcome = "created"
+	Connected StartOutcome = "connected"
+	Replaced  StartOutcome = "replaced"
+)
+
+// StartResult of StartSandbox and Reconnect.
+type StartResult struct {
+	Outcome StartOutcome
+	Info    Info
+	Notice  Notice
+}
+
+// RunRequest is what execute_command, run_code and spawn_process share.
+type RunRequest struct {
+	Command string // shell text; exactly one of Command and Argv
+	Argv    []string
+	Cwd     string             // absolute, or relative to the default; "~" is home
+	Env     map[string]*string // nil value removes
+	User    string             // "" = the sandbox's
+	Stdin   *string            // nil = /dev/null (execute) or empty (spawn)
+	Timeout *time.Duration     // nil = the spec's (execute) or none (spawn); 0 = none
+	Wait    *time.Duration     // how long to wait before handing over; nil = 50 s (execute), 0 (spawn)
+	// OnOutput, when set, is called with new output while the call waits,
+	// from one goroutine, in order. It must not block.
+	OnOutput func(Output)
+}
+
+// RunCodeRequest of RunCode. Command and Argv stay empty.
+type RunCodeRequest struct {
+	RunRequest
+	Language Language // "" = the sandbox's
+	Code     string
+}
+
+// SpawnRequest of SpawnProcess.
+type SpawnRequest struct {
+	RunRequest
+	OpenStdin bool
+	TTY       *WindowSize
+	WaitFor   WaitFor
+	Pattern   string
+}
+
+// WaitFor is what a read waits for. Exit ends any wait.
+type WaitFor string
+
+// What can be waited for. WaitOutput is the default of reads.
+const (
+	WaitNone    WaitFor = "none"
+	WaitOutput  WaitFor = "output"
+	WaitExit    WaitFor = "exit"
+	WaitPattern WaitFor = "pattern"
+)
+
+// ReadRequest of ReadOutput.
+type ReadRequest struct {
+	Process   ProcessID
+	Cursor    string // from an earlier result; "" = the oldest kept, or the newest when more is kept than fits
+	TailLines int    // instead of Cursor
+	WaitFor   WaitFor
+	Pattern   string
+	Wait      *time.Duration // nil = 5 s
+	MaxBytes  int64          // 0 = 30,000; at most 1 MiB
+	Raw       bool           // exact bytes, no text clean-up
+	OnOutput  func(Output)
+}
+
+// StdinRequest of SendStdin.
+type StdinRequest struct {
+	Process ProcessID
+	Data    []byte
+	End     bool
+	Resize  *WindowSize
+	WaitFor WaitFor // "" = output
+	Pattern string
+	Wait    *time.Duration // nil = 2 s
+}
+
+// KillRequest of KillProcess. Signal "" = TERM, then KILL after 2 s.
+type KillRequest struct {
+	Process ProcessID
+	Signal  string
+}
+
+// Text is one stream's output, bounded and cleaned for a reader: valid UTF-8,
+// no escape sequences, cut on line and rune ends.
+type Text struct {
+	Head, Tail string // Tail is empty when nothing was cut
+	Cut        int64  // bytes left out between Head and Tail
+}
+
+// RunResult is the answer of everything that touches one process.
+type RunResult struct {
+	Process        ProcessInfo
+	Stdout, Stderr Text
+	// RawStdout and RawStderr replace the texts when raw bytes were asked.
+	RawStdout, RawStderr []byte
+	// Cursor continues after what was returned; CutCursor reads what was cut.
+	Cursor    string
+	CutCursor string
+	// Oldest is the cursor of the oldest kept byte, when more is kept before what was returned.
+	Oldest       string
+	Dropped      int64 // bytes that are gone for ever, before what was returned
+	Matched      bool  // the pattern was found
+	HandedOver   bool  // still running after the wait, or the call was left
+	AlreadyEnded bool  // kill found it ended
+	Duration     time.Duration
+	Cwd          string   // the one used; "" for reads
+	HomeCwd      bool     // Cwd is home
+	Remarks      []string // such as "the text did not end in a newline"
+	Notice       Notice
+}
+
+// ListRequest of ListSandboxes.
+type ListRequest struct {
+	Labels map[string]string
+	Status Status
+	Limit  int    // 0 = 50, at most 200
+	Cursor string // from ListResult.Next
+}
+
+// ListResult of ListSandboxes.
+type ListResult struct {
+	Sandboxes []Info
+	Next      string // "" at the end
+}
+
+// DestroyResult of DestroySandbox.
+type DestroyResult struct {
+	Existed bool
+	Status  Status // before
+	Freed   int64  // bytes; negative: not known
+}
+
+// ReadFileRequest of ReadFile. Offset is the first line, from 1; Limit counts
+// lines, 0 = all that fits.
+type ReadFileRequest struct {
+	Path          string
+	Offset, Limit int
+	Raw           bool
+}
+
+// FileContent is the answer of ReadFile.
+type FileContent struct {
+	File               FileInfo
+	Data               []byte // text, or raw bytes when Raw or when MIME is an image's
+	MIME               string // "text/plain" or the detected type
+	First, Last, Lines int    // lines returned, and in the file (-1: not counted)
+	Truncated          bool
+	Notice             Notice
+}
+
+// WriteFileRequest of WriteFile.
+type WriteFileRequest struct {
+	Path   string
+	Data   []byte
+	Append bool
+	Mode   *fs.FileMode
+}
+
+// WriteFileResult of WriteFile.
+type WriteFileResult struct {
+	WriteResult
+	Notice Notice
+}
+
+// Edit is one replacement of EditFile.
+type Edit struct {
+	OldText, NewText string
+	ReplaceAll       bool
+}
+
+// EditFileRequest of EditFile: all edits or none.
+type EditFileRequest struct {
+	Path  string
+	Edits []Edit
+}
+
+// EditFileResult of EditFile.
+type EditFileResult struct {
+	Path   string
+	Diff   string // unified
+	Count  int    // replacements
+	Notice Notice
+}
+
+// Event is one line of a sandbox's event log.
+type Event struct {
+	Time     time.Time
+	Session  SessionID
+	Tool     string
+	Args     map[string]any // without secrets, file contents and environment values
+	Outcome  string         // "ok", "error", "exit 3", "handed over" …
+	Error    string
+	Duration time.Duration
+	Bytes    int64
+}
+
+// Manager keeps one sandbox per session. Its methods are named after the tools
+// that call them. Every one of them returns within MaxWait or so; longer work goes on
+// by itself, and the same call again waits on. A call whose context ends with
+// the cause ErrCancelled kills its own foreground command; ended otherwise it
+// hands the command over.
+type Manager struct {
+	provider Provider
+	options  Options
+}
+
+// NewManager returns a Manager of p's sandboxes.
+func NewManager(p Provider, o Options) (*Manager, error) {
+	return &Manager{provider: p, options: o}, nil
+}
+
+// StartSandbox answers the tool of its name.
+func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
+	return nil, ErrUnsupported
+}
+
+// Reconnect answers the tool of its name.
+func (m *Manager) Reconnect(ctx context.Context, key Key) (*StartResult, error) {
+	return nil, ErrUnsupported
+}
+
+// GetSandbox answers the tool of its name.
+func (m *Manager) GetSandbox(ctx context.Context, key Key) (*Info, error) { return nil, ErrUnsupported }
+
+// ListSandboxes answers the tool of its name.
+func (m *Manager) ListSandboxes(ctx context.Context, owner Owner, r ListRequest) (*ListResult, error) {
+	return nil, ErrUnsupported
+}
+
+// StopSandbox answers the tool of its name.
+func (m *Manager) StopSandbox(ctx context.Context, key Key, archive bool) (*Info, error) {
+	return nil, ErrUnsupported
+}
+
+// DestroySandbox answers the tool of its name.
+func (m *Manager) DestroySandbox(ctx context.Context, key Key) (*DestroyResult, error) {
+	return nil, ErrUnsupported
+}
+
+// ExecuteCommand answers the tool of its name.
+func (m *Manager) ExecuteCommand(ctx context.Context, key Key, r RunRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// RunCode answers the tool of its name.
+func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// SpawnProcess answers the tool of its name.
+func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// SendStdin answers the tool of its name.
+func (m *Manager) SendStdin(ctx context.Context, key Key, r StdinRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// ReadOutput answers the tool of its name.
+func (m *Manager) ReadOutput(ctx context.Context, key Key, r ReadRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// KillProcess answers the tool of its name.
+func (m *Manager) KillProcess(ctx context.Context, key Key, r KillRequest) (*RunResult, error) {
+	return nil, ErrUnsupported
+}
+
+// ListProcesses answers the tool of its name.
+func (m *Manager) ListProcesses(ctx context.Context, key Key) ([]ProcessInfo, error) {
+	return nil, ErrUnsupported
+}
+
+// ReadFile answers the tool of its name.
+func (m *Manager) ReadFile(ctx context.Context, key Key, r ReadFileRequest) (*FileContent, error) {
+	return nil, ErrUnsupported
+}
+
+// WriteFile answers the tool of its name.
+func (m *Manager) WriteFile(ctx context.Context, key Key, r WriteFileRequest) (*WriteFileResult, error) {
+	return nil, ErrUnsupported
+}
+
+// EditFile answers the tool of its name.
+func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*EditFileResult, error) {
+	return nil, ErrUnsupported
+}
+
+// Process is the raw handle, for terminals; it starts nothing.
+func (m *Manager) Process(ctx context.Context, key Key, id ProcessID) (Process, error) {
+	return nil, ErrUnsupported
+}
+
+// Record appends to the sandbox's event log; Events reads it.
+func (m *Manager) Record(key Key, e Event) {}
+
+// Events answers the tool of its name.
+func (m *Manager) Events(ctx context.Context, key Key) ([]Event, error) { return nil, ErrUnsupported }
+
+// Close detaches from everything and waits; it stops no sandbox.
+func (m *Manager) Close() error { return nil }
+
+// Files reaches the files of key's sandbox, for copying, and starts it when it must;
+// it creates none.
+func (m *Manager) Files(ctx context.Context, key Key) (Files, Info, error) {
+	return nil, Info{}, ErrUnsupported
+}

@@ -1,0 +1,147 @@
+package sandbox
+
+import (
+	"context"
+	"io"
+	"io/fs"
+	"time"
+)
+
+// Provider makes sandboxes. Implementations are safe for concurrent use, also
+// by several berth processes over the same store. They do not apply policy:
+// owners, limits, time-outs, revival and output bounds are the Manager's.
+// providertest holds every promise made in these comments against them.
+type Provider interface {
+	// Name is the provider's constant name, such as "local".
+	Name() string
+	// Create makes the key's sandbox and returns it running. It fails with
+	// ErrExists when a sandbox of that key exists (a tombstone is none), also
+	// when another process is just making it; nothing is left behind by a
+	// failed Create. Exactly one of several racing calls succeeds.
+	Create(ctx context.Context, key Key, spec Spec) (Instance, error)
+	// Lookup finds the key's sandbox without starting it. ErrNotFound means
+	// that it was surely never there or is long forgotten; any other error means that it
+	// is not known. A destroyed one is found with StatusDestroyed while its
+	// tombstone is kept.
+	Lookup(ctx context.Context, key Key) (Instance, error)
+	// List returns all sandboxes of owner (of all owners when empty), without
+	// destroyed ones, ordered by creation, then key. It starts nothing. One
+	// that cannot be read is listed with StatusError and a Reason.
+	List(ctx context.Context, owner Owner) ([]Info, error)
+	// Describe tells what a new sandbox of this spec would be: Info with
+	// StatusPending, without a key.
+	Describe(ctx context.Context, spec Spec) (Info, error)
+	// Close lets go of connections and waits for goroutines. It stops and
+	// destroys no sandbox.
+	Close() error
+}
+
+// Instance is a handle on one sandbox. It holds no lock and need not be closed;
+// several handles of one sandbox may exist, in several processes.
+type Instance interface {
+	// Info reads the present state.
+	Info(ctx context.Context) (Info, error)
+	// Start brings a stopped or archived sandbox to running, and does nothing
+	// when it runs. Concurrent starts, from any process, start it once.
+	// ErrNotFound when it is destroyed. A fault of the host (full disk, no
+	// memory) leaves it stopped; only damage to the sandbox itself makes
+	// StatusError.
+	Start(ctx context.Context) error
+	// Stop ends all processes (TERM, then KILL after 2 s) and leaves files,
+	// logs and exit records; an ephemeral sandbox is destroyed. Stopping a
+	// stopped one does nothing.
+	Stop(ctx context.Context) error
+	// Destroy deletes everything but a tombstone. It can be repeated;
+	// destroying nothing is no error. A failure leaves it destroyable.
+	Destroy(ctx context.Context) error
+	// Spawn starts a process. ErrNotRunning when the sandbox is not running
+	// and the command was surely not started; ErrMaybeStarted when the
+	// connection broke so that it may have started. Spawning an ID again
+	// returns the process already started under it.
+	Spawn(ctx context.Context, c Command) (Process, error)
+	// Process finds a process, running or kept, also in a stopped sandbox;
+	// ErrNoProcess when there is none.
+	Process(ctx context.Context, id ProcessID) (Process, error)
+	// Processes lists running and kept processes, oldest first, also of a
+	// stopped sandbox.
+	Processes(ctx context.Context) ([]ProcessInfo, error)
+	// Files reaches the files of a running sandbox, as its user.
+	Files() Files
+}
+
+// Files reads and writes files inside a sandbox, with the rights of the
+// sandbox's user. Paths are absolute and resolved inside. Links are followed
+// as the sandbox sees them; they lead nowhere outside. Every method fails with ErrNotRunning when the sandbox is not
+// running, and with fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, ErrIsDir,
+// ErrNotDir, ErrNotRegular as fits.
+type Files interface {
+	// Stat follows links.
+	Stat(ctx context.Context, path string) (FileInfo, error)
+	// Open opens a regular file; ErrNotRegular for devices, FIFOs and
+	// sockets, ErrIsDir for a directory. It never blocks on them.
+	Open(ctx context.Context, path string) (io.ReadCloser, FileInfo, error)
+	// Write makes the file hold exactly what r gives, at once or not at all;
+	// with Append it adds at the end. Missing parents are made; a link is
+	// written through; mode and owner of an existing file are kept unless
+	// Mode is given.
+	Write(ctx context.Context, path string, r io.Reader, o WriteOptions) (WriteResult, error)
+	// ReadDir lists a directory by name.
+	ReadDir(ctx context.Context, path string) ([]FileInfo, error)
+}
+
+// FileInfo describes a file inside.
+type FileInfo struct {
+	Path    string // resolved, absolute
+	Mode    fs.FileMode
+	Size    int64
+	ModTime time.Time
+}
+
+// WriteOptions of Files.Write.
+type WriteOptions struct {
+	Append bool
+	// Mode sets the permission bits; nil keeps those of an existing file and
+	// gives 0644 to a new one.
+	Mode *fs.FileMode
+}
+
+// WriteResult of Files.Write.
+type WriteResult struct {
+	Path    string // resolved
+	Bytes   int64
+	Created bool
+}
+
+// Abilities a Provider or an Instance may have beside its interface. Only the
+// Manager asserts them; a missing one gives ErrUnsupported.
+type (
+	// Updater applies what of spec can be changed while the sandbox exists
+	// (name, labels, language, env, intervals, timeout, working directory,
+	// user) and keeps it. An Instance ability.
+	Updater interface {
+		Update(ctx context.Context, spec Spec) error
+	}
+	// Archiver packs a stopped sandbox's files, verifies the archive, and
+	// only then frees their space. Archiving an archived one does nothing.
+	// An Instance ability.
+	Archiver interface {
+		Archive(ctx context.Context) error
+	}
+	// Recoverer tries to bring a sandbox out of StatusError, files intact.
+	// An Instance ability.
+	Recoverer interface {
+		Recover(ctx context.Context) error
+	}
+	// Retirer takes a sandbox in StatusError out of the way of its key, so
+	// that a fresh one can be made; kept says where the old one is and for how long, or is
+	// empty when it was deleted. An Instance ability.
+	Retirer interface {
+		Retire(ctx context.Context, reason string) (kept string, err error)
+	}
+	// Sweeper enforces the intervals that nobody else does: archives and
+	// deletes stopped sandboxes whose time has come, forgets old tombstones
+	// and retired ones. A Provider ability.
+	Sweeper interface {
+		Sweep(ctx context.Context) error
+	}
+)
