@@ -1,0 +1,144 @@
+//go:build unix
+
+package providertest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"berth/sandbox"
+)
+
+type fakeFiles struct{ i *fakeInstance }
+
+func (f fakeFiles) find(ctx context.Context, path string) (string, error) {
+	if err := f.i.provider.usable(ctx); err != nil {
+		return "", err
+	}
+	if f.i.box.info().Status != sandbox.StatusRunning {
+		return "", sandbox.ErrNotRunning
+	}
+	return f.i.box.resolve(path)
+}
+
+func (f fakeFiles) Stat(ctx context.Context, path string) (sandbox.FileInfo, error) {
+	p, err := f.find(ctx, path)
+	if err != nil {
+		return sandbox.FileInfo{}, fileError(err)
+	}
+	st, err := os.Stat(p)
+	if err != nil {
+		return sandbox.FileInfo{}, fileError(err)
+	}
+	return fileInfo(p, st), nil
+}
+
+func (f fakeFiles) Open(ctx context.Context, path string) (io.ReadCloser, sandbox.FileInfo, error) {
+	info, err := f.Stat(ctx, path)
+	if err != nil {
+		return nil, info, err
+	}
+	switch {
+	case info.Mode.IsDir():
+		return nil, info, sandbox.ErrIsDir
+	case !info.Mode.IsRegular():
+		return nil, info, sandbox.ErrNotRegular
+	}
+	r, err := os.Open(info.Path)
+	if err != nil {
+		return nil, info, fileError(err)
+	}
+	return r, info, nil
+}
+
+func (f fakeFiles) Write(ctx context.Context, path string, r io.Reader, o sandbox.WriteOptions) (sandbox.WriteResult, error) {
+	res := sandbox.WriteResult{}
+	p, err := f.find(ctx, path)
+	if err != nil {
+		return res, fileError(err)
+	}
+	res.Path = p
+	mode := fs.FileMode(0o644)
+	st, err := os.Stat(p)
+	switch {
+	case err == nil && st.IsDir():
+		return res, sandbox.ErrIsDir
+	case err == nil && !st.Mode().IsRegular():
+		return res, sandbox.ErrNotRegular
+	case err == nil:
+		mode = st.Mode().Perm()
+	case errors.Is(err, fs.ErrNotExist):
+		res.Created = true
+	default:
+		return res, fileError(err)
+	}
+	if o.Mode != nil {
+		mode = *o.Mode
+	}
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		return res, fileError(err)
+	}
+	if o.Append {
+		w, err := os.OpenFile(p, os.O_WRONLY|os.O_APPEND|os.O_CREATE, mode)
+		if err != nil {
+			return res, fileError(err)
+		}
+		res.Bytes, err = io.Copy(w, r)
+		if o.Mode != nil {
+			err = errors.Join(err, w.Chmod(mode))
+		}
+		return res, errors.Join(err, w.Close())
+	}
+	w, err := os.CreateTemp(filepath.Dir(p), ".write-*")
+	if err != nil {
+		return res, fileError(err)
+	}
+	res.Bytes, err = io.Copy(w, r)
+	err = errors.Join(err, w.Chmod(mode), w.Close())
+	if err == nil {
+		err = os.Rename(w.Name(), p)
+	}
+	if err != nil {
+		return res, errors.Join(fileError(err), os.Remove(w.Name()))
+	}
+	return res, nil
+}
+
+func (f fakeFiles) ReadDir(ctx context.Context, path string) ([]sandbox.FileInfo, error) {
+	p, err := f.find(ctx, path)
+	if err != nil {
+		return nil, fileError(err)
+	}
+	entries, err := os.ReadDir(p)
+	if err != nil {
+		return nil, fileError(err)
+	}
+	var infos []sandbox.FileInfo
+	for _, e := range entries {
+		st, err := e.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		infos = append(infos, fileInfo(filepath.Join(p, e.Name()), st))
+	}
+	return infos, nil
+}
+
+func fileInfo(path string, st fs.FileInfo) sandbox.FileInfo {
+	return sandbox.FileInfo{Path: path, Mode: st.Mode(), Size: st.Size(), ModTime: st.ModTime()}
+}
+
+func fileError(err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOTDIR):
+		return sandbox.ErrNotDir
+	case errors.Is(err, syscall.EISDIR):
+		return sandbox.ErrIsDir
+	}
+	return err
+}
