@@ -1,0 +1,297 @@
+// Package config turns flags, the environment, a YAML file and the defaults
+// into one Config, checked as a whole.
+//
+// A value comes from the first of these that gives one: a flag, an environment
+// variable, the file, the default. Each key has a variable: "limits.max_sandboxes"
+// is BERTH_LIMITS_MAX_SANDBOXES; lists are written with commas there. In the
+// file, ${NAME} in a value is replaced by that environment variable after
+// parsing ($${ stands for a plain ${), and an unset one is an error. All
+// problems are reported at once, each with its key and where it was given.
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"berth/internal/secret"
+)
+
+// Config is everything that an operator can set. Zero and empty mean "the
+// default" where the comment says so. Its yaml tags are the file's keys.
+type Config struct {
+	// Provider is "auto" or "local".
+	Provider string `yaml:"provider"`
+	// State is the state directory, absolute; empty: see StateDir of the provider.
+	State string `yaml:"state"`
+	// Session is the session of calls that name none; empty: one is made.
+	Session string `yaml:"session"`
+	// Toolsets lists what to offer: "default", "all", or names of toolsets.
+	Toolsets []string `yaml:"toolsets"`
+	// ReadOnly keeps only tools that change nothing.
+	ReadOnly bool `yaml:"read_only"`
+
+	// HTTP is the address to listen on, "host:port"; empty serves stdio.
+	HTTP string `yaml:"http"`
+	// Insecure permits an address that is not loopback without any token.
+	Insecure bool `yaml:"insecure"`
+	// AllowedHosts are more values of the Host header to accept, beside
+	// loopback names and the address itself.
+	AllowedHosts []string `yaml:"allowed_hosts"`
+	// AllowedOrigins are the web origins ("https://app.example") to accept.
+	AllowedOrigins []string `yaml:"allowed_origins"`
+	// TrustedProxies are addresses or CIDR ranges whose X-Forwarded-* headers are believed.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+
+	Auth     Auth     `yaml:"auth"`
+	Log      Log      `yaml:"log"`
+	Defaults Defaults `yaml:"defaults"`
+	Limits   Limits   `yaml:"limits"`
+	Local    Local    `yaml:"local"`
+
+	// File is the config file that was read; empty when none was.
+	File string `yaml:"-"`
+	// Warnings are remarks for the log, such as a variable that no key has.
+	Warnings []string `yaml:"-"`
+	// Environment holds what providers read from the environment and .env files.
+	Environment Environment `yaml:"-"`
+}
+
+// Auth says who may call over HTTP.
+type Auth struct {
+	// Tokens maps an owner's name to its bearer token: the token itself, or
+	// "sha256:" and the hexadecimal SHA-256 of it.
+	Tokens map[string]secret.Text `yaml:"tokens"`
+	// Generate makes a token on the first start over HTTP when none is given,
+	// keeps it in the state directory, and prints it once.
+	Generate bool `yaml:"generate"`
+}
+
+// Log says what is logged, always to stderr.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // auto (text on a terminal, else json), text, json
+}
+
+// Defaults are what a sandbox is made of unless its session says otherwise.
+type Defaults struct {
+	Labels             map[string]string `yaml:"labels"`
+	Language           string            `yaml:"language"`
+	Env                map[string]string `yaml:"env"`
+	User               string            `yaml:"user"`
+	Ephemeral          bool              `yaml:"ephemeral"`
+	AutoStopMinutes    int               `yaml:"auto_stop_minutes"`
+	AutoArchiveMinutes int               `yaml:"auto_archive_minutes"`
+	AutoDeleteMinutes  int               `yaml:"auto_delete_minutes"`
+	TimeoutSeconds     int               `yaml:"timeout_seconds"`
+	WorkingDirectory   string            `yaml:"working_directory"`
+}
+
+// Limits are the ceiling that no session passes.
+type Limits struct {
+	MaxSandboxes int `yaml:"max_sandboxes"` // per owner
+	MaxProcesses int `yaml:"max_processes"` // running at once, per sandbox
+	// HostDirs are folders of this machine shown in every sandbox.
+	HostDirs []HostDir `yaml:"host_dirs"`
+}
+
+// HostDir is one folder of the host and where it is seen inside.
+type HostDir struct {
+	Host     string `yaml:"host"`
+	Path     string `yaml:"path"`
+	ReadOnly bool   `yaml:"read_only"`
+}
+
+// Local holds the settings of the local provider.
+type Local struct {
+	// ExtraPaths are more system directories of the host to show, read-only.
+	ExtraPaths []string `yaml:"extra_paths"`
+}
+
+// TokenOwner is the owner's name that BERTH_TOKEN and a generated token stand for.
+const TokenOwner = "default"
+
+// Default returns the built-in settings.
+func Default() *Config {
+	return &Config{
+		Provider: "auto",
+		Toolsets: []string{"default"},
+		Log:      Log{Level: "info", Format: "auto"},
+		Defaults: Defaults{
+			Language:           "typescript",
+			User:               "agent",
+			AutoStopMinutes:    15,
+			AutoArchiveMinutes: 7 * 24 * 60,
+			AutoDeleteMinutes:  -1,
+			TimeoutSeconds:     300,
+		},
+		Limits: Limits{MaxSandboxes: 1000, MaxProcesses: 512},
+	}
+}
+
+// Source is where Load reads from.
+type Source struct {
+	// Flags are key paths and values given on the command line, with the
+	// flag's name. They win over everything else.
+	Flags []Flag
+	// Environ is the process environment, as os.Environ gives it.
+	Environ []string
+	// File is the config file asked for; empty: BERTH_CONFIG, then the first
+	// of DefaultFiles that exists, then none.
+	File string
+	// Dir is where .env files are looked for; empty reads none.
+	Dir string
+}
+
+// Flag is one setting given on the command line.
+type Flag struct {
+	Name  string // "--log-level", for messages
+	Key   string // "log.level"
+	Value string
+	Add   bool // appends to a list instead of replacing it
+}
+
+// DefaultFiles are the config files tried when none is named: the user's, then
+// the machine's. The working directory is not among them, since it may be
+// somebody else's repository.
+func DefaultFiles(getenv func(string) string) []string {
+	var files []string
+	if dir := getenv("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+		files = append(files, filepath.Join(dir, "berth", "config.yaml"))
+	} else if home := getenv("HOME"); home != "" {
+		files = append(files, filepath.Join(home, ".config", "berth", "config.yaml"))
+	} else if dir := getenv("AppData"); dir != "" {
+		files = append(files, filepath.Join(dir, "berth", "config.yaml"))
+	}
+	return append(files, "/etc/berth/config.yaml")
+}
+
+// Load reads and checks the settings. Its error is a *Error when settings are
+// wrong; then it lists all that is wrong.
+func Load(s Source) (*Config, error) {
+	env := environ(s.Environ)
+	l := &loader{config: Default(), lookup: env.lookup, origin: map[string]string{}, hidden: map[string]bool{}}
+
+	file, required := cmp.Or(s.File, env.get("BERTH_CONFIG")), true
+	if file == "" {
+		required = false
+		for _, f := range DefaultFiles(env.get) {
+			if _, err := os.Stat(f); err == nil {
+				file = f
+				break
+			}
+		}
+	}
+	if file != "" {
+		data, err := os.ReadFile(file)
+		switch {
+		case err == nil:
+			l.config.File = file
+			l.file(file, data)
+		case errors.Is(err, fs.ErrNotExist) && required:
+			l.report("", file, "there is no such config file", "", "check --config and BERTH_CONFIG")
+		default:
+			l.report("", file, "cannot be read: "+cause(err), "", "")
+		}
+	}
+	l.environment(env)
+	for _, f := range s.Flags {
+		l.set(f.Key, f.Name, f.Value, f.Add)
+	}
+	if s.Dir != "" {
+		l.config.Environment = loadEnvironment(s.Dir, env, &l.config.Warnings)
+	}
+	l.validate()
+	if len(l.problems) > 0 {
+		return nil, &Error{Problems: l.problems}
+	}
+	return l.config, nil
+}
+
+// cause is err without the path that os puts around it.
+func cause(err error) string {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+// Error lists everything that is wrong with the settings.
+type Error struct {
+	Problems []Problem
+}
+
+// Problem is one wrong setting.
+type Problem struct {
+	Where   string // "config.yaml line 3", "BERTH_LOG_LEVEL", "--http"; may be empty
+	Key     string // "log.level"; empty when it concerns the whole source
+	Text    string // what is wrong
+	Allowed string // what is allowed; may be empty
+	Hint    string // what to do; may be empty
+}
+
+func (p Problem) String() string {
+	var b strings.Builder
+	for _, s := range []string{p.Where, p.Key} {
+		if s != "" {
+			b.WriteString(s + ": ")
+		}
+	}
+	b.WriteString(p.Text)
+	if p.Allowed != "" {
+		b.WriteString("; allowed: " + p.Allowed)
+	}
+	if p.Hint != "" {
+		b.WriteString("; " + p.Hint)
+	}
+	return b.String()
+}
+
+// Error lists the problems, one a line.
+func (e *Error) Error() string {
+	var b strings.Builder
+	if len(e.Problems) == 1 {
+		b.WriteString("1 problem in the settings:")
+	} else {
+		fmt.Fprintf(&b, "%d problems in the settings:", len(e.Problems))
+	}
+	for _, p := range e.Problems {
+		b.WriteString("\n  " + p.String())
+	}
+	return b.String()
+}
+
+// loader collects settings, where they came from, and what is wrong with them.
+type loader struct {
+	config   *Config
+	lookup   func(string) (string, bool) // the real environment
+	origin   map[string]string           // key → where its value was given
+	hidden   map[string]bool             // keys whose value is not shown in messages
+	problems []Problem
+}
+
+func (l *loader) report(key, where, text, allowed, hint string) {
+	p := Problem{Where: where, Key: key, Text: text, Allowed: allowed, Hint: hint}
+	if !slices.Contains(l.problems, p) {
+		l.problems = append(l.problems, p)
+	}
+}
+
+// where returns where key, or the nearest key above it, was given.
+func (l *loader) where(key string) string {
+	for {
+		if w, ok := l.origin[key]; ok {
+			return w
+		}
+		i := strings.LastIndexAny(key, ".[")
+		if i < 0 {
+			return ""
+		}
+		key = key[:i]
+	}
+}

@@ -1,0 +1,346 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// file decodes a YAML document over the config. It walks the parsed nodes
+// itself, so that every problem is found in one go and knows its line.
+func (l *loader) file(name string, data []byte) {
+	var doc yaml.Node
+	d := yaml.NewDecoder(strings.NewReader(string(data)))
+	if err := d.Decode(&doc); err != nil {
+		if err.Error() != "EOF" { // an empty file changes nothing
+			l.report("", name, strings.TrimPrefix(err.Error(), "yaml: "), "", "the file must be YAML; berth's config.example.yaml shows it")
+		}
+		return
+	}
+	var second yaml.Node
+	if d.Decode(&second) == nil {
+		l.report("", at(name, &second), "a second YAML document", "", "keep everything in one document")
+	}
+	if len(doc.Content) == 1 {
+		l.node(filepath.Base(name), "", doc.Content[0], reflect.ValueOf(l.config).Elem(), false)
+	}
+}
+
+func at(file string, n *yaml.Node) string { return fmt.Sprintf("%s line %d", file, n.Line) }
+
+var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+
+// node decodes n into v. hide keeps the value out of messages.
+func (l *loader) node(file, key string, n *yaml.Node, v reflect.Value, hide bool) {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	where := at(file, n)
+	if key != "" {
+		l.origin[key] = where
+	}
+	wrong := func(want string) {
+		got := map[yaml.Kind]string{yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}[n.Kind]
+		if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+			got = "no value"
+		}
+		l.report(key, where, got+" where "+want+" belongs", "", "")
+	}
+	switch {
+	case v.Addr().Type().Implements(textUnmarshaler):
+		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+			wrong("a text")
+			return
+		}
+		l.scalar(key, where, n.Value, v, true)
+	case v.Kind() == reflect.Struct:
+		if n.Kind != yaml.MappingNode {
+			wrong("a mapping of keys")
+			return
+		}
+		l.mapping(file, key, n, v)
+	case v.Kind() == reflect.Map:
+		if n.Kind != yaml.MappingNode {
+			wrong("a mapping of names")
+			return
+		}
+		seen := map[string]bool{}
+		m := reflect.MakeMap(v.Type())
+		for i := 0; i < len(n.Content); i += 2 {
+			name := n.Content[i].Value
+			l.once(file, join(key, name), n.Content[i], seen)
+			e := reflect.New(v.Type().Elem()).Elem()
+			l.node(file, join(key, name), n.Content[i+1], e, true)
+			m.SetMapIndex(reflect.ValueOf(name), e)
+		}
+		v.Set(m)
+	case v.Kind() == reflect.Slice:
+		if n.Kind != yaml.SequenceNode {
+			wrong("a list")
+			return
+		}
+		s := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
+		for i, e := range n.Content {
+			l.node(file, fmt.Sprintf("%s[%d]", key, i), e, s.Index(i), hide)
+		}
+		v.Set(s)
+	default:
+		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
+			wrong(kindName(v))
+			return
+		}
+		l.scalar(key, where, n.Value, v, hide)
+	}
+}
+
+func (l *loader) mapping(file, key string, n *yaml.Node, v reflect.Value) {
+	seen := map[string]bool{}
+	for i := 0; i < len(n.Content); i += 2 {
+		name := n.Content[i].Value
+		full := join(key, name)
+		l.once(file, full, n.Content[i], seen)
+		f, ok := field(v, name)
+		if !ok {
+			known := keys(v.Type())
+			hint := ""
+			if near := Nearest(name, known); near != "" {
+				hint = "did you mean " + join(key, near) + "?"
+			}
+			l.report(full, at(file, n.Content[i]), "unknown key", strings.Join(known, ", "), hint)
+			continue
+		}
+		l.node(file, full, n.Content[i+1], f, false)
+	}
+}
+
+func (l *loader) once(file, key string, n *yaml.Node, seen map[string]bool) {
+	if seen[n.Value] {
+		l.report(key, at(file, n), "given twice", "", "keep one of them")
+	}
+	seen[n.Value] = true
+}
+
+var variable = regexp.MustCompile(`\$?\$\{([^}]*)\}`)
+var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// expand replaces ${NAME}; what came from the environment is never shown.
+func (l *loader) expand(key, where, text string) (value string, expanded, ok bool) {
+	ok = true
+	value = variable.ReplaceAllStringFunc(text, func(m string) string {
+		if strings.HasPrefix(m, "$$") {
+			return m[1:]
+		}
+		name := m[2 : len(m)-1]
+		if !variableName.MatchString(name) {
+			ok = false
+			l.report(key, where, m+" names no variable", "${NAME} of letters, digits and _", "write $${ for a plain ${")
+			return ""
+		}
+		s, set := l.lookup(name)
+		if !set {
+			ok = false
+			l.report(key, where, m+": the environment variable "+name+" is not set", "", "set it, or write $${ for a plain ${")
+		}
+		expanded = true
+		return s
+	})
+	return value, expanded, ok
+}
+
+// scalar sets v from a text of the file.
+func (l *loader) scalar(key, where, text string, v reflect.Value, hide bool) {
+	value, expanded, ok := l.expand(key, where, text)
+	if !ok {
+		return
+	}
+	l.hidden[key] = hide || expanded
+	l.parse(key, where, value, v, l.hidden[key])
+}
+
+// parse sets v, which is no struct or map, from a text.
+func (l *loader) parse(key, where, text string, v reflect.Value, hide bool) bool {
+	shown := strconv.Quote(text)
+	if hide {
+		shown = "the value"
+	} else if len(text) > 80 {
+		shown = strconv.Quote(text[:80]) + "…"
+	}
+	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+		if err := u.UnmarshalText([]byte(text)); err != nil {
+			l.report(key, where, shown+" cannot be used", "", "")
+			return false
+		}
+		return true
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Bool:
+		switch strings.ToLower(text) {
+		case "true", "yes", "on", "1":
+			v.SetBool(true)
+		case "false", "no", "off", "0", "":
+			v.SetBool(false)
+		default:
+			l.report(key, where, shown+" is neither true nor false", "true, false", "")
+			return false
+		}
+	case reflect.Int:
+		n, err := strconv.ParseInt(strings.ReplaceAll(text, "_", ""), 10, 64)
+		if err != nil || int64(int(n)) != n {
+			l.report(key, where, shown+" is not a whole number", "", "")
+			return false
+		}
+		v.SetInt(n)
+	default:
+		panic("config: no way to set a " + v.Type().String())
+	}
+	return true
+}
+
+// set sets the key from one text, as environment variables and flags give it.
+func (l *loader) set(key, where, text string, add bool) {
+	v := reflect.ValueOf(l.config).Elem()
+	for name := range strings.SplitSeq(key, ".") {
+		f, ok := field(v, name)
+		if !ok {
+			panic("config: no key " + key)
+		}
+		v = f
+	}
+	l.origin[key], l.hidden[key] = where, false
+	if v.Kind() != reflect.Slice {
+		l.parse(key, where, text, v, false)
+		return
+	}
+	list := reflect.MakeSlice(v.Type(), 0, 0)
+	if add {
+		list = reflect.AppendSlice(list, v)
+	}
+	parts := strings.Split(text, ",")
+	if add {
+		parts = []string{text}
+	}
+	for _, part := range parts {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		e := reflect.New(v.Type().Elem()).Elem()
+		l.origin[fmt.Sprintf("%s[%d]", key, list.Len())] = where
+		if h, ok := e.Addr().Interface().(*HostDir); ok {
+			d, err := ParseHostDir(part)
+			if err != nil {
+				l.report(key, where, err.Error(), "HOST:PATH or HOST:PATH:ro", "")
+				continue
+			}
+			*h = d
+		} else if !l.parse(key, where, part, e, false) {
+			continue
+		}
+		list = reflect.Append(list, e)
+	}
+	v.Set(list)
+}
+
+// ParseHostDir reads "HOST:PATH" or "HOST:PATH:ro" (":rw" is the default).
+func ParseHostDir(s string) (HostDir, error) {
+	rest, mode, ok := cutLast(s, ":")
+	d := HostDir{ReadOnly: mode == "ro"}
+	if !ok || mode != "ro" && mode != "rw" {
+		rest = s
+	}
+	d.Host, d.Path, ok = cutLast(rest, ":")
+	if !ok || d.Host == "" || d.Path == "" {
+		return HostDir{}, fmt.Errorf("%q does not name a folder here and one inside", s)
+	}
+	return d, nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// field finds the field of struct v with that key.
+func field(v reflect.Value, key string) (reflect.Value, bool) {
+	for i := range v.NumField() {
+		if tag := v.Type().Field(i).Tag.Get("yaml"); tag == key && tag != "-" {
+			return v.Field(i), true
+		}
+	}
+	return reflect.Value{}, false
+}
+
+// keys lists the keys of struct t in order.
+func keys(t reflect.Type) []string {
+	var names []string
+	for i := range t.NumField() {
+		if tag := t.Field(i).Tag.Get("yaml"); tag != "" && tag != "-" {
+			names = append(names, tag)
+		}
+	}
+	return names
+}
+
+func join(key, name string) string {
+	if key == "" {
+		return name
+	}
+	return key + "." + name
+}
+
+func kindName(v reflect.Value) string {
+	switch v.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int:
+		return "a whole number"
+	default:
+		return "a text"
+	}
+}
+
+// Nearest returns the known name that s was probably meant to be, or "".
+func Nearest(s string, known []string) string {
+	best, bestDistance := "", max(len(s)/3, 1)+1
+	for _, k := range known {
+		d := distance(strings.ToLower(s), k)
+		if len(s) >= 3 && (strings.HasPrefix(k, s) || strings.HasPrefix(s, k)) {
+			d = min(d, 1)
+		}
+		if d < bestDistance {
+			best, bestDistance = k, d
+		}
+	}
+	return best
+}
+
+// distance is the edit distance of two short names.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			substitute := diagonal
+			if a[i-1] != b[j-1] {
+				substitute++
+			}
+			diagonal = row[j]
+			row[j] = slices.Min([]int{substitute, row[j] + 1, row[j-1] + 1})
+		}
+	}
+	return row[len(b)]
+}

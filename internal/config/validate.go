@@ -1,0 +1,202 @@
+package config
+
+import (
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"berth/sandbox"
+)
+
+// Toolsets are the names that toolsets may hold.
+var Toolsets = []string{"default", "all", "core", "sandbox", "files"}
+
+var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
+
+// validate checks the whole config. It needs no file system.
+func (l *loader) validate() {
+	c := l.config
+	bad := l.wrong
+	oneOf := func(key, got string, allowed ...string) {
+		if !slices.Contains(allowed, got) {
+			hint := ""
+			if near := Nearest(got, allowed); near != "" {
+				hint = "did you mean " + near + "?"
+			}
+			bad(key, l.quote(key, got)+" is not known", strings.Join(allowed, ", "), hint)
+		}
+	}
+	atLeast := func(key string, got, low, high int, meaning string) {
+		if got < low || got > high {
+			bad(key, strconv.Itoa(got)+" is out of range", fmt.Sprintf("%d to %d%s", low, high, meaning), "")
+		}
+	}
+
+	oneOf("provider", c.Provider, "auto", "local")
+	if c.State != "" && !filepath.IsAbs(c.State) {
+		bad("state", l.quote("state", c.State)+" is not absolute", "an absolute path", "")
+	}
+	if c.Session != "" {
+		if _, err := sandbox.ParseSessionID(c.Session); err != nil {
+			bad("session", l.quote("session", c.Session)+" is no session id", "1 to 63 letters, digits, '.', '_' and '-', the first a letter or digit", "")
+		}
+	}
+	if len(c.Toolsets) == 0 {
+		bad("toolsets", "names nothing", strings.Join(Toolsets, ", "), "")
+	}
+	for i, t := range c.Toolsets {
+		oneOf(fmt.Sprintf("toolsets[%d]", i), t, Toolsets...)
+	}
+	l.validateHTTP()
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "auto", "text", "json")
+
+	d := &c.Defaults
+	oneOf("defaults.language", d.Language, "typescript", "javascript", "python")
+	oneOf("defaults.user", d.User, "agent", "root")
+	const maxMinutes = 10 * 366 * 24 * 60
+	atLeast("defaults.auto_stop_minutes", d.AutoStopMinutes, 0, maxMinutes, " minutes; 0 never stops")
+	atLeast("defaults.auto_archive_minutes", d.AutoArchiveMinutes, 0, int(sandbox.MaxAutoArchive/time.Minute), " minutes; 0 is the maximum")
+	atLeast("defaults.auto_delete_minutes", d.AutoDeleteMinutes, -1, maxMinutes, " minutes; 0 deletes at once, -1 never")
+	atLeast("defaults.timeout_seconds", d.TimeoutSeconds, 0, 7*24*3600, " seconds; 0 is none")
+	if d.WorkingDirectory != "" && !path.IsAbs(d.WorkingDirectory) {
+		bad("defaults.working_directory", l.quote("defaults.working_directory", d.WorkingDirectory)+" is not absolute", "an absolute path inside the sandbox", "")
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Env)) {
+		if !variableName.MatchString(name) {
+			bad("defaults.env."+name, "is no name of an environment variable", "letters, digits and '_', not beginning with a digit", "")
+		} else if strings.ContainsRune(d.Env[name], 0) {
+			bad("defaults.env."+name, "holds a NUL byte", "", "")
+		}
+	}
+
+	atLeast("limits.max_sandboxes", c.Limits.MaxSandboxes, 1, 100000, "")
+	atLeast("limits.max_processes", c.Limits.MaxProcesses, 1, 100000, "")
+	seen := map[string]bool{}
+	for i, h := range c.Limits.HostDirs {
+		key := fmt.Sprintf("limits.host_dirs[%d]", i)
+		if !filepath.IsAbs(h.Host) {
+			bad(key+".host", l.quote(key+".host", h.Host)+" is not absolute", "an absolute path of a folder of this machine", "")
+		}
+		if !path.IsAbs(h.Path) || path.Clean(h.Path) == "/" {
+			bad(key+".path", l.quote(key+".path", h.Path)+" cannot be where a folder is shown", "an absolute path inside the sandbox, not /", "")
+		} else if p := path.Clean(h.Path); seen[p] {
+			bad(key+".path", l.quote(key+".path", h.Path)+" is used twice", "", "give each folder a place of its own")
+		} else {
+			seen[p] = true
+		}
+	}
+	for i, p := range c.Local.ExtraPaths {
+		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
+			bad(fmt.Sprintf("local.extra_paths[%d]", i), l.quote(fmt.Sprintf("local.extra_paths[%d]", i), p)+" cannot be shown", "an absolute path, not /", "")
+		}
+	}
+}
+
+// wrong reports a bad value, unless the key has been reported already.
+func (l *loader) wrong(key, text, allowed, hint string) {
+	if !slices.ContainsFunc(l.problems, func(p Problem) bool { return p.Key == key }) {
+		l.report(key, l.where(key), text, allowed, hint)
+	}
+}
+
+// quote shows a key's value in a message, unless it came from a variable of
+// the operator's that may hold a secret.
+func (l *loader) quote(key, value string) string {
+	if l.hidden[key] {
+		return "the value"
+	}
+	return fmt.Sprintf("%.80q", value)
+}
+
+func (l *loader) validateHTTP() {
+	c, bad := l.config, l.wrong
+	if c.HTTP != "" {
+		host, port, err := net.SplitHostPort(c.HTTP)
+		n, perr := strconv.Atoi(port)
+		if err != nil || perr != nil || n < 0 || n > 65535 {
+			bad("http", l.quote("http", c.HTTP)+" is no address", "host:port, such as 127.0.0.1:8080", "")
+		} else if !Loopback(host) && len(c.Auth.Tokens) == 0 && !c.Auth.Generate && !c.Insecure {
+			bad("http", l.quote("http", c.HTTP)+" can be reached from other machines, and no token is asked for", "",
+				"set BERTH_TOKEN or auth.tokens, listen on 127.0.0.1, or pass --insecure")
+		}
+	}
+	for i, o := range c.AllowedOrigins {
+		u, err := url.Parse(o)
+		if o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {
+			bad(fmt.Sprintf("allowed_origins[%d]", i), l.quote(fmt.Sprintf("allowed_origins[%d]", i), o)+" is no web origin", "scheme://host or scheme://host:port", "")
+		}
+	}
+	for i, h := range c.AllowedHosts {
+		if h == "" || strings.ContainsAny(h, "/ @") {
+			bad(fmt.Sprintf("allowed_hosts[%d]", i), l.quote(fmt.Sprintf("allowed_hosts[%d]", i), h)+" is no host name", "a host name, or host:port", "")
+		}
+	}
+	for i, p := range c.TrustedProxies {
+		if _, err := netip.ParseAddr(p); err != nil {
+			if _, err := netip.ParsePrefix(p); err != nil {
+				bad(fmt.Sprintf("trusted_proxies[%d]", i), l.quote(fmt.Sprintf("trusted_proxies[%d]", i), p)+" is no address", "an IP address or a CIDR range", "")
+			}
+		}
+	}
+	owners := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Auth.Tokens)) {
+		key, token := "auth.tokens."+name, c.Auth.Tokens[name].Reveal()
+		if !ownerPattern.MatchString(name) {
+			bad(key, "is no name of an owner", "1 to 63 letters, digits, '.', '_', '@' and '-', the first a letter or digit", "")
+		}
+		if sum, ok := strings.CutPrefix(token, "sha256:"); ok {
+			if b, err := hex.DecodeString(sum); err != nil || len(b) != 32 {
+				bad(key, "the text after sha256: is no hash", "64 hexadecimal digits", "make one with: printf %s TOKEN | sha256sum")
+			}
+		} else if len(token) < 16 || strings.ContainsAny(token, " \t\r\n") {
+			bad(key, "the token is too easy to guess or holds white space", "at least 16 characters without white space", "make one with: openssl rand -hex 32")
+		}
+		if other, ok := owners[token]; ok {
+			bad(key, "is the token of "+other+" too", "", "give each owner a token of its own")
+		}
+		owners[token] = name
+	}
+}
+
+// Loopback reports whether a listening host can be reached from this machine
+// only. A name other than localhost is not trusted to be.
+func Loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Unmap().IsLoopback()
+}
+
+// Spec returns the defaults as the Manager wants them.
+func (d Defaults) Spec() sandbox.Spec {
+	minutes := func(n int) *time.Duration { v := time.Duration(n) * time.Minute; return &v }
+	autoDelete := minutes(d.AutoDeleteMinutes)
+	if d.AutoDeleteMinutes < 0 {
+		*autoDelete = sandbox.Never
+	}
+	timeout := time.Duration(d.TimeoutSeconds) * time.Second
+	return sandbox.Spec{
+		Labels:           d.Labels,
+		Language:         sandbox.Language(d.Language),
+		Env:              d.Env,
+		User:             d.User,
+		Ephemeral:        &d.Ephemeral,
+		AutoStop:         minutes(d.AutoStopMinutes),
+		AutoArchive:      minutes(d.AutoArchiveMinutes),
+		AutoDelete:       autoDelete,
+		Timeout:          &timeout,
+		WorkingDirectory: d.WorkingDirectory,
+	}
+}
