@@ -101,6 +101,9 @@ type ProcessInfo struct {
 	// can still be read.
 	Produced Cursor
 	Kept     Cursor
+	// Lost counts produced bytes that could not be kept because the disk was
+	// full; reading over them counts them as Dropped.
+	Lost Cursor
 	// Leftovers are processes of its tree that outlive its exit, as
 	// "pid command", at most 20.
 	Leftovers []string
@@ -143,6 +146,7 @@ type Output struct {
 	Stdout, Stderr []byte
 	// Next continues after these bytes.
 	Next Cursor
-	// Dropped counts bytes between the asked cursor and the oldest kept.
+	// Dropped counts bytes between the asked cursor and the first returned,
+	// which are gone.
 	Dropped int64
 }

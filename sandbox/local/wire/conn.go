@@ -86,10 +86,20 @@ func (c *Conn) Send(h Header, body any, data []byte, files ...*os.File) error {
 	buf = append(buf, head...)
 	var rights []byte
 	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			fds[i] = int(f.Fd()) // sets blocking mode; only the number travels
-			_ = unix.SetNonblock(fds[i], true)
+		// Dup'd, since File.Fd would change the blocking mode, which the
+		// receiver shares: a command's stdout must stay as its maker set it.
+		fds := make([]int, 0, len(files))
+		defer func() {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+		}()
+		for _, f := range files {
+			fd, err := dup(f)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
 		}
 		rights = unix.UnixRights(fds...)
 	}
@@ -102,6 +112,18 @@ func (c *Conn) Send(h Header, body any, data []byte, files ...*os.File) error {
 		return nil
 	}
 	return c.write(data, nil)
+}
+
+func dup(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	fd, derr := 0, error(nil)
+	if err := raw.Control(func(n uintptr) { fd, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return 0, err
+	}
+	return fd, derr
 }
 
 func (c *Conn) write(p, rights []byte) error {
@@ -126,8 +148,20 @@ func (c *Conn) write(p, rights []byte) error {
 	return nil
 }
 
-// Recv reads one frame; io.EOF when the peer closed between frames.
+// Recv reads one frame; io.EOF when the peer closed between frames. After an
+// error the connection is of no more use.
 func (c *Conn) Recv() (*Frame, error) {
+	f, err := c.recv()
+	if err != nil {
+		for _, fd := range c.fds {
+			_ = unix.Close(fd)
+		}
+		c.fds = nil
+	}
+	return f, err
+}
+
+func (c *Conn) recv() (*Frame, error) {
 	if err := c.fill(8); err != nil {
 		return nil, err
 	}

@@ -124,7 +124,7 @@ type Record struct {
 }
 
 // The descriptors that a monitor is started with, in order from 3: the Launch
-// as JSON (read to its end), the listening unix socket, and the pipe that
+// as JSON (read to its end), the listening unix socket, and the unix socket that
 // takes the Ready frame. Its arguments are "monitor" and the session id.
 const (
 	FDLaunch = 3
@@ -133,17 +133,21 @@ const (
 )
 
 // StartProcess asks init for a process. Its descriptors are stdin, stdout and
-// stderr, or none with a terminal.
+// stderr, in blocking mode; stdout and stderr alone with NullStdin; none with a
+// terminal.
 type StartProcess struct {
-	ID    string            `json:"id"`
-	Shell string            `json:"shell,omitempty"`
-	Argv  []string          `json:"argv,omitempty"`
-	Cwd   string            `json:"cwd"`
-	Env   map[string]string `json:"env,omitempty"`
-	Unset []string          `json:"unset,omitempty"`
-	User  string            `json:"user"`
-	Cols  uint16            `json:"cols,omitempty"`
-	Rows  uint16            `json:"rows,omitempty"`
+	ID string `json:"id"`
+	// NullStdin makes stdin the sandbox's own /dev/null; the host's would
+	// let its users be watched from inside.
+	NullStdin bool              `json:"null_stdin,omitempty"`
+	Shell     string            `json:"shell,omitempty"`
+	Argv      []string          `json:"argv,omitempty"`
+	Cwd       string            `json:"cwd"`
+	Env       map[string]string `json:"env,omitempty"`
+	Unset     []string          `json:"unset,omitempty"`
+	User      string            `json:"user"`
+	Cols      uint16            `json:"cols,omitempty"`
+	Rows      uint16            `json:"rows,omitempty"`
 }
 
 // Started answers StartProcess.

@@ -128,24 +128,28 @@ type Command struct {
 
 // Process is a process's state, in answers and in the journal.
 type Process struct {
-	ID         string   `json:"id"`
-	Display    string   `json:"display"`
-	Cwd        string   `json:"cwd,omitempty"`
-	User       string   `json:"user,omitempty"`
-	State      string   `json:"state"` // running, exited, lost
-	ExitCode   *int     `json:"exit_code,omitempty"`
-	Signal     string   `json:"signal,omitempty"`
-	TimedOut   bool     `json:"timed_out,omitempty"`
-	Killed     bool     `json:"killed,omitempty"`
-	Reason     string   `json:"reason,omitempty"`
-	Started    int64    `json:"started"` // unix nanoseconds
-	Ended      int64    `json:"ended,omitempty"`
-	TTY        bool     `json:"tty,omitempty"`
-	StdinOpen  bool     `json:"stdin_open,omitempty"`
-	Stdout     int64    `json:"stdout"` // bytes produced
-	Stderr     int64    `json:"stderr"`
-	StdoutKept int64    `json:"stdout_kept,omitempty"` // oldest offset
-	StderrKept int64    `json:"stderr_kept,omitempty"`
+	ID         string `json:"id"`
+	Display    string `json:"display"`
+	Cwd        string `json:"cwd,omitempty"`
+	User       string `json:"user,omitempty"`
+	State      string `json:"state"` // running, exited, lost
+	ExitCode   *int   `json:"exit_code,omitempty"`
+	Signal     string `json:"signal,omitempty"`
+	TimedOut   bool   `json:"timed_out,omitempty"`
+	Killed     bool   `json:"killed,omitempty"`
+	Reason     string `json:"reason,omitempty"`
+	Started    int64  `json:"started"` // unix nanoseconds
+	Ended      int64  `json:"ended,omitempty"`
+	TTY        bool   `json:"tty,omitempty"`
+	StdinOpen  bool   `json:"stdin_open,omitempty"`
+	Stdout     int64  `json:"stdout"` // bytes produced
+	Stderr     int64  `json:"stderr"`
+	StdoutKept int64  `json:"stdout_kept,omitempty"` // oldest offset
+	StderrKept int64  `json:"stderr_kept,omitempty"`
+	// StdoutLost and StderrLost count produced bytes that could not be
+	// logged, because the disk was full; they are holes in the log.
+	StdoutLost int64    `json:"stdout_lost,omitempty"`
+	StderrLost int64    `json:"stderr_lost,omitempty"`
 	Leftovers  []string `json:"leftovers,omitempty"`
 	CPUNS      int64    `json:"cpu_ns"` // -1: not known
 	Memory     int64    `json:"memory"` // -1: not known
