@@ -1,0 +1,122 @@
+package server
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"berth/internal/session"
+)
+
+// A connection works on this many tool calls at once, and keeps as many more
+// waiting.
+const (
+	maxRunning = 100
+	maxQueued  = 1000
+)
+
+// errTooLarge is returned by a send for a message over the transport's limit.
+var errTooLarge = errors.New("the message is too large")
+
+// duplex is a connection that carries messages both ways: stdio, or an SSE
+// stream with its message endpoint.
+type duplex struct {
+	s    *Server
+	peer *peer
+	send func([]byte) error // one whole message; safe for concurrent use
+	run  chan struct{}      // a slot for each running tool call
+
+	mu       sync.Mutex
+	inFlight int
+}
+
+func newDuplex(s *Server, p *peer, send func([]byte) error) *duplex {
+	return &duplex{s: s, peer: p, send: send, run: make(chan struct{}, maxRunning)}
+}
+
+// write sends any message.
+func (d *duplex) write(v any) error {
+	b, err := encode(v)
+	if err != nil {
+		return err
+	}
+	return d.send(b)
+}
+
+// reply sends an answer, or says why it cannot be sent.
+func (d *duplex) reply(m *message, v any) {
+	err := d.write(v)
+	if err == nil || errors.Is(err, errDisconnected) {
+		return
+	}
+	text := "the answer cannot be written as JSON"
+	if errors.Is(err, errTooLarge) {
+		text = "the answer is larger than 10 MiB; ask for less at a time"
+	}
+	_ = d.write(rpcError(m.id, mcp.INTERNAL_ERROR, text)) // gone clients are noticed where they are read
+}
+
+// receive takes one message and returns soon; requests are worked on in
+// goroutines. caller is who sent this very message.
+func (d *duplex) receive(caller session.Caller, raw []byte) {
+	m, problem := parse(raw)
+	if problem != nil {
+		_ = d.write(problem)
+		return
+	}
+	switch {
+	case m.isAnswer():
+		d.peer.answer(m)
+	case m.method == string(mcp.MethodNotificationCancelled):
+		d.peer.cancelCall(m.cancelled())
+	case m.isNotification():
+		d.s.notify(d.peer, caller, m)
+	default:
+		d.request(caller, m)
+	}
+}
+
+func (d *duplex) request(caller session.Caller, m *message) {
+	done, open := d.s.calls.begin()
+	if !open {
+		d.reply(m, rpcError(m.id, mcp.INTERNAL_ERROR, "the server is shutting down; connect again and repeat the request, which has not started"))
+		return
+	}
+	d.mu.Lock()
+	full := d.inFlight >= maxRunning+maxQueued
+	if !full {
+		d.inFlight++
+	}
+	d.mu.Unlock()
+	if full {
+		done()
+		d.reply(m, busy(m))
+		return
+	}
+	c := d.s.newCall(d.peer, caller, m, d.write)
+	remove := d.peer.add(c) // known while it queues, and under the connection even when modern
+	go func() {
+		defer func() {
+			remove()
+			d.mu.Lock()
+			d.inFlight--
+			d.mu.Unlock()
+			done()
+		}()
+		if m.method == string(mcp.MethodToolsCall) {
+			select {
+			case d.run <- struct{}{}:
+				defer func() { <-d.run }()
+			case <-c.ctx.Done():
+				// Cancelled or shut down before it started.
+				d.reply(m, rpcError(m.id, mcp.INTERNAL_ERROR, "the call was ended before it started"))
+				return
+			}
+		}
+		d.reply(m, d.s.run(c))
+	}()
+}
+
+// close hands running calls over.
+func (d *duplex) close() { d.peer.end() }
