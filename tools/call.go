@@ -1,0 +1,231 @@
+package tools
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+	"github.com/mark3labs/mcp-go/server"
+
+	"berth/internal/session"
+	"berth/sandbox"
+)
+
+// answerWithin is the backstop behind sandbox.MaxWait: no call is left
+// without an answer longer, whatever hangs beneath. Clients give up at 60 s.
+const answerWithin = sandbox.MaxWait + 3*time.Second
+
+// registry is what the tools of one server share.
+type registry struct {
+	manager *sandbox.Manager
+	options Options
+	book    *session.Book
+	log     *slog.Logger
+	now     func() time.Time
+}
+
+// call is one call of one tool, its arguments checked.
+type call struct {
+	*registry
+	ctx      context.Context
+	tool     tool
+	caller   session.Caller
+	key      sandbox.Key
+	choice   session.Choice
+	args     reflect.Value // *A
+	progress *progress     // nil when the client wants none
+
+	looked bool // the call reached no sandbox, so its session does not count as used
+
+	// For the event log.
+	outcome string
+	bytes   int64
+}
+
+// wrap makes the handler that mcp-go calls. Its error is always nil: what went
+// wrong is in the result.
+func (r *registry) wrap(t tool, v *validator) server.ToolHandlerFunc {
+	return func(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		start := r.now()
+		c := &call{registry: r, tool: t, caller: session.From(ctx)}
+		res, err := r.run(ctx, c, v, req)
+		if err != nil {
+			res = mcp.NewToolResultError(r.explain(c, err))
+		}
+		r.record(c, res, err, r.now().Sub(start))
+		return res, nil
+	}
+}
+
+// run takes one call from its raw arguments to its result.
+func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallToolRequest) (res *mcp.CallToolResult, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.log.Error("tool panicked", "tool", c.tool.name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			res, err = nil, fmt.Errorf("panic: %v", p)
+		}
+	}()
+	raw, err := rawArguments(req)
+	if err != nil {
+		return nil, err
+	}
+	if c.args, err = v.decode(raw); err != nil {
+		return nil, err
+	}
+	if err := r.choose(ctx, c); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	c.ctx = ctx
+	c.progress = newProgress(ctx, req, c.tool.name)
+	defer c.progress.finish()
+	res, err = c.tool.handle(c)
+	if err == nil && res == nil {
+		err = errors.New("no result")
+	}
+	if err == nil && !res.IsError && c.key.Session != "" && c.tool.reach != noSession && !c.looked {
+		r.book.Used(c.caller, c.key.Session)
+	}
+	return res, err
+}
+
+// rawArguments are the call's arguments as JSON, byte for byte as they came
+// where the library kept them.
+func rawArguments(req mcp.CallToolRequest) (json.RawMessage, error) {
+	if len(req.Params.RawArguments) > 0 {
+		return req.Params.RawArguments, nil
+	}
+	if req.Params.Arguments == nil {
+		return nil, nil
+	}
+	raw, err := json.Marshal(req.Params.Arguments)
+	if err != nil {
+		return nil, &sandbox.FieldError{Field: "arguments", Problem: "not valid JSON", Allowed: "one JSON object"}
+	}
+	return raw, nil
+}
+
+// sessionArgument is embedded by every tool's arguments.
+type sessionArgument struct {
+	SessionID *string `json:"session_id" doc:"Default: this connection's own."`
+}
+
+func (s sessionArgument) session() *string { return s.SessionID }
+
+// choose finds out which session the call is for.
+func (r *registry) choose(ctx context.Context, c *call) error {
+	c.key.Owner = c.caller.Owner
+	argument := ""
+	var err error
+	if given := c.args.Interface().(interface{ session() *string }).session(); given != nil {
+		// Checked here too, since an empty id is not the same as none.
+		if _, err := sandbox.ParseSessionID(*given); err != nil {
+			return err
+		}
+		argument = *given
+	}
+	switch c.tool.reach {
+	case noSession:
+		c.key.Session = sandbox.SessionID(argument)
+		return nil
+	case newSession:
+		c.choice, err = r.book.ChooseNew(c.caller, argument, func(id sandbox.SessionID) bool {
+			info, err := r.manager.GetSandbox(ctx, sandbox.Key{Owner: c.caller.Owner, Session: id})
+			return errors.Is(err, sandbox.ErrNotFound) || (err == nil && info.Status == sandbox.StatusPending)
+		})
+	default:
+		c.choice, err = r.book.Choose(c.caller, argument)
+	}
+	if err != nil {
+		return err
+	}
+	if c.choice.Fresh && c.tool.reach == mustExist {
+		return &sandbox.FieldError{Field: "session_id", Problem: "missing, and this connection has no session of its own",
+			Hint: "pass the session_id that start_sandbox or the first command's answer gave; list_sandboxes shows all"}
+	}
+	c.key.Session = c.choice.ID
+	return nil
+}
+
+// record writes the log line and the sandbox's event.
+func (r *registry) record(c *call, res *mcp.CallToolResult, err error, took time.Duration) {
+	outcome, problem := c.outcome, ""
+	if outcome == "" {
+		outcome = "ok"
+	}
+	if err != nil || res.IsError {
+		outcome = "error"
+		problem = textOf(res)
+	}
+	r.log.Debug("tool called", "tool", c.tool.name, "session", string(c.key.Session), "outcome", outcome, "duration", took)
+	if c.ctx == nil || c.key.Session == "" || c.looked || c.tool.reach == noSession || errors.Is(err, sandbox.ErrNotFound) {
+		return // it never came to a sandbox
+	}
+	r.manager.Record(c.key, sandbox.Event{
+		Time: r.now().Add(-took), Session: c.key.Session, Tool: c.tool.name, Args: eventArgs(c.args),
+		Outcome: outcome, Error: clip(problem, 1000), Duration: took, Bytes: c.bytes,
+	})
+}
+
+// eventArgs are the given arguments as an event shows them: sizes for what may
+// hold secrets or is long, names without values for the environment.
+func eventArgs(args reflect.Value) map[string]any {
+	out := map[string]any{}
+	if !args.IsValid() {
+		return out
+	}
+	for _, f := range fields(args.Elem().Type()) {
+		val := args.Elem().FieldByIndex(f.index)
+		if val.IsZero() || f.name == "session_id" {
+			continue
+		}
+		if val.Kind() == reflect.Pointer {
+			val = val.Elem()
+		}
+		switch {
+		case f.name == "env":
+			var names []string
+			for _, k := range val.MapKeys() {
+				names = append(names, k.String())
+			}
+			slices.Sort(names)
+			out[f.name] = names
+		case private[f.name] && val.Kind() == reflect.String:
+			out[f.name] = fmt.Sprintf("%d bytes", val.Len())
+		case private[f.name]:
+			out[f.name] = fmt.Sprintf("%d entries", val.Len())
+		case val.Kind() == reflect.String:
+			out[f.name] = clip(val.String(), 1000)
+		default:
+			out[f.name] = val.Interface()
+		}
+	}
+	return out
+}
+
+// textOf is a result's first text.
+func textOf(res *mcp.CallToolResult) string {
+	for _, c := range res.Content {
+		if t, ok := c.(mcp.TextContent); ok {
+			return t.Text
+		}
+	}
+	return ""
+}
+
+// newReference names an error in an answer and in the log alike.
+func newReference() string {
+	var b [5]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}

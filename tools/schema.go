@@ -1,0 +1,171 @@
+package tools
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Argument structs describe themselves by tags, so that what is published and
+// what is decoded cannot differ:
+//
+//	json:"name"   the argument's name
+//	doc:"text"    its description
+//	schema:"…"    rules, separated by ';':
+//	  required           must be given
+//	  enum=a|b|c         the values allowed
+//	  default=v          published; the handler applies it
+//	  min=n, max=n       bounds of a number
+//	  bytes=n            longest text in bytes, of each text in a list or map
+//	  items=n, minitems=n  bounds of a list's or map's length
+//	  pattern=re         published; says what a text looks like
+//	  nul                the text may hold NUL bytes
+//
+// Strings without "nul" hold none. The rules bytes and items are not published: the
+// list of tools is paid for on every request.
+
+// field is one argument.
+type field struct {
+	name     string
+	doc      string
+	required bool
+	rules    map[string]string
+	typ      reflect.Type
+	index    []int
+}
+
+// fields lists the arguments of an argument struct, embedded ones in place.
+func fields(t reflect.Type) []field {
+	var out []field
+	for f := range fieldsOf(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		rules := map[string]string{}
+		for rule := range strings.SplitSeq(f.Tag.Get("schema"), ";") {
+			if rule == "" {
+				continue
+			}
+			k, v, _ := strings.Cut(rule, "=")
+			rules[k] = v
+		}
+		_, required := rules["required"]
+		out = append(out, field{name: name, doc: f.Tag.Get("doc"), required: required,
+			rules: rules, typ: f.Type, index: f.Index})
+	}
+	return out
+}
+
+func fieldsOf(t reflect.Type) func(func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		for _, f := range reflect.VisibleFields(t) {
+			if f.Anonymous || f.Tag.Get("json") == "" {
+				continue
+			}
+			if !yield(f) {
+				return
+			}
+		}
+	}
+}
+
+// schemaOf builds the JSON Schema of an argument struct, its properties in
+// the order of the fields; those named bare go without their descriptions.
+func schemaOf(t reflect.Type, bare ...string) json.RawMessage {
+	var props, required []string
+	for _, f := range fields(t) {
+		if slices.Contains(bare, f.name) {
+			f.doc = ""
+		}
+		props = append(props, quote(f.name)+":"+f.schema())
+		if f.required {
+			required = append(required, quote(f.name))
+		}
+	}
+	s := `{"type":"object","properties":{` + strings.Join(props, ",") + `}`
+	if len(required) > 0 {
+		s += `,"required":[` + strings.Join(required, ",") + `]`
+	}
+	return json.RawMessage(s + `,"additionalProperties":false}`)
+}
+
+// schema is the field's own schema.
+func (f field) schema() string {
+	t := f.typ
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	parts := []string{typeSchema(t)}
+	if v := f.rules["enum"]; v != "" {
+		var values []string
+		for e := range strings.SplitSeq(v, "|") {
+			values = append(values, quote(e))
+		}
+		parts = append(parts, `"enum":[`+strings.Join(values, ",")+`]`)
+	}
+	for _, r := range [][2]string{{"min", "minimum"}, {"max", "maximum"}, {"minitems", "minItems"}} {
+		if v := f.rules[r[0]]; v != "" {
+			parts = append(parts, quote(r[1])+":"+v)
+		}
+	}
+	if v := f.rules["pattern"]; v != "" {
+		parts = append(parts, `"pattern":`+quote(v))
+	}
+	if v, ok := f.rules["default"]; ok {
+		if t.Kind() == reflect.String {
+			v = quote(v)
+		}
+		parts = append(parts, `"default":`+v)
+	}
+	if f.doc != "" {
+		parts = append(parts, `"description":`+quote(f.doc))
+	}
+	return "{" + strings.Join(parts, ",") + "}"
+}
+
+// typeSchema is the inside of the schema of a Go type.
+func typeSchema(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return `"type":"string"`
+	case reflect.Bool:
+		return `"type":"boolean"`
+	case reflect.Int, reflect.Int64:
+		return `"type":"integer"`
+	case reflect.Float64:
+		return `"type":"number"`
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Struct {
+			return `"type":"array","items":` + string(schemaOf(t.Elem()))
+		}
+		return `"type":"array","items":{` + typeSchema(t.Elem()) + `}`
+	case reflect.Map:
+		if t.Elem().Kind() == reflect.Pointer {
+			return `"type":"object","additionalProperties":{"type":["string","null"]}`
+		}
+		return `"type":"object","additionalProperties":{` + typeSchema(t.Elem()) + `}`
+	}
+	panic(fmt.Sprintf("tools: no schema for %s", t))
+}
+
+func quote(s string) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(s) // a string always encodes
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// limit reads a numeric rule; missing is no limit.
+func (f field) limit(rule string, none int) int {
+	v, ok := f.rules[rule]
+	if !ok {
+		return none
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		panic("tools: bad rule " + rule + "=" + v)
+	}
+	return n
+}

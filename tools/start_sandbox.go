@@ -1,0 +1,87 @@
+package tools
+
+import (
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"berth/sandbox"
+)
+
+type startSandboxArguments struct {
+	Name               string            `json:"name" doc:"For display." schema:"bytes=63"`
+	Labels             map[string]string `json:"labels" doc:"For list_sandboxes." schema:"items=64;bytes=256"`
+	Language           string            `json:"language" doc:"Default of run_code." schema:"enum=typescript|javascript|python;default=typescript"`
+	Env                map[string]string `json:"env" doc:"For all commands." schema:"items=1000;bytes=131071"`
+	User               string            `json:"user" doc:"Who runs commands." schema:"enum=agent|root;default=agent"`
+	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it as soon as it stops." schema:"default=false"`
+	AutoStopMinutes    *int              `json:"auto_stop_minutes" doc:"Stop when idle this long; 0 = never." schema:"min=0;max=525600;default=15"`
+	AutoArchiveMinutes *int              `json:"auto_archive_minutes" doc:"Pack when stopped this long; 0 = 43200." schema:"min=0;max=43200;default=10080"`
+	AutoDeleteMinutes  *int              `json:"auto_delete_minutes" doc:"Delete when stopped this long; 0 = at once, negative = never." schema:"max=525600;default=-1"`
+	TimeoutSeconds     *float64          `json:"timeout_seconds" doc:"Default of execute_command and run_code; 0 = none." schema:"min=0;max=86400;default=300"`
+	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default home." schema:"bytes=4096"`
+	sessionArgument
+}
+
+// notYet are the arguments that berth knows and this version's provider lacks.
+var notYet = map[string]string{
+	"image": lacks("images; sandboxes start from this machine's own system"), "snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
+	"resources": lacks("limits set by a call; get_sandbox shows those that hold"), "volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
+	"mounts": lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
+	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
+	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
+}
+
+const noNetwork = "network access; sandboxes have loopback only"
+
+func lacks(what string) string { return "this version's local provider does not have " + what }
+
+func startSandbox() tool {
+	t := tool{
+		name: "start_sandbox", title: "Start a sandbox", toolset: "sandbox",
+		description: "Makes a sandbox, or connects to the session's own, starting it when it is stopped or archived; a destroyed one is made anew. " +
+			"Only needed for settings or several sandboxes: commands make the sandbox they need. Without session_id it makes a new one; pass the session_id it answers in later calls. " +
+			"The id finds the sandbox again at any time, files intact. Returns the outcome (created, connected, replaced), what it is and what is enforced.",
+		idempotent: true, reach: newSession, unavailable: notYet,
+	}
+	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {
+		res, err := c.manager.StartSandbox(c.ctx, c.key, a.spec())
+		if err != nil {
+			return nil, err
+		}
+		return c.started(res)
+	})
+	return t
+}
+
+func (a *startSandboxArguments) spec() sandbox.Spec {
+	return sandbox.Spec{
+		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, User: a.User, Ephemeral: a.Ephemeral,
+		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
+		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory,
+	}
+}
+
+// minutes is an interval from an argument; negative is sandbox.Never.
+func minutes(n *int) *time.Duration {
+	if n == nil {
+		return nil
+	}
+	d := time.Duration(*n) * time.Minute
+	if *n < 0 {
+		d = sandbox.Never
+	}
+	return &d
+}
+
+// startAnswer is the answer of start_sandbox and reconnect.
+type startAnswer struct {
+	Outcome string      `json:"outcome"`
+	Sandbox sandboxInfo `json:"sandbox"`
+	Notice  string      `json:"notice,omitempty"`
+}
+
+func (c *call) started(r *sandbox.StartResult) (*mcp.CallToolResult, error) {
+	c.outcome = string(r.Outcome)
+	return recordAnswer(startAnswer{Outcome: string(r.Outcome), Sandbox: c.infoOf(r.Info), Notice: c.noticeText(r.Notice)})
+}
