@@ -1,0 +1,62 @@
+# The targets are short commands around go; make alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help box build install demo test check bench conformance update fuzz cover vuln lint chaos
+
+# Tool versions are pinned here, not in go.mod.
+GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+FUZZTIME ?= 30s
+PREFIX ?= /usr/local
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+box: ## build the helper program that is embedded
+	go generate ./sandbox/local/boxbin
+
+build: box ## build ./berth
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o berth .
+
+install: build ## install berth below PREFIX (/usr/local)
+	install -D -m 755 berth $(DESTDIR)$(PREFIX)/bin/berth
+
+demo: build ## see the whole thing work: a real server, driven by a real MCP client
+	go run ./internal/demo ./berth
+
+test: box ## run the tests
+	go test ./...
+
+check: box lint ## all that must pass before a change is proposed
+	go mod tidy -diff
+	test -z "$$(gofmt -l .)"
+	go vet ./...
+	go test -race -shuffle=on ./...
+
+lint: ## run the linters
+	go run $(GOLANGCI) run ./...
+
+update: ## rewrite golden files and generated documents
+	go test ./... -run 'Golden|Script|Docs' -update
+
+fuzz: ## run every fuzz target for FUZZTIME each
+	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+cover: box ## write coverage.out and show what is covered
+	go test -coverprofile=coverage.out ./...
+	go tool cover -func=coverage.out | tail -1
+
+bench: build ## measure, beside the peers that this machine has
+	go run ./internal/bench ./berth
+
+conformance: build ## run the public MCP conformance suite (Node 22 or later)
+	go run ./internal/conformance ./berth
+
+chaos: build ## kill servers and connections at random, and count the bytes
+	go run ./internal/chaos ./berth
+
+vuln: ## look for known vulnerabilities (needs the online database)
+	go run $(GOVULNCHECK) ./...

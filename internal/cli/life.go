@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"berth/sandbox"
+)
+
+type stopCommand struct {
+	Archive bool     `help:"Also archive it: compress its files."`
+	ID      []string `arg:"" help:"The sandboxes."`
+}
+
+func (c *stopCommand) Run(a *App) error {
+	return a.each(c.ID, func(b *bench, key sandbox.Key) error {
+		info, err := b.StopSandbox(a.ctx, key, c.Archive)
+		if err == nil {
+			fmt.Fprintf(a.Stdout, "%s %s\n", key.Session, info.Status)
+		}
+		return err
+	})
+}
+
+type removeCommand struct {
+	ID []string `arg:"" help:"The sandboxes."`
+}
+
+func (c *removeCommand) Run(a *App) error {
+	return a.each(c.ID, func(b *bench, key sandbox.Key) error { return a.remove(b, key) })
+}
+
+func (a *App) remove(b *bench, key sandbox.Key) error {
+	r, err := b.DestroySandbox(a.ctx, key)
+	if err != nil {
+		return err
+	}
+	if r.Freed > 0 {
+		fmt.Fprintf(a.Stdout, "%s deleted, %s freed\n", key.Session, size(r.Freed))
+	} else {
+		fmt.Fprintf(a.Stdout, "%s deleted\n", key.Session)
+	}
+	return nil
+}
+
+// each does f for every sandbox named, also when one fails.
+func (a *App) each(ids []string, f func(*bench, sandbox.Key) error) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	failed := false
+	for _, id := range ids {
+		key, err := b.find(a.ctx, id)
+		if err == nil {
+			err = f(b, key)
+		}
+		if err != nil {
+			failed = true
+			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", id, err)
+		}
+	}
+	if failed {
+		return exit(exitFailed)
+	}
+	return nil
+}
+
+type pruneCommand struct {
+	OlderThan time.Duration `help:"Only those stopped for so long, such as 24h." placeholder:"DURATION"`
+	Owner     string        `help:"Whose: an owner's name, or all. Root's reach all unless told." placeholder:"NAME"`
+	Yes       bool          `short:"y" help:"Do not ask."`
+}
+
+func (c *pruneCommand) Run(a *App) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	if s, ok := b.provider.(sandbox.Sweeper); ok {
+		if err := s.Sweep(a.ctx); err != nil {
+			fmt.Fprintf(a.Stderr, "berth: sweep: %v\n", err)
+		}
+	}
+	all, err := b.list(a.ctx, visibleOwner(c.Owner))
+	if err != nil {
+		return err
+	}
+	var doomed []sandbox.Info
+	t := newTable("SESSION", "OWNER", "STATUS", "STOPPED")
+	for _, i := range all {
+		switch i.Status {
+		case sandbox.StatusStopped, sandbox.StatusArchived, sandbox.StatusError:
+		default:
+			continue
+		}
+		since := i.Stopped
+		if since.IsZero() {
+			since = i.Created
+		}
+		if time.Since(since) < c.OlderThan {
+			continue
+		}
+		doomed = append(doomed, i)
+		t.row(string(i.Key.Session), string(i.Key.Owner), string(i.Status), ago(since))
+	}
+	if len(doomed) == 0 {
+		fmt.Fprintln(a.Stderr, "Nothing to delete.")
+		return nil
+	}
+	if err := t.write(a.Stderr); err != nil {
+		return err
+	}
+	if !c.Yes {
+		if !a.terminal(a.Stdin) {
+			return errors.New("nothing was deleted; pass --yes to delete these without being asked")
+		}
+		fmt.Fprintf(a.Stderr, "Delete these %d sandboxes and their files? [y/N] ", len(doomed))
+		answer, _ := bufio.NewReader(a.Stdin).ReadString('\n')
+		if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
+			return errors.New("nothing was deleted")
+		}
+	}
+	failed := false
+	for _, i := range doomed {
+		if err := a.remove(b, i.Key); err != nil {
+			failed = true
+			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", i.Key.Session, err)
+		}
+	}
+	if failed {
+		return exit(exitFailed)
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"berth/sandbox"
+)
+
+type listCommand struct {
+	Owner  string `help:"Whose: an owner's name, or all. Root sees all unless told." placeholder:"NAME"`
+	Status string `help:"Only those of this status." placeholder:"STATUS"`
+	Quiet  bool   `short:"q" help:"Only the ids."`
+	JSON   bool   `help:"One JSON object a line."`
+}
+
+func (c *listCommand) Run(a *App) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	owner := visibleOwner(c.Owner)
+	list, err := b.list(a.ctx, owner)
+	if err != nil {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(i sandbox.Info) bool { return c.Status != "" && string(i.Status) != c.Status })
+	switch {
+	case c.JSON:
+		e := json.NewEncoder(a.Stdout)
+		for _, i := range list {
+			if err := e.Encode(listRow(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	case c.Quiet:
+		for _, i := range list {
+			fmt.Fprintln(a.Stdout, i.Key.Session)
+		}
+		return nil
+	case len(list) == 0:
+		fmt.Fprintln(a.Stderr, "No sandboxes. berth run -- CMD makes one for a command; an agent's first command makes one for its session.")
+		return nil
+	}
+	head := []string{"SESSION", "NAME", "STATUS", "CREATED", "MEMORY", "PROCESSES", "REMARK"}
+	if owner == "" {
+		head = slices.Insert(head, 1, "OWNER")
+	}
+	t := newTable(head...)
+	for _, i := range list {
+		name := i.Name
+		if name == string(i.Key.Session) {
+			name = ""
+		}
+		row := []string{string(i.Key.Session), name, a.paint(a.Stdout, statusStyle[i.Status], string(i.Status)), ago(i.Created)}
+		if i.Usage != nil {
+			row = append(row, bytesOrNone(i.Usage.Memory), countOrNone(i.Usage.Processes))
+		} else {
+			row = append(row, "", "")
+		}
+		row = append(row, remarkOf(i))
+		if owner == "" {
+			row = slices.Insert(row, 1, string(i.Key.Owner))
+		}
+		t.row(row...)
+	}
+	return t.write(a.Stdout)
+}
+
+var statusStyle = map[sandbox.Status]string{
+	sandbox.StatusRunning: "32", sandbox.StatusError: "31", sandbox.StatusStopped: "33", sandbox.StatusArchived: "2",
+}
+
+func remarkOf(i sandbox.Info) string {
+	switch {
+	case i.Reason != "":
+		return i.Reason
+	case !i.Expires.IsZero():
+		return "deleted " + ahead(i.Expires)
+	case !i.IdleDeadline.IsZero():
+		return "stops " + ahead(i.IdleDeadline) + " unless used"
+	}
+	return ""
+}
+
+// row is a sandbox as JSON shows it.
+type row struct {
+	SessionID string     `json:"session_id"`
+	Owner     string     `json:"owner"`
+	Name      string     `json:"name"`
+	Status    string     `json:"status"`
+	Reason    string     `json:"reason,omitempty"`
+	Provider  string     `json:"provider"`
+	Created   time.Time  `json:"created"`
+	Stopped   *time.Time `json:"stopped,omitempty"`
+	Expires   *time.Time `json:"expires,omitempty"`
+	Memory    *int64     `json:"memory_bytes,omitempty"`
+	Processes *int       `json:"processes,omitempty"`
+}
+
+func listRow(i sandbox.Info) row {
+	r := row{SessionID: string(i.Key.Session), Owner: string(i.Key.Owner), Name: i.Name, Status: string(i.Status),
+		Reason: i.Reason, Provider: i.Provider, Created: i.Created, Stopped: timeOrNil(i.Stopped), Expires: timeOrNil(i.Expires)}
+	if i.Usage != nil && i.Usage.Memory >= 0 {
+		r.Memory = &i.Usage.Memory
+	}
+	if i.Usage != nil && i.Usage.Processes >= 0 {
+		r.Processes = &i.Usage.Processes
+	}
+	return r
+}
+
+func timeOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// table lines up columns; colour codes take no room.
+type table struct{ rows [][]string }
+
+func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
+
+func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
+
+func (t *table) write(w io.Writer) error {
+	width := make([]int, len(t.rows[0]))
+	for _, r := range t.rows {
+		for i, c := range r {
+			width[i] = max(width[i], visible(c))
+		}
+	}
+	for _, r := range t.rows {
+		var b strings.Builder
+		for i, c := range r {
+			if i > 0 {
+				b.WriteString("  ")
+			}
+			b.WriteString(c + strings.Repeat(" ", width[i]-visible(c)))
+		}
+		if _, err := fmt.Fprintln(w, strings.TrimRight(b.String(), " ")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// visible counts the characters of s that are not part of a colour code.
+func visible(s string) int {
+	n := utf8.RuneCountInString(s)
+	for {
+		i := strings.Index(s, "\x1b[")
+		if i < 0 {
+			return n
+		}
+		j := strings.IndexByte(s[i:], 'm')
+		if j < 0 {
+			return n
+		}
+		n -= j + 1
+		s = s[i+j+1:]
+	}
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return span(time.Since(t)) + " ago"
+}
+
+func ahead(t time.Time) string {
+	if d := time.Until(t); d > 0 {
+		return "in " + span(d)
+	}
+	return "now"
+}
+
+// span says how long, in the largest unit that fits.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+func bytesOrNone(n int64) string {
+	if n < 0 {
+		return ""
+	}
+	return size(n)
+}
+
+func countOrNone(n int) string {
+	if n < 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
+// size writes bytes in the largest unit that fits.
+func size(n int64) string {
+	switch {
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 1<<20:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	case n < 1<<30:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+}

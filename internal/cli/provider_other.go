@@ -1,0 +1,63 @@
+//go:build !linux
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"berth/internal/config"
+	"berth/sandbox"
+)
+
+// remedies is what a call is told where no sandbox can be made.
+const remedies = "berth makes sandboxes on Linux only, and this machine runs " + runtime.GOOS + ". Either run berth in a Linux container and reach " +
+	"it through docker (berth client-config NAME --container CONTAINER prints how), or, on Windows, in WSL (berth client-config NAME --wsl)"
+
+func (a *App) provider(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
+	return nowhere{}, remedies, nil
+}
+
+func stateDir(a *App, c *config.Config) (string, error) {
+	if c.State != "" {
+		return c.State, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", errors.New("no place for berth's state; set BERTH_STATE to a directory of your own")
+	}
+	return filepath.Join(dir, "berth", "state"), nil
+}
+
+// usable reports whether sandboxes can be made here.
+func (a *App) usable(*config.Config) error { return errors.New(remedies) }
+
+type doctorCommand struct {
+	Fix  bool `help:"Do what can be done."`
+	JSON bool `help:"One JSON object."`
+}
+
+func (*doctorCommand) Run(*App) error { return errors.New(remedies) }
+
+// nowhere is the provider of machines that can make no sandbox: MCP clients
+// connect and see the tools, and the first call says what to do.
+type nowhere struct{}
+
+var errNowhere = &sandbox.UserError{Text: remedies, Err: sandbox.ErrUnavailable}
+
+func (nowhere) Name() string { return "none" }
+func (nowhere) Create(context.Context, sandbox.Key, sandbox.Spec) (sandbox.Instance, error) {
+	return nil, errNowhere
+}
+func (nowhere) Lookup(context.Context, sandbox.Key) (sandbox.Instance, error) {
+	return nil, errNowhere
+}
+func (nowhere) List(context.Context, sandbox.Owner) ([]sandbox.Info, error) { return nil, errNowhere }
+func (nowhere) Describe(context.Context, sandbox.Spec) (sandbox.Info, error) {
+	return sandbox.Info{}, errNowhere
+}
+func (nowhere) Close() error { return nil }

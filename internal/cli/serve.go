@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"berth/internal/config"
+	"berth/internal/secret"
+	"berth/internal/server"
+	"berth/sandbox"
+)
+
+type serveCommand struct {
+	HTTP     string   `name:"http" help:"Listen here and serve /mcp, /sse, /healthz and /metrics, instead of stdio." placeholder:"HOST:PORT" key:"http"`
+	Stdio    bool     `help:"Serve stdio even where the settings name an address."`
+	Session  string   `help:"The session of calls that name none." placeholder:"ID" key:"session"`
+	Toolsets string   `help:"default, all, or some of core,sandbox,files." placeholder:"NAMES" key:"toolsets"`
+	ReadOnly bool     `help:"Offer only tools that change nothing." key:"read_only"`
+	Dir      []string `sep:"none" help:"Show a folder of this machine in every sandbox, HOST:PATH[:ro]; may be repeated." placeholder:"HOST:PATH" key:"limits.host_dirs"`
+	Provider string   `help:"auto or local." placeholder:"NAME" key:"provider"`
+	Insecure bool     `help:"Listen beyond this machine without asking for a token." key:"insecure"`
+}
+
+func (c *serveCommand) Run(a *App) error {
+	if c.Stdio {
+		if c.HTTP != "" {
+			return usagef("serve: --stdio and --http exclude each other")
+		}
+		a.flags = append(a.flags, config.Flag{Name: "--stdio", Key: "http", Value: ""})
+	}
+	a.flags = a.absoluteDirs(a.flags)
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	log := a.logger(cfg, false)
+	for _, w := range cfg.Warnings {
+		log.Warn("settings", slog.String("remark", w))
+	}
+	b, err := a.openWith(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	options, err := a.serverOptions(cfg, log)
+	if err != nil {
+		return err
+	}
+	s, err := a.newServer(b, options)
+	if err != nil {
+		return err
+	}
+	if cfg.HTTP == "" {
+		if a.terminal(a.Stdin) {
+			fmt.Fprintln(a.Stderr, "berth: waiting for an MCP client on stdin; berth client-config prints how to set one up, Ctrl-C ends")
+		}
+		return s.ServeStdio(a.ctx, a.Stdin, a.Stdout)
+	}
+	return a.serveHTTP(cfg, s, log)
+}
+
+func (a *App) serverOptions(cfg *config.Config, log *slog.Logger) (server.Options, error) {
+	o := server.Options{
+		Logger:         log,
+		Version:        a.Version,
+		Insecure:       cfg.Insecure,
+		AllowedHosts:   cfg.AllowedHosts,
+		AllowedOrigins: cfg.AllowedOrigins,
+		TrustedProxies: cfg.TrustedProxies,
+		WatchParent:    cfg.HTTP == "",
+	}
+	if cfg.HTTP == "" {
+		return o, nil // stdio needs no tokens and no key, and leaves no trace
+	}
+	state, err := stateDir(a, cfg)
+	if err != nil {
+		return o, err
+	}
+	if o.Key, err = signingKey(state); err != nil {
+		return o, err
+	}
+	o.EndedDir = filepath.Join(state, "ended")
+	for name, t := range cfg.Auth.Tokens {
+		token := server.Token{Name: name, Token: t}
+		if sum, ok := strings.CutPrefix(t.Reveal(), "sha256:"); ok {
+			token = server.Token{Name: name, SHA256: sum}
+		}
+		o.Tokens = append(o.Tokens, token)
+	}
+	if len(o.Tokens) == 0 && cfg.Auth.Generate && !cfg.Insecure {
+		t, fresh, err := generatedToken(state)
+		if err != nil {
+			return o, err
+		}
+		if fresh {
+			// The one time that it is shown; afterwards only the file has it.
+			fmt.Fprintf(a.Stderr, "berth: made a token for clients: %s\nberth: it is kept in %s and not shown again\n",
+				t.Reveal(), filepath.Join(state, tokenFile))
+		}
+		o.Tokens = []server.Token{{Name: config.TokenOwner, Token: t}}
+	}
+	slices.SortFunc(o.Tokens, func(x, y server.Token) int { return cmp.Compare(x.Name, y.Name) })
+	return o, nil
+}
+
+func (a *App) serveHTTP(cfg *config.Config, s *server.Server, log *slog.Logger) error {
+	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", cfg.HTTP)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	state, err := stateDir(a, cfg)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	forget, err := announce(state, l.Addr().String())
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer forget()
+	log.Info("serving", slog.String("url", "http://"+l.Addr().String()+"/mcp"), slog.String("sse", "http://"+l.Addr().String()+"/sse"),
+		slog.String("version", a.Version))
+	return s.ServeHTTP(a.ctx, l)
+}
+
+// newServer joins Manager, tools and transports.
+func (a *App) newServer(b *bench, o server.Options) (*server.Server, error) {
+	o.Health = func(ctx context.Context) error {
+		_, err := b.provider.List(ctx, sandbox.LocalOwner)
+		return err
+	}
+	m := server.NewMCP("berth", a.Version, server.MCPOptions{Logger: o.Logger, Title: "berth"})
+	return server.New(m, o)
+}
+
+// absoluteDirs makes the host side of --dir absolute: it counts from the
+// working directory, as people expect of a command line.
+func (a *App) absoluteDirs(flags []config.Flag) []config.Flag {
+	for i, f := range flags {
+		if f.Key != "limits.host_dirs" {
+			continue
+		}
+		d, err := config.ParseHostDir(f.Value)
+		if err != nil || filepath.IsAbs(d.Host) {
+			continue // the settings say what is wrong with it
+		}
+		if home, ok := strings.CutPrefix(d.Host, "~/"); ok {
+			d.Host = filepath.Join(a.getenv("HOME"), home)
+		} else {
+			d.Host = filepath.Join(a.Dir, d.Host)
+		}
+		flags[i].Value = d.Host + ":" + d.Path
+		if d.ReadOnly {
+			flags[i].Value += ":ro"
+		}
+	}
+	return flags
+}
+
+// eventDir is where the event logs are; empty where there is no state.
+func (a *App) eventDir(c *config.Config) string {
+	dir, err := stateDir(a, c)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "events")
+}
+
+const tokenFile = "token"
+
+// generatedToken returns the token kept in the state directory, and whether it
+// was made just now.
+func generatedToken(state string) (secret.Text, bool, error) {
+	b, fresh, err := keep(filepath.Join(state, tokenFile))
+	return secret.New(b), fresh, err
+}
+
+// signingKey returns the key of protocol session ids. All servers of one state
+// directory share it.
+func signingKey(state string) ([]byte, error) {
+	b, _, err := keep(filepath.Join(state, "signing.key"))
+	return []byte(b), err
+}

@@ -1,0 +1,51 @@
+// Berth gives every agent session its own isolated Linux sandbox, through the
+// Model Context Protocol. See README.md; berth --help lists the commands.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"berth/internal/cli"
+)
+
+// version is set by the linker in releases.
+var version = ""
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	// The first signal ends things in order; the second ends them at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "" // deleted beneath us: there are no .env files to read
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "berth: where this program is:", err)
+		return 1
+	}
+	return cli.Run(ctx, cli.App{
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Environ: os.Environ(), Dir: dir, Executable: executable, Version: versionOf(version),
+	}, os.Args[1:])
+}
+
+// versionOf returns the linker's version, or the module's, as go install sets it.
+func versionOf(linked string) string {
+	if linked != "" {
+		return linked
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "development"
+}
