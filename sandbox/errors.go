@@ -22,6 +22,8 @@ var (
 	ErrNotDir       = errors.New("is not a directory")
 	ErrNotRegular   = errors.New("is not a regular file")
 	ErrClosed       = errors.New("closed")
+	// ErrStarting: the sandbox is on its way; the same call again waits on.
+	ErrStarting = errors.New("still starting")
 )
 
 // ErrCancelled is the cause (context.Cause) that a transport cancels a call's

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"log/slog"
+	"sync"
 	"time"
 )
 
@@ -244,111 +246,86 @@ type Event struct {
 // that call them. Every one of them returns within MaxWait or so; longer work goes on
 // by itself, and the same call again waits on. A call whose context ends with
 // the cause ErrCancelled kills its own foreground command; ended otherwise it
-// hands the command over.
+// hands the command over. A Manager is safe for concurrent use.
 type Manager struct {
 	provider Provider
 	options  Options
+	log      *slog.Logger
+	events   *eventLog
+
+	// ctx is the life of the work that outlives its caller; Close ends it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	closed   bool
+	flights  map[Key]*flight
+	boxes    map[Key]*box // those seen running, believed for recheck
+	running  map[Key]int  // at most so many processes run, see admit
+	creating map[Key]bool
+
+	edits [64]sync.Mutex // striped by key and path
 }
 
-// NewManager returns a Manager of p's sandboxes.
+// NewManager returns a Manager of p's sandboxes. It fails when the operator's
+// defaults or limits are faulty, naming each. The caller calls Close, and closes
+// p after that.
 func NewManager(p Provider, o Options) (*Manager, error) {
-	return &Manager{provider: p, options: o}, nil
+	var f faults
+	if err := o.Defaults.Validate(); err != nil {
+		f = append(f, fmt.Errorf("defaults: %w", err))
+	}
+	if o.Limits.MaxSandboxes < 0 {
+		f.add("limits.max_sandboxes", fmt.Sprintf("%d does not fit", o.Limits.MaxSandboxes), "0 (1000) or more", "")
+	}
+	if o.Limits.MaxProcesses < 0 {
+		f.add("limits.max_processes", fmt.Sprintf("%d does not fit", o.Limits.MaxProcesses), "0 (512) or more", "")
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	if o.Limits.MaxSandboxes == 0 {
+		o.Limits.MaxSandboxes = 1000
+	}
+	if o.Limits.MaxProcesses == 0 {
+		o.Limits.MaxProcesses = 512
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Defaults = o.Defaults.Clone()
+	m := &Manager{provider: p, options: o, log: o.Logger, flights: map[Key]*flight{}, boxes: map[Key]*box{},
+		running: map[Key]int{}, creating: map[Key]bool{}}
+	if o.EventDir != "" {
+		m.events = &eventLog{dir: o.EventDir}
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m, nil
 }
 
-// StartSandbox answers the tool of its name.
-func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
-	return nil, ErrUnsupported
+// Close detaches from everything and waits; it stops no sandbox. Calls that
+// come later fail with ErrClosed.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.cancel()
+	m.wg.Wait()
+	return nil
 }
 
-// Reconnect answers the tool of its name.
-func (m *Manager) Reconnect(ctx context.Context, key Key) (*StartResult, error) {
-	return nil, ErrUnsupported
+// ProviderName is the name of the provider whose sandboxes these are, and why
+// it was chosen.
+func (m *Manager) ProviderName() (name, reason string) {
+	return m.provider.Name(), m.options.ProviderReason
 }
 
-// GetSandbox answers the tool of its name.
-func (m *Manager) GetSandbox(ctx context.Context, key Key) (*Info, error) { return nil, ErrUnsupported }
-
-// ListSandboxes answers the tool of its name.
-func (m *Manager) ListSandboxes(ctx context.Context, owner Owner, r ListRequest) (*ListResult, error) {
-	return nil, ErrUnsupported
-}
-
-// StopSandbox answers the tool of its name.
-func (m *Manager) StopSandbox(ctx context.Context, key Key, archive bool) (*Info, error) {
-	return nil, ErrUnsupported
-}
-
-// DestroySandbox answers the tool of its name.
-func (m *Manager) DestroySandbox(ctx context.Context, key Key) (*DestroyResult, error) {
-	return nil, ErrUnsupported
-}
-
-// ExecuteCommand answers the tool of its name.
-func (m *Manager) ExecuteCommand(ctx context.Context, key Key, r RunRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// RunCode answers the tool of its name.
-func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// SpawnProcess answers the tool of its name.
-func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// SendStdin answers the tool of its name.
-func (m *Manager) SendStdin(ctx context.Context, key Key, r StdinRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// ReadOutput answers the tool of its name.
-func (m *Manager) ReadOutput(ctx context.Context, key Key, r ReadRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// KillProcess answers the tool of its name.
-func (m *Manager) KillProcess(ctx context.Context, key Key, r KillRequest) (*RunResult, error) {
-	return nil, ErrUnsupported
-}
-
-// ListProcesses answers the tool of its name.
-func (m *Manager) ListProcesses(ctx context.Context, key Key) ([]ProcessInfo, error) {
-	return nil, ErrUnsupported
-}
-
-// ReadFile answers the tool of its name.
-func (m *Manager) ReadFile(ctx context.Context, key Key, r ReadFileRequest) (*FileContent, error) {
-	return nil, ErrUnsupported
-}
-
-// WriteFile answers the tool of its name.
-func (m *Manager) WriteFile(ctx context.Context, key Key, r WriteFileRequest) (*WriteFileResult, error) {
-	return nil, ErrUnsupported
-}
-
-// EditFile answers the tool of its name.
-func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*EditFileResult, error) {
-	return nil, ErrUnsupported
-}
-
-// Process is the raw handle, for terminals; it starts nothing.
-func (m *Manager) Process(ctx context.Context, key Key, id ProcessID) (Process, error) {
-	return nil, ErrUnsupported
-}
-
-// Record appends to the sandbox's event log; Events reads it.
-func (m *Manager) Record(key Key, e Event) {}
-
-// Events answers the tool of its name.
-func (m *Manager) Events(ctx context.Context, key Key) ([]Event, error) { return nil, ErrUnsupported }
-
-// Close detaches from everything and waits; it stops no sandbox.
-func (m *Manager) Close() error { return nil }
-
-// Files reaches the files of key's sandbox, for copying, and starts it when it must;
-// it creates none.
-func (m *Manager) Files(ctx context.Context, key Key) (Files, Info, error) {
-	return nil, Info{}, ErrUnsupported
+// Sweep lets the provider enforce the intervals that nobody else does; it is
+// called when a berth starts and each minute by a running server.
+func (m *Manager) Sweep(ctx context.Context) error {
+	if s, ok := m.provider.(Sweeper); ok {
+		return s.Sweep(ctx)
+	}
+	return nil
 }

@@ -1,0 +1,197 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+
+	esbuild "github.com/evanw/esbuild/pkg/api"
+)
+
+// maxArgCode is how long a program may be that node gets as an argument.
+const maxArgCode = 100 << 10
+
+// RunCode runs a program in a fresh interpreter and waits like ExecuteCommand.
+// Nothing is kept between calls. The program sees the working directory as if
+// it were a file there: relative imports and packages resolve from it.
+func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunResult, error) {
+	var f faults
+	r.check(&f, false)
+	if r.Command != "" || len(r.Argv) > 0 {
+		f.add("command", "run_code has none", "code", "")
+	}
+	switch r.Language {
+	case "", Python, JavaScript, TypeScript, Bash:
+	default:
+		f.add("language", fmt.Sprintf("%.40q is not known", r.Language), "python, javascript, typescript, bash", "execute_command runs other interpreters")
+	}
+	switch {
+	case strings.TrimSpace(r.Code) == "":
+		f.add("code", "it is missing", "the text of a program", "")
+	case len(r.Code) > MaxCommand:
+		f.add("code", fmt.Sprintf("it has %d bytes", len(r.Code)), "at most 1,048,576", "write it with write_file and run that")
+	}
+	f.noNUL("code", r.Code)
+	wait := parseSpan(&f, "wait_seconds", r.Wait, MaxWait)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return m.foreground(ctx, key, r.RunRequest, wait, func(info Info) (Command, error) {
+		lang := r.Language
+		if lang == "" {
+			lang = info.Spec.Language
+		}
+		if lang == "" {
+			lang = TypeScript
+		}
+		program, ok := info.Runtimes[lang]
+		if !ok && lang != Bash {
+			return Command{}, missing(lang, info)
+		}
+		c, err := program2command(lang, program, r.Code, r.Stdin)
+		c.Display = "run_code " + string(lang)
+		return c, err
+	})
+}
+
+// program2command makes the command that runs code. Its stdin is complete only
+// when it is not empty; the caller's is then part of it.
+func program2command(lang Language, program, code string, stdin *string) (Command, error) {
+	switch lang {
+	case Bash:
+		return Command{Shell: code}, nil
+	case Python:
+		input := code
+		if stdin != nil {
+			input += *stdin
+		}
+		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code))}, Stdin: []byte(input)}, nil
+	case TypeScript:
+		js, err := transpile(code)
+		if err != nil {
+			return Command{}, err
+		}
+		// Always a module: node applies source maps to no other text of this kind.
+		return node(program, js, true, stdin, "--enable-source-maps")
+	default:
+		return node(program, code, isModule(code), stdin)
+	}
+}
+
+// pythonRunner reads as many bytes of stdin as its argument says, and runs them
+// as the main module; the rest of stdin is the program's. The source is made
+// known to linecache, so that tracebacks quote it; the runner's own frame is
+// left out of them.
+const pythonRunner = `import sys
+def run():
+    import os, linecache, traceback
+    left = int(sys.argv[1])
+    sys.argv[:] = ['run_code.py']
+    parts = []
+    while left > 0:
+        part = os.read(0, left)
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    text = b''.join(parts).decode('utf-8', 'replace')
+    linecache.cache['run_code.py'] = (len(text), None, text.splitlines(True), 'run_code.py')
+    def hook(kind, error, tb):
+        while tb is not None and tb.tb_frame.f_code.co_filename != 'run_code.py':
+            tb = tb.tb_next
+        traceback.print_exception(kind, error, tb)
+    sys.excepthook = hook
+    main = sys.modules['__main__'].__dict__
+    del main['run'], main['sys']
+    exec(compile(text, 'run_code.py', 'exec'), main)
+run()
+`
+
+// nodeGlobals gives an ES module what a CommonJS one has. It is a module of its
+// own, imported by a line after the program, so that no line or column moves;
+// imports come before all code wherever they stand.
+const nodeGlobals = `import {createRequire} from "node:module";
+const d = process.cwd(), m = {exports: {}};
+Object.assign(globalThis, {require: createRequire(d + "/"), module: m, exports: m.exports, __dirname: d, __filename: d + "/run_code"});`
+
+// node makes the command that runs JavaScript. A program with imports, exports
+// or await at its top is an ES module, any other CommonJS, where old code runs
+// as it always did; require works in both.
+func node(program, code string, module bool, stdin *string, options ...string) (Command, error) {
+	kind := "commonjs"
+	if module {
+		kind = "module"
+		code += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals)) + ";"
+	}
+	argv := append([]string{program}, options...)
+	argv = append(argv, "--input-type="+kind)
+	if len(code) <= maxArgCode {
+		return Command{Argv: append(argv, "--eval", code)}, nil
+	}
+	if stdin != nil {
+		return Command{}, &FieldError{Field: "code", Problem: fmt.Sprintf("it has %d bytes, and stdin is given too", len(code)),
+			Allowed: "at most 102,400 bytes with stdin", Hint: "write it with write_file and run that"}
+	}
+	return Command{Argv: append(argv, "-"), Stdin: []byte(code)}, nil
+}
+
+// isModule tells whether a program must be an ES module. One with a fault is
+// left to node, which says it best.
+func isModule(code string) bool {
+	res := esbuild.Build(esbuild.BuildOptions{
+		Stdin: &esbuild.StdinOptions{Contents: code, Loader: esbuild.LoaderJS}, Metafile: true, Write: false,
+		LogLevel: esbuild.LogLevelSilent, Format: esbuild.FormatCommonJS, Platform: esbuild.PlatformNode,
+	})
+	if len(res.Errors) > 0 {
+		// Await at the top does not fit the format asked for.
+		res := esbuild.Transform(code, esbuild.TransformOptions{Loader: esbuild.LoaderJS, Format: esbuild.FormatESModule, LogLevel: esbuild.LogLevelSilent})
+		return len(res.Errors) == 0
+	}
+	var meta struct {
+		Inputs map[string]struct {
+			Format string `json:"format"`
+		} `json:"inputs"`
+	}
+	if json.Unmarshal([]byte(res.Metafile), &meta) != nil {
+		return true
+	}
+	for _, in := range meta.Inputs {
+		if in.Format == "esm" {
+			return true
+		}
+	}
+	return false
+}
+
+// transpile turns TypeScript into JavaScript for any node, with a source map in
+// it. A fault in the code is a FieldError with its place.
+func transpile(code string) (string, error) {
+	res := esbuild.Transform(code, esbuild.TransformOptions{
+		Loader: esbuild.LoaderTS, Target: esbuild.ES2022, Format: esbuild.FormatDefault, Platform: esbuild.PlatformNode,
+		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentInclude, Sourcefile: "run_code.ts",
+		LogLevel: esbuild.LogLevelSilent,
+	})
+	if len(res.Errors) > 0 {
+		e := res.Errors[0]
+		problem := e.Text
+		if l := e.Location; l != nil {
+			problem = fmt.Sprintf("run_code.ts:%d:%d: %s\n%s\n%s^", l.Line, l.Column+1, e.Text, l.LineText, strings.Repeat(" ", l.Column))
+		}
+		return "", &FieldError{Field: "code", Problem: problem, Hint: "nothing was run"}
+	}
+	return string(res.Code), nil
+}
+
+// missing names an interpreter that is not there, and what helps.
+func missing(lang Language, info Info) error {
+	program, remedy := "node", "sudo apt-get install nodejs"
+	if lang == Python {
+		program, remedy = "python3", "sudo apt-get install python3"
+	}
+	return &UserError{Err: ErrUnsupported, Text: fmt.Sprintf(
+		"run_code %s needs %s, which is not in the sandbox; install it (%s; where there is no network, on the host), or use another language: %s. Nothing was run",
+		lang, program, remedy, interpreters(info))}
+}

@@ -1,0 +1,337 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"strings"
+	"time"
+)
+
+// EditFile replaces texts in a file: all edits or none, one after the other. A
+// text that is found never, or more than once without ReplaceAll, is an error
+// that says where. The file is replaced at once, and keeps its mode.
+func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*EditFileResult, error) {
+	ctx = withDeadline(ctx)
+	var f faults
+	if len(r.Edits) == 0 {
+		f.add("edits", "there are none", "1 to 1000 of {old_text, new_text, replace_all}", "")
+	}
+	if len(r.Edits) > MaxEditCount {
+		f.add("edits", fmt.Sprintf("there are %d", len(r.Edits)), "at most 1000", "")
+	}
+	for i, e := range r.Edits {
+		name := fmt.Sprintf("edits.%d", i)
+		switch {
+		case e.OldText == "":
+			f.add(name+".old_text", "it is empty", "text that is in the file", "write_file makes new files, with append it adds at the end")
+		case e.OldText == e.NewText:
+			f.add(name+".new_text", "it is the same as old_text", "", "")
+		}
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	var res *EditFileResult
+	notice, err := m.onFiles(ctx, key, r.Path, func(files Files, path string) error {
+		lock := m.editLock(key, path)
+		lock.Lock()
+		defer lock.Unlock()
+		body, info, err := files.Open(ctx, path)
+		if err != nil {
+			return err
+		}
+		old, err := io.ReadAll(io.LimitReader(body, MaxEditFile+1))
+		_ = body.Close()
+		if err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+		if len(old) > MaxEditFile {
+			return &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 16,777,216 that can be edited; use a command such as sed", info.Path, info.Size)}
+		}
+		if mime := sniff(old[:min(len(old), sniffed)]); mime != "text/plain" {
+			return &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s); edit_file changes text", info.Path, mime)}
+		}
+		text, count, err := applyEdits(string(old), r.Edits, info.Path)
+		if err != nil {
+			return err
+		}
+		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Until(callDeadline(ctx)))
+		defer cancel()
+		w, err := files.Write(wctx, path, strings.NewReader(text), WriteOptions{})
+		if err != nil {
+			return err
+		}
+		res = &EditFileResult{Path: w.Path, Count: count, Diff: unifiedDiff(w.Path, string(old), text)}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.Notice = notice
+	return res, nil
+}
+
+// editLock makes two edits of one file by this process follow each other. It is
+// one of a fixed number of locks, so two files may share one.
+func (m *Manager) editLock(key Key, path string) interface {
+	Lock()
+	Unlock()
+} {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, string(key.Owner)+"\x00"+string(key.Session)+"\x00"+path)
+	return &m.edits[h.Sum32()%uint32(len(m.edits))]
+}
+
+// applyEdits carries out all edits or none.
+func applyEdits(text string, edits []Edit, path string) (string, int, error) {
+	count := 0
+	for i, e := range edits {
+		old, to := e.OldText, e.NewText
+		n := strings.Count(text, old)
+		// A reader sees lines, not their ends: texts with \n fit files with \r\n.
+		if n == 0 && strings.Contains(old, "\n") && !strings.Contains(old, "\r\n") && strings.Contains(text, "\r\n") {
+			if crlf := strings.ReplaceAll(old, "\n", "\r\n"); strings.Contains(text, crlf) {
+				old, n = crlf, strings.Count(text, crlf)
+			}
+		}
+		if n > 0 && !strings.Contains(e.NewText, "\r\n") && mostlyCRLF(text) {
+			to = strings.ReplaceAll(e.NewText, "\n", "\r\n")
+		}
+		field := fmt.Sprintf("edits.%d.old_text", i)
+		earlier := ""
+		if i > 0 {
+			earlier = " (after the edits before it)"
+		}
+		switch {
+		case n == 0:
+			hint := "read_file shows the exact text, blanks and tabs too"
+			if at := nearest(text, e.OldText); at > 0 {
+				hint = fmt.Sprintf("line %d is like its first line; %s", at, hint)
+			}
+			return "", 0, &FieldError{Field: field, Problem: fmt.Sprintf("it is not in %s%s; nothing was changed", path, earlier), Hint: hint}
+		case n > 1 && !e.ReplaceAll:
+			return "", 0, &FieldError{Field: field, Problem: fmt.Sprintf("it is %d times in %s%s, at lines %s; nothing was changed", n, path, earlier, places(text, old)),
+				Hint: "add the lines around the one meant, or set replace_all"}
+		case e.ReplaceAll:
+			text = strings.ReplaceAll(text, old, to)
+			count += n
+		default:
+			text = strings.Replace(text, old, to, 1)
+			count++
+		}
+		if len(text) > MaxEditFile {
+			return "", 0, &UserError{Err: ErrLimit, Text: "the edited file would have more than 16,777,216 bytes; nothing was changed"}
+		}
+	}
+	return text, count, nil
+}
+
+// mostlyCRLF tells that every line of text ends in \r\n.
+func mostlyCRLF(text string) bool {
+	n := strings.Count(text, "\n")
+	return n > 0 && strings.Count(text, "\r\n") == n
+}
+
+// places are the line numbers at which old is found, at most ten.
+func places(text, old string) string {
+	var at []string
+	line, from := 1, 0
+	for {
+		i := strings.Index(text[from:], old)
+		if i < 0 {
+			break
+		}
+		if len(at) == 10 {
+			at = append(at, "…")
+			break
+		}
+		line += strings.Count(text[from:from+i], "\n")
+		at = append(at, fmt.Sprint(line))
+		line += strings.Count(text[from+i:from+i+len(old)], "\n")
+		from += i + len(old)
+	}
+	return strings.Join(at, ", ")
+}
+
+// nearest is the first line that is the first line of old but for blanks; 0
+// when there is none.
+func nearest(text, old string) int {
+	want := ""
+	for l := range strings.Lines(old) {
+		if want = strings.TrimSpace(l); want != "" {
+			break
+		}
+	}
+	if want == "" {
+		return 0
+	}
+	line := 0
+	for l := range strings.Lines(text) {
+		line++
+		if strings.TrimSpace(l) == want {
+			return line
+		}
+	}
+	return 0
+}
+
+// Bounds of a diff: lines around a change, and bytes in all.
+const (
+	diffContext = 3
+	maxDiff     = 32 << 10
+)
+
+// unifiedDiff shows what changed between two texts. It compares what lies
+// between the common beginning and end in pieces of equal lines, which is exact
+// enough for edits made by replacement, and linear for large files.
+func unifiedDiff(path, a, b string) string {
+	x, y := splitLines(a), splitLines(b)
+	ops := compareLines(x, y)
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "--- %s\n+++ %s\n", path, path)
+	for i := 0; i < len(ops); {
+		// A hunk: changes at most 2*diffContext lines apart.
+		j := i
+		for j+1 < len(ops) && ops[j+1].x0-ops[j].x1 <= 2*diffContext {
+			j++
+		}
+		from, to := max(0, ops[i].x0-diffContext), min(len(x), ops[j].x1+diffContext)
+		yfrom, yto := ops[i].y0-(ops[i].x0-from), ops[j].y1+(to-ops[j].x1)
+		fmt.Fprintf(&out, "@@ -%s +%s @@\n", hunkRange(from, to), hunkRange(yfrom, yto))
+		at := from
+		for ; i <= j; i++ {
+			writeLines(&out, ' ', x[at:ops[i].x0])
+			writeLines(&out, '-', x[ops[i].x0:ops[i].x1])
+			writeLines(&out, '+', y[ops[i].y0:ops[i].y1])
+			at = ops[i].x1
+		}
+		writeLines(&out, ' ', x[at:to])
+		if out.Len() > maxDiff {
+			cut := out.Bytes()[:maxDiff]
+			cut = cut[:headEnd(cut)]
+			return strings.ToValidUTF8(string(cut), "\uFFFD") + "[the diff is longer; the file was changed as asked]\n"
+		}
+	}
+	return strings.ToValidUTF8(out.String(), "\uFFFD")
+}
+
+func hunkRange(from, to int) string {
+	switch to - from {
+	case 0:
+		return fmt.Sprintf("%d,0", from)
+	case 1:
+		return fmt.Sprint(from + 1)
+	}
+	return fmt.Sprintf("%d,%d", from+1, to-from)
+}
+
+func splitLines(s string) []string {
+	var lines []string
+	for l := range strings.Lines(s) {
+		lines = append(lines, l)
+	}
+	return lines
+}
+
+func writeLines(out *bytes.Buffer, mark byte, lines []string) {
+	for _, l := range lines {
+		out.WriteByte(mark)
+		out.WriteString(l)
+		if !strings.HasSuffix(l, "\n") {
+			out.WriteString("\n\\ No newline at end of file\n")
+		}
+	}
+}
+
+// change says that x[x0:x1] became y[y0:y1].
+type change struct{ x0, x1, y0, y1 int }
+
+// compareLines finds the changes: lines that are in both texts exactly once,
+// in the same order, divide the texts, and so on within the parts.
+func compareLines(x, y []string) []change {
+	var ops []change
+	var walk func(x0, x1, y0, y1, depth int)
+	walk = func(x0, x1, y0, y1, depth int) {
+		for x0 < x1 && y0 < y1 && x[x0] == y[y0] {
+			x0, y0 = x0+1, y0+1
+		}
+		for x0 < x1 && y0 < y1 && x[x1-1] == y[y1-1] {
+			x1, y1 = x1-1, y1-1
+		}
+		if x0 == x1 && y0 == y1 {
+			return
+		}
+		anchors := uniqueInBoth(x, y, x0, x1, y0, y1)
+		if len(anchors) == 0 || depth > 20 {
+			ops = append(ops, change{x0, x1, y0, y1})
+			return
+		}
+		for _, a := range anchors {
+			walk(x0, a[0], y0, a[1], depth+1)
+			x0, y0 = a[0]+1, a[1]+1
+		}
+		walk(x0, x1, y0, y1, depth+1)
+	}
+	walk(0, len(x), 0, len(y), 0)
+	return ops
+}
+
+// uniqueInBoth pairs the lines that occur once in each part, as a sequence that
+// rises in both.
+func uniqueInBoth(x, y []string, x0, x1, y0, y1 int) [][2]int {
+	type where struct{ nx, ny, y int }
+	lines := make(map[string]*where, x1-x0)
+	for _, l := range x[x0:x1] {
+		if w := lines[l]; w != nil {
+			w.nx++
+		} else {
+			lines[l] = &where{nx: 1}
+		}
+	}
+	for i, l := range y[y0:y1] {
+		if w := lines[l]; w != nil {
+			w.ny++
+			w.y = y0 + i
+		}
+	}
+	// The longest rising sequence, by patience sorting.
+	var pairs [][2]int
+	for i := x0; i < x1; i++ {
+		if w := lines[x[i]]; w.nx == 1 && w.ny == 1 {
+			pairs = append(pairs, [2]int{i, w.y})
+		}
+	}
+	var piles []int // index into pairs of each pile's top
+	prev := make([]int, len(pairs))
+	for i, p := range pairs {
+		lo, hi := 0, len(piles)
+		for lo < hi {
+			mid := (lo + hi) / 2
+			if pairs[piles[mid]][1] < p[1] {
+				lo = mid + 1
+			} else {
+				hi = mid
+			}
+		}
+		prev[i] = -1
+		if lo > 0 {
+			prev[i] = piles[lo-1]
+		}
+		if lo == len(piles) {
+			piles = append(piles, i)
+		} else {
+			piles[lo] = i
+		}
+	}
+	if len(piles) == 0 {
+		return nil
+	}
+	seq := make([][2]int, len(piles))
+	for i, k := piles[len(piles)-1], len(piles)-1; i >= 0; i, k = prev[i], k-1 {
+		seq[k] = pairs[i]
+	}
+	return seq
+}

@@ -1,0 +1,302 @@
+package sandbox
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"time"
+	"unicode/utf8"
+)
+
+// Bounds of the file tools, in bytes.
+const (
+	MaxText      = 64 << 10 // what one read of text gives
+	maxTextLine  = 8 << 10  // of one line
+	MaxRaw       = 8 << 20  // what one raw read gives, and an image
+	MaxWrite     = 16 << 20
+	maxCounted   = 64 << 20 // how far lines are counted
+	sniffed      = 8 << 10
+	MaxEditFile  = 16 << 20
+	MaxEditCount = 1000
+)
+
+// Files reaches the files of key's sandbox, for copying, and starts it when it must;
+// it creates none.
+func (m *Manager) Files(ctx context.Context, key Key) (Files, Info, error) {
+	b, err := m.ready(withDeadline(ctx), key, startOnly, Spec{})
+	if err != nil {
+		return nil, Info{}, sayNoSession(err, key)
+	}
+	return b.inst.Files(), b.info, nil
+}
+
+// onFiles does work with the files of a running sandbox. One found dead is
+// brought back once; work that may have begun is done again only if it failed
+// with ErrNotRunning, which says that it had not.
+func (m *Manager) onFiles(ctx context.Context, key Key, p string, work func(f Files, path string) error) (Notice, error) {
+	var f faults
+	f.path(p)
+	if err := f.err(); err != nil {
+		return Notice{}, err
+	}
+	var revived string
+	for {
+		b, err := m.ready(ctx, key, startOnly, Spec{})
+		if err != nil {
+			return Notice{}, sayNoSession(err, key)
+		}
+		where := resolve(b.info, p)
+		err = work(b.inst.Files(), where)
+		if dead(err) && revived == "" {
+			m.forget(key, b)
+			revived = "the sandbox was found " + dying(err) + " and was brought back"
+			continue
+		}
+		n := b.notice
+		n.Revived = revived
+		return n, fileError(err, where)
+	}
+}
+
+func (f *faults) path(p string) {
+	switch {
+	case p == "":
+		f.add("path", "it is missing", "absolute, relative to the default directory, or beginning with ~/", "")
+	case !plainPath(p):
+		f.add("path", "it is too long, or holds a NUL byte or invalid UTF-8", "at most 4,096 bytes of UTF-8", "")
+	}
+}
+
+// fileError says in words what went wrong with a file; the kind stays.
+func fileError(err error, path string) error {
+	var user *UserError
+	var field *FieldError
+	say := func(kind error, format string, a ...any) error {
+		return &UserError{Err: kind, Text: fmt.Sprintf(format, a...)}
+	}
+	switch {
+	case err == nil, errors.As(err, &user), errors.As(err, &field):
+		return err
+	case errors.Is(err, fs.ErrNotExist):
+		return say(fs.ErrNotExist, "%s does not exist", path)
+	case errors.Is(err, fs.ErrExist):
+		return say(fs.ErrExist, "%s exists already", path)
+	case errors.Is(err, fs.ErrPermission):
+		return say(fs.ErrPermission, "permission denied: %s; a command with user root may", path)
+	case errors.Is(err, ErrIsDir):
+		return say(ErrIsDir, "%s is a directory; list it with a command such as ls", path)
+	case errors.Is(err, ErrNotDir):
+		return say(ErrNotDir, "a part of %s is not a directory", path)
+	case errors.Is(err, ErrNotRegular):
+		return say(ErrNotRegular, "%s is a device, FIFO or socket, not a file", path)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// ReadFile reads a file: text by lines, or bytes when Raw or an image. Binary
+// files are refused otherwise.
+func (m *Manager) ReadFile(ctx context.Context, key Key, r ReadFileRequest) (*FileContent, error) {
+	ctx = withDeadline(ctx)
+	var f faults
+	if r.Offset < 0 {
+		f.add("offset", fmt.Sprintf("%d does not fit", r.Offset), "a line number from 1", "")
+	}
+	if r.Limit < 0 {
+		f.add("limit", fmt.Sprintf("%d does not fit", r.Limit), "1 or more lines", "")
+	}
+	if r.Raw && (r.Offset > 0 || r.Limit > 0) {
+		f.add("base64", "offset and limit count lines of text", "base64 alone", "read a part with a command such as dd")
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	var res *FileContent
+	notice, err := m.onFiles(ctx, key, r.Path, func(files Files, path string) error {
+		body, info, err := files.Open(ctx, path)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		res, err = readContent(body, info, r)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.Notice = notice
+	return res, nil
+}
+
+func readContent(body io.Reader, info FileInfo, r ReadFileRequest) (*FileContent, error) {
+	in := bufio.NewReaderSize(body, 64<<10)
+	start, err := in.Peek(sniffed)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read: %w", err)
+	}
+	res := &FileContent{File: info, MIME: sniff(start), Lines: -1}
+	image := isImage(res.MIME)
+	if r.Raw || image && r.Offset == 0 && r.Limit == 0 {
+		data, err := io.ReadAll(io.LimitReader(in, MaxRaw+1))
+		if err != nil {
+			return nil, fmt.Errorf("read: %w", err)
+		}
+		if len(data) > MaxRaw {
+			return nil, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 8,388,608 that one read gives; read a part with a command such as dd, or berth cp", info.Path, info.Size)}
+		}
+		res.Data = data
+		return res, nil
+	}
+	if res.MIME != "text/plain" {
+		return nil, &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s, %d bytes); base64 gives its bytes, or use a command such as file, xxd or strings", info.Path, res.MIME, info.Size)}
+	}
+	return res, readLines(in, r, res)
+}
+
+// readLines takes the wanted lines and counts all of them. Memory stays
+// bounded whatever the file holds.
+func readLines(in *bufio.Reader, r ReadFileRequest, res *FileContent) error {
+	first := max(1, r.Offset)
+	var out []byte
+	line, taken, read := 0, 0, int64(0)
+	full := false
+	for {
+		wanted := line+1 >= first && !full && (r.Limit == 0 || taken < r.Limit)
+		text, n, err := readLine(in, wanted)
+		read += n
+		if n > 0 {
+			line++
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read: %w", err)
+		}
+		if wanted && n > 0 {
+			if len(out)+len(text) > MaxText && taken > 0 {
+				full = true
+			} else {
+				out = append(out, text...)
+				taken++
+			}
+		}
+		if err != nil {
+			res.Lines = line
+			break
+		}
+		if read > maxCounted && (full || r.Limit > 0 && taken >= r.Limit) {
+			break // how many there are is not known
+		}
+	}
+	if taken == 0 && line > 0 && first > line {
+		return &FieldError{Field: "offset", Problem: fmt.Sprintf("%d lies beyond the file's %d lines", r.Offset, line), Allowed: fmt.Sprintf("1 to %d", line)}
+	}
+	if !utf8.Valid(out) {
+		out = bytes.ToValidUTF8(out, []byte("\uFFFD"))
+	}
+	res.Data = out
+	if taken > 0 {
+		res.First, res.Last = first, first+taken-1
+	}
+	res.Truncated = res.Lines < 0 || res.Last < res.Lines
+	return nil
+}
+
+// readLine reads one line with its end; n counts its bytes. Of a long line the
+// beginning is kept and the rest is told.
+func readLine(in *bufio.Reader, keep bool) (text []byte, n int64, err error) {
+	for {
+		part, err := in.ReadSlice('\n')
+		n += int64(len(part))
+		if keep && len(text) <= maxTextLine {
+			text = append(text, part...)
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			continue
+		}
+		if keep && n > maxTextLine {
+			cut := min(maxTextLine, len(text))
+			for cut > 0 && !utf8.RuneStart(text[cut]) {
+				cut--
+			}
+			text = fmt.Appendf(text[:cut], "… [%d more bytes in this line]", n-int64(cut))
+			if err == nil {
+				text = append(text, '\n')
+			}
+		}
+		return text, n, err
+	}
+}
+
+var magics = []struct{ magic, mime string }{
+	{"\x89PNG\r\n\x1a\n", "image/png"}, {"\xff\xd8\xff", "image/jpeg"}, {"GIF87a", "image/gif"}, {"GIF89a", "image/gif"},
+	{"%PDF-", "application/pdf"}, {"PK\x03\x04", "application/zip"}, {"\x1f\x8b", "application/gzip"}, {"\x7fELF", "application/x-elf"},
+}
+
+// sniff tells what a file's beginning looks like.
+func sniff(b []byte) string {
+	for _, m := range magics {
+		if bytes.HasPrefix(b, []byte(m.magic)) {
+			return m.mime
+		}
+	}
+	if len(b) >= 12 && string(b[:4]) == "RIFF" && string(b[8:12]) == "WEBP" {
+		return "image/webp"
+	}
+	// Text is without NUL bytes and, but for a few bytes of an old encoding,
+	// UTF-8.
+	if bytes.IndexByte(b, 0) >= 0 {
+		return "application/octet-stream"
+	}
+	bad := 0
+	for i := 0; i < len(b); {
+		r, n := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && n == 1 && (utf8.FullRune(b[i:]) || len(b) < sniffed) {
+			bad++
+		}
+		i += n
+	}
+	if bad*10 > len(b) {
+		return "application/octet-stream"
+	}
+	return "text/plain"
+}
+
+func isImage(mime string) bool {
+	switch mime {
+	case "image/png", "image/jpeg", "image/gif", "image/webp":
+		return true
+	}
+	return false
+}
+
+// WriteFile makes a file hold exactly the data, at once or not at all, or adds
+// the data at its end.
+func (m *Manager) WriteFile(ctx context.Context, key Key, r WriteFileRequest) (*WriteFileResult, error) {
+	ctx = withDeadline(ctx)
+	var f faults
+	if len(r.Data) > MaxWrite {
+		f.add("content", fmt.Sprintf("it has %d bytes", len(r.Data)), "at most 16,777,216", "write it in parts with append")
+	}
+	if r.Mode != nil && *r.Mode&^0o7777 != 0 {
+		f.add("mode", fmt.Sprintf("%o does not fit", uint32(*r.Mode)), "permission bits, such as 0644", "")
+	}
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	res := &WriteFileResult{}
+	notice, err := m.onFiles(ctx, key, r.Path, func(files Files, path string) error {
+		// A write that has begun is carried out, caller or not.
+		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Until(callDeadline(ctx)))
+		defer cancel()
+		w, err := files.Write(wctx, path, bytes.NewReader(r.Data), WriteOptions{Append: r.Append, Mode: r.Mode})
+		res.WriteResult = w
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.Notice = notice
+	return res, nil
+}

@@ -1,0 +1,337 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Bounds of a Spec beside those of its intervals.
+const (
+	MaxName       = 63 // characters
+	MaxLabels     = 64
+	MaxLabelValue = 256       // bytes
+	MaxEnv        = 256 << 10 // bytes, names and values together
+	MaxPath       = 4096      // bytes
+	MaxTimeout    = 7 * 24 * time.Hour
+	MaxInterval   = 10 * 365 * 24 * time.Hour
+)
+
+// ServerMadeAutoDelete is when a sandbox is deleted whose session id the server
+// made, counted from the stop, unless the spec says otherwise.
+const ServerMadeAutoDelete = 30 * 24 * time.Hour
+
+type serverMadeKey struct{}
+
+// WithServerMadeSession marks a call whose session id was made by the server
+// and not given by the caller. A sandbox that such a call creates is archived
+// after DefaultAutoArchive and deleted after ServerMadeAutoDelete, unless the
+// given spec or the operator's defaults name other intervals.
+func WithServerMadeSession(ctx context.Context) context.Context {
+	return context.WithValue(ctx, serverMadeKey{}, true)
+}
+
+func serverMade(ctx context.Context) bool {
+	made, _ := ctx.Value(serverMadeKey{}).(bool)
+	return made
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s Spec) Clone() Spec {
+	s.Labels, s.Env = maps.Clone(s.Labels), maps.Clone(s.Env)
+	s.Ephemeral, s.AutoStop, s.AutoArchive = clone(s.Ephemeral), clone(s.AutoStop), clone(s.AutoArchive)
+	s.AutoDelete, s.Timeout = clone(s.AutoDelete), clone(s.Timeout)
+	return s
+}
+
+func clone[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	v := *p
+	return &v
+}
+
+// WithDefaults returns the complete spec of s over the operator's defaults d
+// over the built-in ones: every pointer is set, maps are merged key by key. The
+// name may still be empty; the Manager puts the session id there.
+func (s Spec) WithDefaults(d Spec) Spec {
+	out := s.over(d).over(Spec{Language: TypeScript, User: "agent", Ephemeral: new(bool),
+		AutoStop: ptr(DefaultAutoStop), AutoArchive: ptr(DefaultAutoArchive), AutoDelete: ptr(Never), Timeout: ptr(DefaultTimeout)})
+	if *out.AutoArchive == 0 {
+		*out.AutoArchive = MaxAutoArchive
+	}
+	if *out.AutoDelete < 0 {
+		*out.AutoDelete = Never
+	}
+	if *out.Ephemeral {
+		*out.AutoDelete = 0
+	}
+	return out
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// over returns s with what it lacks taken from d.
+func (s Spec) over(d Spec) Spec {
+	s, d = s.Clone(), d.Clone()
+	merge := func(over, under map[string]string) map[string]string {
+		if len(under) == 0 {
+			return over
+		}
+		maps.Copy(under, over)
+		return under
+	}
+	s.Labels, s.Env = merge(s.Labels, d.Labels), merge(s.Env, d.Env)
+	if s.Name == "" {
+		s.Name = d.Name
+	}
+	if s.Language == "" {
+		s.Language = d.Language
+	}
+	if s.User == "" {
+		s.User = d.User
+	}
+	if s.WorkingDirectory == "" {
+		s.WorkingDirectory = d.WorkingDirectory
+	}
+	if s.Ephemeral == nil {
+		s.Ephemeral = d.Ephemeral
+	}
+	for _, p := range []struct{ a, b **time.Duration }{{&s.AutoStop, &d.AutoStop}, {&s.AutoArchive, &d.AutoArchive},
+		{&s.AutoDelete, &d.AutoDelete}, {&s.Timeout, &d.Timeout}} {
+		if *p.a == nil {
+			*p.a = *p.b
+		}
+	}
+	return s
+}
+
+var (
+	envName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	labelPart = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	dnsPrefix = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
+)
+
+// Validate checks what is given in s. Its error joins a *FieldError for every
+// fault, each named by its key.
+func (s Spec) Validate() error {
+	var f faults
+	if utf8.RuneCountInString(s.Name) > MaxName || !printable(s.Name) {
+		f.add("name", fmt.Sprintf("%.80q does not fit", s.Name), "at most 63 printable characters", "")
+	}
+	f.labels(s.Labels)
+	switch s.Language {
+	case "", TypeScript, JavaScript, Python:
+	default:
+		f.add("language", fmt.Sprintf("there is no default language %.40q", s.Language), "typescript, javascript, python", "bash runs by execute_command, and by run_code when asked for")
+	}
+	f.env(s.Env)
+	f.user(s.User)
+	span := func(field string, d *time.Duration, least, most time.Duration, allowed string) {
+		if d != nil && (*d < least || *d > most) {
+			f.add(field, fmt.Sprintf("%v does not fit", *d), allowed, "")
+		}
+	}
+	span("auto_stop_minutes", s.AutoStop, 0, MaxInterval, "0 (never) to 5,256,000 minutes")
+	span("auto_archive_minutes", s.AutoArchive, 0, MaxAutoArchive, "0 (the maximum) to 43,200 minutes")
+	if s.AutoDelete != nil && *s.AutoDelete > MaxInterval {
+		f.add("auto_delete_minutes", fmt.Sprintf("%v does not fit", *s.AutoDelete), "negative (never), 0 (at the stop) to 5,256,000 minutes", "")
+	}
+	span("timeout_seconds", s.Timeout, 0, MaxTimeout, "0 (none) to 604,800 seconds")
+	if w := s.WorkingDirectory; w != "" {
+		switch {
+		case !path.IsAbs(w):
+			f.add("working_directory", fmt.Sprintf("%.80q is not absolute", w), "an absolute path, such as /workspace", "")
+		case !plainPath(w):
+			f.add("working_directory", "it is too long, or holds a NUL byte or invalid UTF-8", "at most 4,096 bytes of UTF-8", "")
+		}
+	}
+	return f.err()
+}
+
+// faults collects what is wrong with an input.
+type faults []error
+
+func (f *faults) add(field, problem, allowed, hint string) {
+	*f = append(*f, &FieldError{Field: field, Problem: problem, Allowed: allowed, Hint: hint})
+}
+
+func (f faults) err() error { return errors.Join(f...) }
+
+func (f *faults) env(env map[string]string) {
+	total := 0
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		f.envVar(k, env[k])
+		total += len(k) + len(env[k]) + 2
+	}
+	f.envSize(total)
+}
+
+func (f *faults) envVar(name, value string) {
+	if !envName.MatchString(name) {
+		f.add("env", fmt.Sprintf("%.80q is not a variable name", name), "letters, digits and '_', not beginning with a digit", "")
+		return
+	}
+	if strings.ContainsRune(value, 0) {
+		f.add("env."+name, "the value holds a NUL byte", "", "")
+	}
+	if len(value) > 120<<10 {
+		f.add("env."+name, fmt.Sprintf("the value has %d bytes", len(value)), "at most 122,880 bytes", "put long data in a file with write_file")
+	}
+}
+
+func (f *faults) envSize(total int) {
+	if total > MaxEnv {
+		f.add("env", fmt.Sprintf("it has %d bytes in all", total), "at most 262,144 bytes", "put long data in a file with write_file")
+	}
+}
+
+func (f *faults) user(user string) {
+	if user != "" && user != "agent" && user != "root" {
+		f.add("user", fmt.Sprintf("there is no user %.40q", user), "agent, root", "")
+	}
+}
+
+func (f *faults) labels(labels map[string]string) {
+	if len(labels) > MaxLabels {
+		f.add("labels", fmt.Sprintf("there are %d", len(labels)), "at most 64", "")
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		prefix, name, has := strings.Cut(k, "/")
+		if !has {
+			prefix, name = "", k
+		}
+		if !labelPart.MatchString(name) || has && !dnsPrefix.MatchString(prefix) {
+			f.add("labels", fmt.Sprintf("%.80q is not a label key", k),
+				"at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit, after an optional DNS prefix and '/'", "")
+			continue
+		}
+		if v := labels[k]; len(v) > MaxLabelValue || !printable(v) {
+			f.add("labels."+k, "the value does not fit", "at most 256 bytes of printable text", "")
+		}
+	}
+}
+
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) })
+}
+
+func plainPath(p string) bool {
+	return len(p) <= MaxPath && utf8.ValidString(p) && !strings.ContainsRune(p, 0)
+}
+
+// updated is the spec in force once given is applied to it: what is given wins,
+// given maps replace those in force. Only a new sandbox can be made ephemeral.
+func (given Spec) updated(inForce, defaults Spec) Spec {
+	want := given.over(Spec{Env: map[string]string{}, Labels: map[string]string{}})
+	if given.Env != nil {
+		want.Env = given.over(Spec{Env: defaults.Env}).Env
+	} else {
+		want.Env = maps.Clone(inForce.Env)
+	}
+	if given.Labels != nil {
+		want.Labels = given.over(Spec{Labels: defaults.Labels}).Labels
+	} else {
+		want.Labels = maps.Clone(inForce.Labels)
+	}
+	under := inForce.Clone()
+	under.Env, under.Labels = nil, nil
+	want = want.over(under)
+	want.Ephemeral = clone(inForce.Ephemeral)
+	if want.AutoArchive != nil && *want.AutoArchive == 0 {
+		*want.AutoArchive = MaxAutoArchive
+	}
+	if want.AutoDelete != nil && *want.AutoDelete < 0 {
+		*want.AutoDelete = Never
+	}
+	if want.Ephemeral != nil && *want.Ephemeral && want.AutoDelete != nil {
+		*want.AutoDelete = 0
+	}
+	return want
+}
+
+// drift names every key in which inForce is not what was wanted. Values of
+// environment variables are never told.
+func drift(want, inForce Spec) []string {
+	var d []string
+	say := func(field string, asked, is any) {
+		d = append(d, fmt.Sprintf("%s: asked %v, in force %v", field, asked, is))
+	}
+	if want.Name != inForce.Name {
+		say("name", want.Name, inForce.Name)
+	}
+	if want.Language != inForce.Language {
+		say("language", want.Language, inForce.Language)
+	}
+	if want.User != inForce.User {
+		say("user", want.User, inForce.User)
+	}
+	if want.WorkingDirectory != inForce.WorkingDirectory {
+		say("working_directory", orNone(want.WorkingDirectory), orNone(inForce.WorkingDirectory))
+	}
+	keys := func(field string, want, is map[string]string, tell bool) {
+		all := maps.Clone(want)
+		if all == nil {
+			all = map[string]string{}
+		}
+		maps.Copy(all, is)
+		for _, k := range slices.Sorted(maps.Keys(all)) {
+			w, asked := want[k]
+			v, have := is[k]
+			switch {
+			case asked && have && w == v:
+			case tell && asked && have:
+				say(field+"."+k, w, v)
+			case asked && have:
+				d = append(d, field+"."+k+": asked another value than the one in force")
+			case asked:
+				d = append(d, field+"."+k+": asked, not in force")
+			default:
+				d = append(d, field+"."+k+": in force, not asked")
+			}
+		}
+	}
+	keys("labels", want.Labels, inForce.Labels, true)
+	keys("env", want.Env, inForce.Env, false)
+	if a, b := want.Ephemeral, inForce.Ephemeral; a != nil && b != nil && *a != *b {
+		say("ephemeral", *a, *b)
+	}
+	for _, p := range []struct {
+		field string
+		a, b  *time.Duration
+	}{{"auto_stop_minutes", want.AutoStop, inForce.AutoStop}, {"auto_archive_minutes", want.AutoArchive, inForce.AutoArchive},
+		{"auto_delete_minutes", want.AutoDelete, inForce.AutoDelete}, {"timeout_seconds", want.Timeout, inForce.Timeout}} {
+		if p.a == nil || p.b != nil && *p.a == *p.b {
+			continue
+		}
+		is := "unknown"
+		if p.b != nil {
+			is = span(*p.b)
+		}
+		say(p.field, span(*p.a), is)
+	}
+	return d
+}
+
+func span(d time.Duration) string {
+	if d < 0 {
+		return "never"
+	}
+	return d.String()
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
