@@ -11,7 +11,7 @@ import (
 )
 
 func (a *App) provider(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
-	return nil, "", errors.New("the local provider is being built")
+	return nowhere{errors.New("the local provider is being built")}, "", nil
 }
 
 func stateDir(a *App, c *config.Config) (string, error) {

@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -19,7 +18,7 @@ const remedies = "berth makes sandboxes on Linux only, and this machine runs " +
 	"it through docker (berth client-config NAME --container CONTAINER prints how), or, on Windows, in WSL (berth client-config NAME --wsl)"
 
 func (a *App) provider(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
-	return nowhere{}, remedies, nil
+	return nowhere{errors.New(remedies)}, remedies, nil
 }
 
 func stateDir(a *App, c *config.Config) (string, error) {
@@ -42,22 +41,3 @@ type doctorCommand struct {
 }
 
 func (*doctorCommand) Run(*App) error { return errors.New(remedies) }
-
-// nowhere is the provider of machines that can make no sandbox: MCP clients
-// connect and see the tools, and the first call says what to do.
-type nowhere struct{}
-
-var errNowhere = &sandbox.UserError{Text: remedies, Err: sandbox.ErrUnavailable}
-
-func (nowhere) Name() string { return "none" }
-func (nowhere) Create(context.Context, sandbox.Key, sandbox.Spec) (sandbox.Instance, error) {
-	return nil, errNowhere
-}
-func (nowhere) Lookup(context.Context, sandbox.Key) (sandbox.Instance, error) {
-	return nil, errNowhere
-}
-func (nowhere) List(context.Context, sandbox.Owner) ([]sandbox.Info, error) { return nil, errNowhere }
-func (nowhere) Describe(context.Context, sandbox.Spec) (sandbox.Info, error) {
-	return sandbox.Info{}, errNowhere
-}
-func (nowhere) Close() error { return nil }

@@ -15,7 +15,9 @@ import (
 	"berth/internal/config"
 	"berth/internal/secret"
 	"berth/internal/server"
+	"berth/internal/session"
 	"berth/sandbox"
+	"berth/tools"
 )
 
 type serveCommand struct {
@@ -136,8 +138,36 @@ func (a *App) newServer(b *bench, o server.Options) (*server.Server, error) {
 		_, err := b.provider.List(ctx, sandbox.LocalOwner)
 		return err
 	}
-	m := server.NewMCP("berth", a.Version, server.MCPOptions{Logger: o.Logger, Title: "berth"})
+	t := tools.Options{
+		Toolsets:       toolsets(b.config.Toolsets),
+		ReadOnly:       b.config.ReadOnly,
+		DefaultSession: b.config.Session,
+		Book:           session.NewBook(sandbox.SessionID(b.config.Session)),
+		Logger:         o.Logger,
+	}
+	// What a sandbox would be; where none can be made the first call says why.
+	info, err := b.provider.Describe(a.ctx, b.config.Defaults.Spec())
+	if err != nil {
+		o.Logger.Warn("no sandbox can be made here", slog.Any("err", err))
+	}
+	m := server.NewMCP("berth", a.Version, server.MCPOptions{Logger: o.Logger, Title: "berth", Instructions: tools.Instructions(info, t)})
+	if err := tools.Register(m, b.Manager, t); err != nil {
+		return nil, err
+	}
 	return server.New(m, o)
+}
+
+// toolsets spells the default set out.
+func toolsets(names []string) []string {
+	var list []string
+	for _, n := range names {
+		if n == "default" {
+			list = append(list, tools.Toolsets()...)
+			continue
+		}
+		list = append(list, n)
+	}
+	return list
 }
 
 // absoluteDirs makes the host side of --dir absolute: it counts from the

@@ -61,6 +61,9 @@ func (l *loader) node(file, key string, n *yaml.Node, v reflect.Value, hide bool
 		}
 		l.scalar(key, where, n.Value, v, true)
 	case v.Kind() == reflect.Struct:
+		if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+			return // a section whose keys are all commented out
+		}
 		if n.Kind != yaml.MappingNode {
 			wrong("a mapping of keys")
 			return
