@@ -1,0 +1,106 @@
+// Command bench measures berth through MCP beside the peers that this machine
+// has, in one interleaved run, and prints a table with the goals of the design.
+// It judges nothing by itself: machines differ, so read ratios, not times.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"berth/internal/driver"
+)
+
+func main() {
+	var (
+		berth = flag.String("berth", "bin/berth", "the berth program")
+		out   = flag.String("o", "", "write the table into this file, between its bench markers")
+		n     = flag.Int("n", 30, "repetitions of a latency row")
+		only  = flag.String("only", "", "only rows whose name contains this")
+	)
+	flag.Parse()
+	if err := run(*berth, *out, *n, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(berth, out string, n int, only string) error {
+	berth, err := filepath.Abs(berth)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "berth-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{ctx: context.Background(), dir: dir, n: n,
+		program: driver.Program{Path: berth, State: filepath.Join(dir, "state")}}
+	var rows []row
+	for _, m := range []struct {
+		name string
+		run  func() ([]row, error)
+	}{
+		{"create", b.create},
+		{"execute", b.execute},
+		{"throughput", b.throughput},
+		{"output", b.output},
+		{"idle", b.idle},
+		{"many", b.many},
+		{"sse", b.sse},
+		{"ready", b.ready},
+	} {
+		if !strings.Contains(m.name, only) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s …\n", m.name)
+		r, err := m.run()
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		rows = append(rows, r...)
+	}
+	text := table(rows)
+	for _, a := range b.absent {
+		text += "\nNot measured: " + a + "."
+	}
+	text += fmt.Sprintf("\n\n%s, %d cores, %s, %s.\n", kernel(), runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"))
+	fmt.Print(text)
+	if out == "" {
+		return nil
+	}
+	return replaceBetween(out, text)
+}
+
+func kernel() string {
+	b, err := exec.CommandContext(context.Background(), "uname", "-sr").Output()
+	if err != nil {
+		return "unknown kernel"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+const (
+	beginMark = "<!-- bench:begin -->\n"
+	endMark   = "<!-- bench:end -->"
+)
+
+func replaceBetween(file, text string) error {
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(old), beginMark)
+	_, after, ok2 := strings.Cut(rest, endMark)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no bench markers", file)
+	}
+	return os.WriteFile(file, []byte(before+beginMark+"\n"+text+"\n"+endMark+after), 0o644)
+}

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mark3labs/mcp-go/client"
+
+	"berth/internal/driver"
+)
+
+type bench struct {
+	ctx     context.Context
+	dir     string
+	n       int
+	program driver.Program
+	absent  []string
+}
+
+// legacy clients ask nothing of the server before initialize: one round trip.
+var legacy = client.WithLegacyProtocolOnly()
+
+func (b *bench) stdio() (*driver.Session, error) { return b.program.Stdio(b.ctx, legacy) }
+
+func runTrue(ctx context.Context, s *driver.Session, session string) error {
+	a, err := s.Must(ctx, "execute_command", map[string]any{"session_id": session, "command": "true"})
+	if err != nil {
+		return err
+	}
+	if a.Result.ExitCode == nil || *a.Result.ExitCode != 0 {
+		return fmt.Errorf("true answered %q", a.Text)
+	}
+	return nil
+}
+
+func destroy(ctx context.Context, s *driver.Session, session string) error {
+	_, err := s.Must(ctx, "destroy_sandbox", map[string]any{"session_id": session})
+	return err
+}
+
+// create: from nothing to the first command's answer. Peers are one-shot
+// programs, whose time holds their taking down too; ours is outside the clock.
+func (b *bench) create() ([]row, error) {
+	s, err := b.stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	peers, absent := oneShots(b.ctx, b.dir)
+	b.absent = append(b.absent, absent...)
+	cs := append([]contender{{"berth", func(i int) error { return runTrue(b.ctx, s, fmt.Sprintf("create-%d", i)) }}}, peers...)
+	got, err := interleave(b.n, cs)
+	if err != nil {
+		return nil, err
+	}
+	for i := range b.n + 1 {
+		if err := destroy(b.ctx, s, fmt.Sprintf("create-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	p50 := got["berth"].p50()
+	return []row{{"create → first command's answer", "p50 ≤ 25 ms, stretch 12", fmt.Sprintf("p50 %s, p95 %s", ms(p50), ms(got["berth"].p95())),
+		beside(got, "berth", cs), judge(p50 <= 25*time.Millisecond)}}, nil
+}
+
+func (b *bench) execute() ([]row, error) {
+	s, err := b.stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	cs := []contender{
+		{"berth", func(int) error { return runTrue(b.ctx, s, "exec") }},
+		{"fork+exec on the host (no sandbox)", func(int) error { return exec.CommandContext(b.ctx, "/bin/true").Run() }},
+	}
+	if peer, why := desktopCommander(b.ctx); peer != nil {
+		cs = append(cs, *peer)
+	} else {
+		b.absent = append(b.absent, why)
+	}
+	got, err := interleave(5*b.n, cs)
+	if err != nil {
+		return nil, err
+	}
+	p50 := got["berth"].p50()
+	return []row{{"execute_command `true`, running sandbox", "p50 ≤ 3 ms", fmt.Sprintf("p50 %s, p95 %s", ms(p50), ms(got["berth"].p95())),
+		beside(got, "berth", cs), judge(p50 <= 3*time.Millisecond)}}, destroy(b.ctx, s, "exec")
+}
+
+// throughput: 16 clients of one HTTP server, each with a sandbox of its own.
+func (b *bench) throughput() ([]row, error) {
+	server, err := b.program.ListenAndServe(b.ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Stop()
+	const clients, each = 16, 150
+	sessions := make([]*driver.Session, clients)
+	for i := range sessions {
+		if sessions[i], err = server.Dial(b.ctx, driver.HTTP, "", legacy); err != nil {
+			return nil, err
+		}
+		defer sessions[i].Close()
+		if err := runTrue(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	begin := time.Now()
+	err = parallel(clients, func(i int) error {
+		for range each {
+			if err := runTrue(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	rate := float64(clients*each) / time.Since(begin).Seconds()
+	for i := range sessions {
+		if err := destroy(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	return []row{{"commands per second, 16 clients, HTTP", "≥ 500", fmt.Sprintf("%.0f", rate), "", judge(rate >= 500)}}, nil
+}
+
+// output: a command writes 10 MiB into its log; then all of it is read back.
+func (b *bench) output() ([]row, error) {
+	s, err := b.stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	const size = 10 << 20
+	if err := runTrue(b.ctx, s, "output"); err != nil {
+		return nil, err
+	}
+	var times sample
+	for range max(5, b.n/3) {
+		begin := time.Now()
+		a, err := s.Must(b.ctx, "execute_command", map[string]any{"session_id": "output", "command": fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x", size)})
+		if err != nil {
+			return nil, err
+		}
+		if a.Result.StdoutBytes != size {
+			return nil, fmt.Errorf("stdout_bytes %d, want %d", a.Result.StdoutBytes, size)
+		}
+		var got int
+		for cursor := "c0.0"; ; {
+			r, err := s.Must(b.ctx, "read_output", map[string]any{"session_id": "output", "process_id": a.Result.ProcessID,
+				"cursor": cursor, "max_bytes": 1 << 20, "wait_for": "none"})
+			if err != nil {
+				return nil, err
+			}
+			n := len(r.Output())
+			if n == 0 {
+				break
+			}
+			got += n
+			cursor = r.Result.Cursor
+			if got >= size {
+				break
+			}
+		}
+		times = append(times, time.Since(begin))
+		if got < size {
+			return nil, fmt.Errorf("read back %d bytes, want %d", got, size)
+		}
+	}
+	rate := float64(size) / 1e6 / times.p50().Seconds()
+	rss := memory(s.PID(), "VmHWM")
+	helpers, err := helperMemory(b.program.State)
+	if err != nil {
+		return nil, err
+	}
+	return []row{
+		{"10 MiB of output into the log and read back", "≥ 200 MB/s", fmt.Sprintf("%.0f MB/s", rate), "", judge(rate >= 200)},
+		{"— server's peak RSS while doing so", "≤ 40 MiB", mib(rss), "", judge(rss <= 40<<20)},
+		{"— helper's memory (PSS) after it", "", mib(helpers.total), "", open},
+	}, destroy(b.ctx, s, "output")
+}
+
+func (b *bench) idle() ([]row, error) {
+	s, err := b.stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	const n = 10
+	for i := range n {
+		if err := runTrue(b.ctx, s, fmt.Sprintf("idle-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	time.Sleep(2 * time.Second) // let the helpers give memory back
+	h, err := helperMemory(b.program.State)
+	if err != nil {
+		return nil, err
+	}
+	for i := range n {
+		if err := destroy(b.ctx, s, fmt.Sprintf("idle-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	per := h.total / n
+	return []row{{"idle sandbox, our processes (PSS, mean of 10)", "≤ 3 MiB", fmt.Sprintf("%s in %d processes", mib(per), h.count/n), "", judge(per <= 3<<20)}}, nil
+}
+
+// many: does a command take longer when 100 sandboxes run?
+func (b *bench) many() ([]row, error) {
+	s, err := b.stdio()
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	if err := runTrue(b.ctx, s, "many-0"); err != nil {
+		return nil, err
+	}
+	time1 := func(session string) (time.Duration, error) {
+		begin := time.Now()
+		err := runTrue(b.ctx, s, session)
+		return time.Since(begin), err
+	}
+	var one, hundred sample
+	for range 200 {
+		d, err := time1("many-0")
+		if err != nil {
+			return nil, err
+		}
+		one = append(one, d)
+	}
+	begin := time.Now()
+	for i := 1; i < 100; i++ {
+		if err := runTrue(b.ctx, s, fmt.Sprintf("many-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	made := time.Since(begin)
+	for i := range 200 {
+		d, err := time1(fmt.Sprintf("many-%d", i%100))
+		if err != nil {
+			return nil, err
+		}
+		hundred = append(hundred, d)
+	}
+	for i := range 100 {
+		if err := destroy(b.ctx, s, fmt.Sprintf("many-%d", i)); err != nil {
+			return nil, err
+		}
+	}
+	ratio := float64(hundred.p95()) / float64(one.p95())
+	return []row{{"100 running sandboxes, a command in each", "p95 ≤ 2 × of one",
+		fmt.Sprintf("p95 %s, of one %s: %.2f×; 99 made in %.1f s", ms(hundred.p95()), ms(one.p95()), ratio, made.Seconds()), "", judge(ratio <= 2)}}, nil
+}
+
+// sse: 500 connected SSE clients, each with a sandbox of its own.
+func (b *bench) sse() ([]row, error) {
+	server, err := b.program.ListenAndServe(b.ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer server.Stop()
+	const n = 500
+	sessions := make([]*driver.Session, n)
+	for i := range sessions {
+		if sessions[i], err = server.Dial(b.ctx, driver.SSE, "", legacy); err != nil {
+			return nil, fmt.Errorf("client %d: %w", i, err)
+		}
+		defer sessions[i].Close()
+	}
+	answered, gate := 0, make(chan struct{}, 8)
+	var mu sync.Mutex
+	begin := time.Now()
+	err = parallel(n, func(i int) error {
+		gate <- struct{}{}
+		defer func() { <-gate }()
+		want := fmt.Sprintf("sse-%d", i)
+		a, err := sessions[i].Must(b.ctx, "execute_command", map[string]any{"session_id": want, "command": "echo " + want})
+		if err != nil {
+			return err
+		}
+		if a.Output() != want {
+			return fmt.Errorf("client %d got %q", i, a.Output())
+		}
+		mu.Lock()
+		answered++
+		mu.Unlock()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	took := time.Since(begin)
+	rss := memory(server.PID, "VmRSS")
+	err = parallel(8, func(w int) error {
+		for i := w; i < n; i += 8 {
+			if err := destroy(b.ctx, sessions[i], fmt.Sprintf("sse-%d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return []row{{"500 SSE sessions, a sandbox each", "all answer",
+		fmt.Sprintf("%d answered, all made in %.1f s; server %s", answered, took.Seconds(), mib(rss)), "", judge(answered == n)}}, err
+}
+
+// ready: from starting the program to its answer to initialize; and from
+// closing its stdin to its end.
+func (b *bench) ready() ([]row, error) {
+	var up, down sample
+	var rss int64
+	for range b.n {
+		begin := time.Now()
+		s, err := b.stdio()
+		if err != nil {
+			return nil, err
+		}
+		up = append(up, time.Since(begin))
+		rss = max(rss, memory(s.PID(), "VmRSS"))
+		begin = time.Now()
+		if err := s.Close(); err != nil {
+			return nil, err
+		}
+		down = append(down, time.Since(begin))
+	}
+	return []row{
+		{"server ready (start → initialize answered)", "≤ 30 ms", "p50 " + ms(up.p50()) + ", p95 " + ms(up.p95()), "", judge(up.p50() <= 30*time.Millisecond)},
+		{"— its RSS then", "≤ 30 MiB", mib(rss), "", judge(rss <= 30<<20)},
+		{"stdin closed → server gone", "≤ 1 s", "p50 " + ms(down.p50()) + ", p95 " + ms(down.p95()), "", judge(down.p95() <= time.Second)},
+	}, nil
+}
+
+func parallel(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { errs[i] = f(i) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+// memory reads one size of /proc/PID/status, in bytes.
+func memory(pid int, key string) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, key+":"); ok {
+			n, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			if err != nil {
+				return -1
+			}
+			return n << 10
+		}
+	}
+	return -1
+}
+
+type helpers struct {
+	total int64
+	count int
+}
+
+// helperMemory sums the PSS of all processes of the helper program that belong
+// to the state directory: monitors by their record, init by its parent.
+func helperMemory(state string) (helpers, error) {
+	var h helpers
+	records, err := filepath.Glob(filepath.Join(state, "sandboxes", "*", "monitor.json"))
+	if err != nil {
+		return h, err
+	}
+	monitors := map[string]bool{}
+	for _, r := range records {
+		b, err := os.ReadFile(r)
+		if err != nil {
+			continue
+		}
+		if _, rest, ok := strings.Cut(string(b), `"monitor_pid":`); ok {
+			monitors[strings.TrimSpace(rest[:strings.IndexAny(rest, ",}\n")])] = true
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return h, err
+	}
+	for _, p := range procs {
+		pid := filepath.Base(p)
+		stat, err := os.ReadFile(p + "/stat")
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if !monitors[pid] && (len(fields) < 2 || !monitors[fields[1]]) {
+			continue
+		}
+		rollup, err := os.ReadFile(p + "/smaps_rollup")
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(rollup)) {
+			if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
+				n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+				h.total += n << 10
+				h.count++
+			}
+		}
+	}
+	if h.count == 0 {
+		return h, errors.New("no helper process found")
+	}
+	return h, nil
+}

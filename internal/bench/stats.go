@@ -1,0 +1,92 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// sample is a series of times of one contender.
+type sample []time.Duration
+
+func (s sample) quantile(q float64) time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Clone(s)
+	slices.Sort(sorted)
+	return sorted[int(q*float64(len(sorted)-1)+0.5)]
+}
+
+func (s sample) p50() time.Duration { return s.quantile(0.5) }
+func (s sample) p95() time.Duration { return s.quantile(0.95) }
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
+
+// row is one line of the report.
+type row struct {
+	what, goal, got, peers string
+	met                    verdict
+}
+
+type verdict string
+
+const (
+	met    verdict = "yes"
+	missed verdict = "no"
+	open   verdict = "—" // nothing to compare with
+)
+
+func judge(ok bool) verdict {
+	if ok {
+		return met
+	}
+	return missed
+}
+
+// contender is one way of doing a thing; once does it once.
+type contender struct {
+	name string
+	once func(i int) error
+}
+
+// interleave runs the contenders in turn, n times each, so that whatever else
+// the machine does strikes all of them alike.
+func interleave(n int, cs []contender) (map[string]sample, error) {
+	got := map[string]sample{}
+	for i := range n + 1 {
+		for _, c := range cs {
+			begin := time.Now()
+			if err := c.once(i); err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+			if i > 0 { // the first warms up
+				got[c.name] = append(got[c.name], time.Since(begin))
+			}
+		}
+	}
+	return got, nil
+}
+
+// beside names the peers' medians and how many times slower each is than ours.
+func beside(got map[string]sample, ours string, cs []contender) string {
+	var parts []string
+	for _, c := range cs {
+		if c.name == ours {
+			continue
+		}
+		parts = append(parts, fmt.Sprintf("%s %s (%.1f×)", c.name, ms(got[c.name].p50()),
+			float64(got[c.name].p50())/float64(got[ours].p50())))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func table(rows []row) string {
+	var b strings.Builder
+	b.WriteString("| what | goal | berth | met | peers, same run |\n|---|---|---|---|---|\n")
+	for _, r := range rows {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", r.what, r.goal, r.got, r.met, r.peers)
+	}
+	return b.String()
+}
