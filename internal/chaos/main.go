@@ -308,3 +308,31 @@ func (c *checker) take(p []byte, step int64) error {
 		c.next += step
 	}
 }
+
+// decode reads the exact bytes of both streams out of a read_output answer.
+func decode(text string) (stdout, stderr []byte, err error) {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		name, ok := strings.CutSuffix(line, " bytes as base64]")
+		if !ok || i+1 == len(lines) {
+			continue
+		}
+		data, err := base64.StdEncoding.DecodeString(lines[i+1])
+		if err != nil {
+			return nil, nil, err
+		}
+		var n int
+		switch {
+		case strings.HasPrefix(name, "[stdout: "):
+			n, err = strconv.Atoi(name[len("[stdout: "):])
+			stdout = data
+		case strings.HasPrefix(name, "[stderr: "):
+			n, err = strconv.Atoi(name[len("[stderr: "):])
+			stderr = data
+		}
+		if err != nil || n != len(data) {
+			return nil, nil, fmt.Errorf("%q announces other than the %d bytes that follow", line, len(data))
+		}
+	}
+	return stdout, stderr, nil
+}
