@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"reflect"
 	"runtime/debug"
-	"slices"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -57,23 +56,32 @@ func (r *registry) wrap(t tool, v *validator) server.ToolHandlerFunc {
 	return func(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		start := r.now()
 		c := &call{registry: r, tool: t, caller: session.From(ctx)}
-		res, err := r.run(ctx, c, v, req)
+		res, err := guard(r, c, func() (*mcp.CallToolResult, error) { return r.run(ctx, c, v, req) })
 		if err != nil {
 			res = mcp.NewToolResultError(r.explain(c, err))
 		}
-		r.record(c, res, err, r.now().Sub(start))
+		_, _ = guard(r, c, func() (*mcp.CallToolResult, error) { // has logged what went wrong
+			r.record(c, res, err, r.now().Sub(start))
+			return nil, nil
+		})
 		return res, nil
 	}
 }
 
-// run takes one call from its raw arguments to its result.
-func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallToolRequest) (res *mcp.CallToolResult, err error) {
+// guard turns a panic of f into an error that explain knows nothing of, so
+// that the answer has a reference; the log has the stack.
+func guard(r *registry, c *call, f func() (*mcp.CallToolResult, error)) (res *mcp.CallToolResult, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.Error("tool panicked", "tool", c.tool.name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			r.log.Error("tool panicked", "tool", c.tool.name, "session", string(c.key.Session), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			res, err = nil, fmt.Errorf("panic: %v", p)
 		}
 	}()
+	return f()
+}
+
+// run takes one call from its raw arguments to its result.
+func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 	raw, err := rawArguments(req)
 	if err != nil {
 		return nil, err
@@ -86,10 +94,13 @@ func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallT
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
+	if c.choice.Made {
+		ctx = sandbox.WithServerMadeSession(ctx)
+	}
 	c.ctx = ctx
 	c.progress = newProgress(ctx, req, c.tool.name)
 	defer c.progress.finish()
-	res, err = c.tool.handle(c)
+	res, err := c.tool.handle(c)
 	if err == nil && res == nil {
 		err = errors.New("no result")
 	}
@@ -177,13 +188,11 @@ func (r *registry) record(c *call, res *mcp.CallToolResult, err error, took time
 	})
 }
 
-// eventArgs are the given arguments as an event shows them: sizes for what may
-// hold secrets or is long, names without values for the environment.
+// eventArgs are the given arguments for the event log, in the shapes of JSON.
+// The log itself keeps only sizes of what may hold secrets; values of the
+// environment do not even get there.
 func eventArgs(args reflect.Value) map[string]any {
 	out := map[string]any{}
-	if !args.IsValid() {
-		return out
-	}
 	for _, f := range fields(args.Elem().Type()) {
 		val := args.Elem().FieldByIndex(f.index)
 		if val.IsZero() || f.name == "session_id" {
@@ -192,20 +201,24 @@ func eventArgs(args reflect.Value) map[string]any {
 		if val.Kind() == reflect.Pointer {
 			val = val.Elem()
 		}
-		switch {
-		case f.name == "env":
-			var names []string
+		switch val.Kind() {
+		case reflect.Map:
+			m := map[string]any{}
 			for _, k := range val.MapKeys() {
-				names = append(names, k.String())
+				m[k.String()] = nil
+				if !private[f.name] {
+					m[k.String()] = val.MapIndex(k).Interface()
+				}
 			}
-			slices.Sort(names)
-			out[f.name] = names
-		case private[f.name] && val.Kind() == reflect.String:
-			out[f.name] = fmt.Sprintf("%d bytes", val.Len())
-		case private[f.name]:
-			out[f.name] = fmt.Sprintf("%d entries", val.Len())
-		case val.Kind() == reflect.String:
-			out[f.name] = clip(val.String(), 1000)
+			out[f.name] = m
+		case reflect.Slice:
+			list := make([]any, val.Len())
+			if !private[f.name] {
+				for i := range list {
+					list[i] = val.Index(i).Interface()
+				}
+			}
+			out[f.name] = list
 		default:
 			out[f.name] = val.Interface()
 		}
