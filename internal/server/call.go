@@ -37,6 +37,8 @@ type call struct {
 	cancel context.CancelCauseFunc
 	write  func(any) error // to this request's stream
 
+	missing string // a client capability that the handler could not do without
+
 	nmu     sync.Mutex
 	notes   chan mcp.JSONRPCNotification
 	stop    chan struct{}
@@ -186,7 +188,13 @@ func (s *Server) run(c *call) (answer any) {
 		defer s.mcp.UnregisterSession(context.WithoutCancel(ctx), l.SessionID())
 		ctx = s.mcp.WithContext(ctx, l)
 	}
-	if response := s.mcp.HandleMessage(ctx, c.msg.raw); response != nil {
+	response := s.mcp.HandleMessage(ctx, c.msg.raw)
+	if _, failed := response.(mcp.JSONRPCError); failed && c.missing != "" {
+		e := rpcError(c.msg.id, mcp.MISSING_REQUIRED_CLIENT_CAPABILITY, mcp.MissingRequiredClientCapabilityError{Capability: c.missing}.Error())
+		e.Error.Data = map[string]any{"requiredCapabilities": map[string]any{c.missing: struct{}{}}}
+		return *e
+	}
+	if response != nil {
 		return response
 	}
 	return rpcError(c.msg.id, mcp.INVALID_REQUEST, "the request has both a method and a result")
@@ -219,4 +227,17 @@ func (s *Server) notify(p *peer, caller session.Caller, m *message) {
 		c.drain()
 	}()
 	_ = s.mcp.HandleMessage(c.ctx, m.raw)
+}
+
+// capability lets a handler answer with the protocol's own error when the
+// client lacks a capability; the library would answer "internal error".
+func capability(next mcpserver.ToolHandlerFunc) mcpserver.ToolHandlerFunc {
+	return func(ctx context.Context, r mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		result, err := next(ctx, r)
+		var missing mcp.MissingRequiredClientCapabilityError
+		if c, ok := mcpserver.ClientSessionFromContext(ctx).(*call); ok && errors.As(err, &missing) {
+			c.missing = missing.Capability // read after the handler has returned
+		}
+		return result, err
+	}
 }

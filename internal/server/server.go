@@ -71,7 +71,7 @@ func New(mcp *mcpserver.MCPServer, o Options) (*Server, error) {
 	s.callCtx, s.endCalls = context.WithCancelCause(context.Background())
 	s.streamCtx, s.endStreams = context.WithCancel(context.Background())
 	s.metrics.observe(s)
-	mcp.Use(s.metrics.tool)
+	mcp.Use(s.metrics.tool, capability)
 	s.handler = s.routes()
 	return s, nil
 }
