@@ -9,11 +9,13 @@ import (
 	"berth/internal/session"
 )
 
-// A connection works on this many tool calls at once, and keeps as many more
-// waiting.
+// A connection works on maxRunning tool calls at once and keeps maxQueued more
+// waiting; other requests take no time and are refused later still, so that a
+// ping is answered while tool calls are not.
 const (
 	maxRunning = 100
 	maxQueued  = 1000
+	maxOthers  = 1000
 )
 
 // errTooLarge is returned by a send for a message over the transport's limit.
@@ -84,7 +86,11 @@ func (d *duplex) request(caller session.Caller, m *message) {
 		return
 	}
 	d.mu.Lock()
-	full := d.inFlight >= maxRunning+maxQueued
+	limit := maxRunning + maxQueued
+	if m.method != string(mcp.MethodToolsCall) {
+		limit += maxOthers
+	}
+	full := d.inFlight >= limit
 	if !full {
 		d.inFlight++
 	}

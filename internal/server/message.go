@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	mcpserver "github.com/mark3labs/mcp-go/server"
@@ -36,14 +37,14 @@ func (m *message) isNotification() bool { return m.method != "" && m.id == nil }
 // parse reads one message. On failure it returns the JSON-RPC error to answer.
 func parse(raw []byte) (*message, *mcp.JSONRPCError) {
 	raw = bytes.TrimSpace(raw)
-	if len(raw) > 0 && raw[0] == '[' && json.Valid(raw) {
+	if len(raw) > 0 && raw[0] == '[' {
 		return nil, rpcError(nil, mcp.INVALID_REQUEST, "batches are not supported; send one message at a time")
 	}
 	m := &message{raw: raw}
-	if !json.Valid(raw) {
-		return nil, rpcError(nil, mcp.PARSE_ERROR, "the message is not valid JSON")
-	}
 	if err := json.Unmarshal(raw, &m.envelope); err != nil {
+		if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
+			return nil, rpcError(nil, mcp.PARSE_ERROR, "the message is not valid JSON")
+		}
 		return nil, rpcError(nil, mcp.INVALID_REQUEST, `the message is not a JSON-RPC 2.0 object: "jsonrpc", "id", "method" and "params"`)
 	}
 	if id := m.envelope.ID; len(id) > 0 && string(id) != "null" {
