@@ -89,6 +89,11 @@ func (d *ids) berthSession(head []byte, owner sandbox.Owner) sandbox.SessionID {
 
 // check returns the berth session of a good id, or errSession.
 func (d *ids) check(kind byte, id string, owner sandbox.Owner) (sandbox.SessionID, error) {
+	// The decoder skips line ends: only the length makes the spelling unique,
+	// without which an ended id would come back in another one.
+	if len(id) != base64.RawURLEncoding.EncodedLen(idHead+idMAC) {
+		return "", errSession
+	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(id)
 	if err != nil || len(raw) != idHead+idMAC || raw[0] != kind {
 		return "", errSession

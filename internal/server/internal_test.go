@@ -141,4 +141,3 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
-
