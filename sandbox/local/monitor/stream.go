@@ -1,0 +1,157 @@
+//go:build linux
+
+package monitor
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/logs"
+)
+
+const (
+	chunkSize = 128 << 10 // one read of a pipe
+	pipeSize  = 256 << 10 // of pipes that prove busy; all of a user's count
+	chunks    = 4         // buffers in use at once
+)
+
+// chunkPool holds the buffers, which are freed when nothing prints. The
+// semaphore bounds them, however many streams print at once.
+var (
+	chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+	chunkSem  = make(chan struct{}, chunks)
+)
+
+// stream moves what a process prints from its pipe or terminal into a log.
+type stream struct {
+	file  *os.File
+	raw   syscall.RawConn
+	tty   bool
+	moved func(delta int64) // called after each move, with the change in bytes on disk
+
+	mu   sync.Mutex // held while bytes move, so that none is between pipe and log
+	log  *logs.Writer
+	big  bool
+	done bool
+
+	// What the log holds, to be read without mu.
+	produced, oldest, end, lost, size atomic.Int64
+}
+
+func newStream(f *os.File, tty bool, log *logs.Writer, moved func(int64)) (*stream, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	return &stream{file: f, raw: raw, tty: tty, log: log, moved: moved}, nil
+}
+
+// run moves bytes until the last writer is gone.
+func (s *stream) run() {
+	_ = s.raw.Read(func(fd uintptr) bool {
+		for {
+			switch s.move(int(fd)) {
+			case moveEnd:
+				return true
+			case moveEmpty:
+				return false
+			}
+		}
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done = true
+	s.log.Close()
+	_ = s.file.Close()
+}
+
+// drain moves what is in the pipe now, without waiting for more. A leftover
+// that prints without end does not keep it.
+func (s *stream) drain() {
+	_ = s.raw.Control(func(fd uintptr) {
+		s.mu.Lock()                          // else a chunk on its way would be counted twice
+		left, at := 1<<20, s.produced.Load() // a terminal does not tell how much it holds
+		if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil && !s.tty {
+			left = n
+		}
+		s.mu.Unlock()
+		for s.produced.Load()-at < int64(left) && s.move(int(fd)) == moveMore {
+		}
+	})
+}
+
+const (
+	moveMore = iota
+	moveEmpty
+	moveEnd
+)
+
+// move takes one chunk from the pipe to the log.
+func (s *stream) move(fd int) int {
+	s.mu.Lock()
+	if s.done {
+		s.mu.Unlock()
+		return moveEnd
+	}
+	chunkSem <- struct{}{}
+	buf := chunkPool.Get().(*[chunkSize]byte)
+	n, err := unix.Read(fd, buf[:])
+	var delta int64
+	if n > 0 {
+		s.log.Write(buf[:n])
+		delta = s.publish()
+	}
+	chunkPool.Put(buf)
+	<-chunkSem
+	if n >= 64<<10 && !s.big && !s.tty {
+		s.big = true
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize) // or go on with what there is
+	}
+	s.mu.Unlock()
+	switch {
+	case n > 0:
+		s.moved(delta)
+		return moveMore
+	case err == unix.EAGAIN:
+		return moveEmpty
+	case err == unix.EINTR:
+		return moveMore
+	}
+	return moveEnd // no writer is left: 0 from a pipe, EIO from a terminal
+}
+
+// publish makes the log's present state readable; s.mu is held.
+func (s *stream) publish() int64 {
+	r := s.log.Range()
+	s.oldest.Store(r.Oldest)
+	s.lost.Store(r.Lost)
+	s.produced.Store(s.log.Produced())
+	s.end.Store(r.End)
+	return r.Size - s.size.Swap(r.Size)
+}
+
+// shrink drops the oldest segment and returns the change in bytes on disk.
+func (s *stream) shrink() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		return 0
+	}
+	s.log.DropOldest()
+	return s.publish()
+}
+
+// forget ends the stream from our side; its files are about to be deleted.
+func (s *stream) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.done {
+		s.done = true
+		s.log.Close()
+		_ = s.file.Close()
+	}
+}
