@@ -1,0 +1,39 @@
+//go:build unix
+
+package providertest_test
+
+import (
+	"testing"
+
+	"berth/sandbox"
+	"berth/sandbox/providertest"
+)
+
+// TestFake holds the fake against the suite, and the suite against something
+// that passes it.
+func TestFake(t *testing.T) {
+	providertest.Run(t, providertest.Harness{
+		Open: func(t *testing.T) sandbox.Provider {
+			f := providertest.NewFake(t.TempDir(), providertest.FakeOptions{LogLimit: 1 << 20})
+			t.Cleanup(f.Shutdown)
+			return f
+		},
+		Reopen: func(t *testing.T, p sandbox.Provider) sandbox.Provider {
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+			return p.(*providertest.Fake).Reopen()
+		},
+		Kill: func(_ *testing.T, p sandbox.Provider, key sandbox.Key) {
+			p.(*providertest.Fake).SetStatus(key, sandbox.StatusStopped, "killed by the test")
+		},
+		Break: func(_ *testing.T, p sandbox.Provider, key sandbox.Key) {
+			p.(*providertest.Fake).SetStatus(key, sandbox.StatusError, "broken by the test")
+		},
+		LogLimit: 1 << 20,
+		Cannot: map[providertest.Ability]string{
+			providertest.Terminals: "host processes get pipes", providertest.Isolation: "its commands run on the host",
+			providertest.RootUser: "its users are names only", providertest.CountsRead: "it does not count",
+		},
+	})
+}
