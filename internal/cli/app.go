@@ -1,8 +1,8 @@
 package cli
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -52,7 +52,7 @@ func (a *App) logger(c *config.Config, quiet bool) *slog.Logger {
 	if !text {
 		return slog.New(slog.NewJSONHandler(a.Stderr, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewHandler(a.Stderr, &tint.Options{
+	return slog.New(tint.NewTextHandler(a.Stderr, &tint.Options{
 		Level: level, TimeFormat: "15:04:05.000", NoColor: !a.colour(a.Stderr),
 	}))
 }
@@ -88,7 +88,11 @@ func (a *App) open() (*bench, error) {
 }
 
 func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
-	p, reason, err := a.provider(c, log)
+	open := a.provider
+	if a.Provider != nil {
+		open = a.Provider
+	}
+	p, reason, err := open(c, log)
 	if err != nil {
 		return nil, err
 	}
@@ -100,13 +104,13 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 		ProviderReason: reason,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start: %w", cmp.Or(err, p.Close()))
+		return nil, errors.Join(err, p.Close())
 	}
 	return &bench{Manager: m, provider: p, config: c}, nil
 }
 
 func (b *bench) close() {
-	_ = b.Manager.Close() // it has no more to say; nothing is stopped or lost
+	_ = b.Close() // it has no more to say; nothing is stopped or lost
 	_ = b.provider.Close()
 }
 

@@ -12,12 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"berth/internal/config"
+	"berth/sandbox"
 )
 
 // The exit codes that are berth's own.
@@ -186,6 +188,8 @@ type App struct {
 	Dir            string // the working directory
 	Executable     string // absolute path of this program
 	Version        string
+	// Provider opens the provider; nil: the machine's own.
+	Provider func(*config.Config, *slog.Logger) (sandbox.Provider, string, error)
 
 	ctx      context.Context
 	commands *commands

@@ -24,7 +24,8 @@ type copyCommand struct {
 // Help is shown by --help.
 func (*copyCommand) Help() string {
 	return "One side is ID:PATH; a relative PATH counts from the sandbox's home. Directories are copied with all that " +
-		"is in them. A DST that is a directory, or ends in /, receives SRC under its own name. Symbolic links stay " +
+		"is in them. A DST that is a directory, or ends in /, receives SRC under its own name, or, when SRC ends in /., " +
+		"what is in it. Symbolic links stay " +
 		"links on the way in; on the way out links to files become files, and other links are left out and named. " +
 		"Write ./a:b for a file here whose name has a colon."
 }
@@ -58,7 +59,7 @@ func (c *copyCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
-	t := &transfer{ctx: a.ctx, files: files, app: a, bench: b, key: key, progress: newProgress(a, c.Quiet)}
+	t := &transfer{contents: strings.HasSuffix(src.path, "/.") || src.path == ".", ctx: a.ctx, files: files, app: a, bench: b, key: key, progress: newProgress(a, c.Quiet)}
 	inside := func(p string) string {
 		trailing := strings.HasSuffix(p, "/")
 		if p == "" || p == "~" || strings.HasPrefix(p, "~/") {
@@ -97,6 +98,8 @@ type transfer struct {
 	key      sandbox.Key
 	progress *progress
 	left     int // entries left out
+	// contents tells that what is in SRC is meant, not SRC itself.
+	contents bool
 }
 
 func (t *transfer) leave(name, why string) {
@@ -115,7 +118,7 @@ func (t *transfer) in(src, dst string) error {
 	if serr != nil && !errors.Is(serr, fs.ErrNotExist) {
 		return fmt.Errorf("copy to %s: %w", dst, serr)
 	}
-	if strings.HasSuffix(dst, "/") || serr == nil && at.Mode.IsDir() {
+	if !t.contents && (strings.HasSuffix(dst, "/") || serr == nil && at.Mode.IsDir()) {
 		absolute, err := filepath.Abs(src)
 		if err != nil {
 			return err
@@ -222,7 +225,7 @@ func (t *transfer) out(src, dst string) error {
 		return fmt.Errorf("copy %s: %w", src, err)
 	}
 	trailing := strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, string(filepath.Separator))
-	if at, err := os.Stat(dst); trailing || err == nil && at.IsDir() {
+	if at, err := os.Stat(dst); !t.contents && (trailing || err == nil && at.IsDir()) {
 		name := path.Base(src)
 		if name == "/" || name == "." {
 			name = "root"

@@ -82,10 +82,8 @@ func (c *pruneCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
-	if s, ok := b.provider.(sandbox.Sweeper); ok {
-		if err := s.Sweep(a.ctx); err != nil {
-			fmt.Fprintf(a.Stderr, "berth: sweep: %v\n", err)
-		}
+	if err := b.Sweep(a.ctx); err != nil {
+		fmt.Fprintf(a.Stderr, "berth: sweep: %v\n", err)
 	}
 	all, err := b.list(a.ctx, visibleOwner(c.Owner))
 	if err != nil {

@@ -178,7 +178,7 @@ func (c *eventsCommand) Run(a *App) error {
 	}
 	for _, e := range events {
 		if err := a.event(e, c.JSON); err != nil {
-			return nil //nolint:nilerr // our reader is gone, as after "| head"
+			return nil // our reader is gone, as after "| head"
 		}
 	}
 	if len(events) == 0 {

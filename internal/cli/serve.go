@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"berth/internal/config"
 	"berth/internal/secret"
@@ -60,6 +61,7 @@ func (c *serveCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
+	defer a.sweep(b, log, cfg.HTTP != "")()
 	if cfg.HTTP == "" {
 		if a.terminal(a.Stdin) {
 			fmt.Fprintln(a.Stderr, "berth: waiting for an MCP client on stdin; berth client-config prints how to set one up, Ctrl-C ends")
@@ -67,6 +69,39 @@ func (c *serveCommand) Run(a *App) error {
 		return s.ServeStdio(a.ctx, a.Stdin, a.Stdout)
 	}
 	return a.serveHTTP(cfg, s, log)
+}
+
+// How often a running server sweeps, and when one on stdio begins: clients
+// start short-lived copies to look at them, and starting does nothing.
+const (
+	sweepEvery = time.Minute
+	sweepAfter = 10 * time.Second
+)
+
+// sweep enforces the intervals of stopped sandboxes until the returned
+// function is called.
+func (a *App) sweep(b *bench, log *slog.Logger, now bool) (stop func()) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wait := sweepAfter
+		if now {
+			wait = 0
+		}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			if err := b.Sweep(ctx); err != nil && ctx.Err() == nil {
+				log.Warn("sweep", slog.Any("err", err))
+			}
+			wait = sweepEvery
+		}
+	}()
+	return func() { cancel(); <-done }
 }
 
 func (a *App) serverOptions(cfg *config.Config, log *slog.Logger) (server.Options, error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"berth/sandbox"
@@ -119,13 +118,4 @@ func (a *App) notRun(err error) error {
 		return exit(code)
 	}
 	return exit(exitNotRun)
-}
-
-// isPipeOrFile reports whether stdin holds data rather than a person.
-func isPipeOrFile(f *os.File) bool {
-	if f == nil {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice == 0
 }
