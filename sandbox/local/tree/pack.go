@@ -51,6 +51,9 @@ type IDShift struct {
 	// Single marks a tree whose files all belong to the caller and mean the
 	// inside's root.
 	Single bool `json:"single,omitempty"`
+	// Base is the owner outside of what inside's root owns; 0 where the ids on
+	// disk are the inside's.
+	Base int `json:"base,omitempty"`
 }
 
 // Pack writes the tree under dir as a tar stream: owners, modes, times to the
@@ -113,6 +116,8 @@ func (p *packer) base(st *unix.Stat_t, name string) *tar.Header {
 		ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec), Format: tar.FormatPAX, Typeflag: tar.TypeDir}
 	if p.shift.Single {
 		h.Uid, h.Gid = 0, 0
+	} else if p.shift.Base != 0 {
+		h.Uid, h.Gid = max(0, h.Uid-p.shift.Base), max(0, h.Gid-p.shift.Base)
 	}
 	return h
 }

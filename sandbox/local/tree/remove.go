@@ -10,12 +10,11 @@
 package tree
 
 import (
-	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -171,27 +170,36 @@ func readNames(fd, max int) ([]string, error) {
 	return names, nil
 }
 
-// Usage counts the bytes that a tree takes on disk, without following links;
-// what cannot be read counts as nothing. ok is false when something could not
-// be read, so that the true figure is larger.
-func Usage(path string) (bytes int64, ok bool) {
-	ok = true
+// Usage counts the bytes that a tree takes on disk, without following links. ok
+// is false when something could not be read or limit passed first, so that the
+// true figure is larger.
+func Usage(path string, limit time.Duration) (bytes int64, ok bool) {
+	end := time.Now().Add(limit)
+	seen := map[inode]bool{}
 	err := filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				ok = false
-			}
+			return err
+		}
+		i, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, is := i.Sys().(*syscall.Stat_t)
+		if !is {
 			return nil
 		}
-		if i, err := d.Info(); err == nil {
-			if st, is := i.Sys().(*syscall.Stat_t); is {
-				bytes += st.Blocks * 512
+		if st.Nlink > 1 && !d.IsDir() {
+			key := inode{uint64(st.Dev), st.Ino}
+			if seen[key] {
+				return nil
 			}
+			seen[key] = true
+		}
+		bytes += st.Blocks * 512
+		if time.Now().After(end) {
+			return fs.SkipAll
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		ok = false
-	}
-	return bytes, ok
+	return bytes, err == nil && time.Now().Before(end)
 }

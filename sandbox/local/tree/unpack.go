@@ -178,7 +178,7 @@ func (u *unpacker) owner(h *tar.Header) (int, int) {
 	if u.shift.Single {
 		return -1, -1
 	}
-	return h.Uid, h.Gid
+	return h.Uid + u.shift.Base, h.Gid + u.shift.Base
 }
 
 // directory sets what must not wait and notes the rest.

@@ -1,0 +1,435 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"berth/sandbox/local/tree"
+	"golang.org/x/sys/unix"
+)
+
+// baseFormat changes whenever the layers would be built differently.
+const baseFormat = "1"
+
+const (
+	agentHome = "/home/agent"
+	workspace = "/workspace"
+)
+
+// systemDirs may be links into /usr (the usual way) or directories of their own.
+var systemDirs = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+
+// packageDirs are what apt and dpkg know of the host's packages.
+var packageDirs = []string{"/var/lib/dpkg", "/var/lib/apt"}
+
+// baseKind is what the layers of the default root depend on beside the host.
+type baseKind struct {
+	// skeleton: the host's root is nobody inside, so that directories of ours
+	// must lie over the host's where something is to be written.
+	skeleton bool
+	single   bool
+	// owner of the layers' files, for root without id-mapped mounts.
+	shift int
+	as    tree.As
+	extra []string
+}
+
+// base is a set of layers.
+type base struct {
+	name baseName
+	dir  string
+}
+
+// layer is the directory that lies over the host's dir ("/usr", …); "/" is the
+// lowest of the root itself.
+func (b base) layer(dir string) string {
+	if dir == "/" {
+		return filepath.Join(b.dir, "root")
+	}
+	return filepath.Join(b.dir, "over", strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-"))
+}
+
+// fingerprintPaths tell by inode, size or time when the host was upgraded or
+// something was installed on it.
+var fingerprintPaths = []string{"/usr", "/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/share",
+	"/usr/local", "/usr/local/bin", "/usr/local/lib", "/usr/lib/node_modules", "/usr/local/lib/node_modules", "/bin", "/lib", "/var/lib/dpkg/status", "/usr/lib/sysimage/rpm", "/var/lib/rpm", "/lib/apk/db/installed", "/var/lib/pacman/local",
+	"/etc/alternatives", "/etc/ld.so.cache", "/etc/ssl/certs", "/etc/apt/sources.list", "/etc/apt/sources.list.d", "/etc/localtime", "/etc/os-release"}
+
+// fingerprint identifies the present state of the host's system directories,
+// and of the layers of that kind over them.
+func fingerprint(kind baseKind) baseName {
+	h := sha256.New()
+	fmt.Fprintln(h, runtime.GOARCH)
+	for _, p := range append(append([]string(nil), fingerprintPaths...), kind.extra...) {
+		var st unix.Stat_t
+		if err := unix.Stat(p, &st); err != nil {
+			fmt.Fprintln(h, p, "-")
+			continue
+		}
+		fmt.Fprintln(h, p, st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Mode)
+	}
+	host := hex.EncodeToString(h.Sum(nil)[:8])
+	fmt.Fprintln(h, baseFormat, os.Geteuid(), os.Getegid(), kind.skeleton, kind.single, kind.shift, kind.extra)
+	if m := kind.as.Map; m != nil {
+		fmt.Fprintln(h, *m)
+	}
+	return baseName{Fingerprint: hex.EncodeToString(h.Sum(nil)[:12]), Host: host, System: systemName()}
+}
+
+func systemName() string {
+	b, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
+			if q, err := strconv.Unquote(v); err == nil {
+				return q
+			}
+			return v
+		}
+	}
+	return "Linux"
+}
+
+// base returns the layers of the present host, building them when they are not
+// there. Several processes may do so at once; the first one done wins.
+func (s *store) base(ctx context.Context, kind baseKind) (base, error) {
+	name := fingerprint(kind)
+	b := base{name: name, dir: s.path("base", name.Fingerprint)}
+	if _, err := os.Stat(b.dir); err == nil {
+		// Its time tells the sweeper that it is in use.
+		now := time.Now()
+		_ = os.Chtimes(b.dir, now, now)
+		return b, nil
+	}
+	tmp, err := os.MkdirTemp(s.path("tmp"), "base-")
+	if err != nil {
+		return b, err
+	}
+	build := base{name: name, dir: tmp}
+	err = build.build(ctx, kind)
+	if err == nil {
+		err = os.Rename(tmp, b.dir)
+	}
+	if err != nil {
+		_ = kind.as.Remove(context.WithoutCancel(ctx), tmp)
+		if _, serr := os.Stat(b.dir); serr == nil {
+			return b, nil // another process was faster
+		}
+		return b, fmt.Errorf("layers of the default root: %w", err)
+	}
+	return b, nil
+}
+
+func (b base) build(ctx context.Context, kind baseKind) error {
+	root := b.layer("/")
+	if err := os.MkdirAll(filepath.Join(b.dir, "over"), 0o700); err != nil {
+		return err
+	}
+	if err := buildRoot(root, kind); err != nil {
+		return err
+	}
+	over := []string{"/usr"}
+	for _, d := range systemDirs {
+		fi, err := os.Lstat("/" + d)
+		switch {
+		case err != nil:
+			continue
+		case fi.Mode()&fs.ModeSymlink != 0:
+			to, err := os.Readlink("/" + d)
+			if err != nil {
+				return err
+			}
+			if err := os.Symlink(to, filepath.Join(root, d)); err != nil {
+				return err
+			}
+		case fi.IsDir():
+			over = append(over, "/"+d)
+			if err := mkdir(filepath.Join(root, d), 0o755); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range packageDirs {
+		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
+			over = append(over, d)
+		}
+	}
+	for _, d := range over {
+		if err := buildOver(ctx, b.layer(d), d, kind.skeleton); err != nil {
+			return err
+		}
+	}
+	return b.own(ctx, kind)
+}
+
+// buildRoot makes the lowest layer: an empty system with our /etc.
+func buildRoot(root string, kind baseKind) error {
+	dirs := []struct {
+		path string
+		mode uint32
+	}{
+		{"", 0o755}, {"boot", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"home/agent", 0o750}, {"media", 0o755}, {"mnt", 0o755}, {"opt", 0o755},
+		{"proc", 0o555}, {"root", 0o700}, {"run", 0o755}, {"run/lock", 0o1777}, {"srv", 0o755}, {"sys", 0o555}, {"tmp", 0o1777}, {"usr", 0o755}, {"workspace", 0o755},
+		{"var", 0o755}, {"var/backups", 0o755}, {"var/cache", 0o755}, {"var/cache/apt", 0o755}, {"var/cache/apt/archives", 0o755}, {"var/cache/apt/archives/partial", 0o755},
+		{"var/cache/debconf", 0o755}, {"var/cache/ldconfig", 0o700}, {"var/cache/fontconfig", 0o755}, {"var/cache/man", 0o755}, {"var/lib", 0o755}, {"var/lib/dpkg", 0o755}, {"var/lib/apt", 0o755},
+		{"var/lib/misc", 0o755}, {"var/lib/pam", 0o755}, {"var/lib/python", 0o755}, {"var/lib/ucf", 0o755}, {"var/local", 0o755}, {"var/log", 0o755}, {"var/log/apt", 0o755}, {"var/mail", 0o1777}, {"var/opt", 0o755},
+		{"var/spool", 0o755}, {"var/tmp", 0o1777},
+	}
+	for _, d := range dirs {
+		if err := mkdir(filepath.Join(root, d.path), d.mode); err != nil {
+			return err
+		}
+	}
+	for name, to := range map[string]string{"var/run": "/run", "var/lock": "/run/lock"} {
+		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+			return err
+		}
+	}
+	for _, p := range kind.extra {
+		at := root
+		for _, part := range strings.Split(strings.Trim(p, "/"), "/") {
+			at = filepath.Join(at, part)
+			if _, err := os.Lstat(at); err == nil {
+				continue
+			}
+			if err := mkdir(at, 0o755); err != nil {
+				return err
+			}
+		}
+	}
+	etc := filepath.Join(root, "etc")
+	if err := copyEtc(etc); err != nil {
+		return err
+	}
+	if err := writeEtc(etc, loginShell(), kind.single); err != nil {
+		return err
+	}
+	home := filepath.Join(root, "home/agent")
+	for _, f := range []string{".bashrc", ".profile", ".bash_logout"} {
+		for _, dir := range []string{home, filepath.Join(root, "root")} {
+			if err := copyShown("/etc/skel/"+f, filepath.Join(dir, f), 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func loginShell() string {
+	for _, sh := range []string{"/bin/bash", "/usr/bin/bash"} {
+		if _, err := os.Stat(sh); err == nil {
+			return sh
+		}
+	}
+	return "/bin/sh"
+}
+
+// mkdir makes a directory with exactly that mode, whatever the umask.
+func mkdir(path string, mode uint32) error {
+	if err := unix.Mkdir(path, mode); err != nil && err != unix.EEXIST {
+		return &fs.PathError{Op: "mkdir", Path: path, Err: err}
+	}
+	return unix.Chmod(path, mode)
+}
+
+// buildOver makes the layer over the host's directory dir. Everywhere it hides
+// /usr/local/etc: configuration of the host's own programs. With skeleton it
+// repeats all directories, and copies those package files that are changed in
+// place, so that inside's root owns what it must write.
+func buildOver(ctx context.Context, layer, dir string, skeleton bool) error {
+	if err := mkdirLike(layer, dir); err != nil {
+		return err
+	}
+	if dir == "/usr" {
+		if err := hideLocalEtc(layer); err != nil {
+			return err
+		}
+	}
+	if !skeleton {
+		return nil
+	}
+	sk := skeletonBuilder{ctx: ctx, slots: make(chan struct{}, 4)}
+	sk.walk(dir, layer)
+	sk.wait.Wait()
+	if sk.err != nil {
+		return sk.err
+	}
+	switch dir {
+	case "/var/lib/dpkg":
+		for _, p := range []string{"status", "status-old", "available", "available-old", "diversions", "diversions-old", "statoverride", "statoverride-old", "lock", "lock-frontend", "cmethopt", "arch",
+			"triggers/File", "triggers/Lock", "triggers/Unincorp"} {
+			if err := copyReadable(filepath.Join(dir, p), filepath.Join(layer, p)); err != nil {
+				return err
+			}
+		}
+	case "/var/lib/apt":
+		for _, p := range []string{"extended_states", "lists/lock", "daily_lock"} {
+			if err := copyReadable(filepath.Join(dir, p), filepath.Join(layer, p)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func mkdirLike(dst, src string) error {
+	mode := uint32(0o755)
+	var st unix.Stat_t
+	if err := unix.Stat(src, &st); err == nil {
+		mode = st.Mode & 0o7777
+	}
+	return mkdir(dst, mode)
+}
+
+func hideLocalEtc(layer string) error {
+	if _, err := os.Stat("/usr/local/etc"); err != nil {
+		return nil
+	}
+	if err := mkdirLike(filepath.Join(layer, "local"), "/usr/local"); err != nil {
+		return err
+	}
+	hidden := filepath.Join(layer, "local/etc")
+	if err := mkdir(hidden, 0o755); err != nil {
+		return err
+	}
+	// Which of the two names counts depends on who mounts the overlay.
+	err := unix.Setxattr(hidden, "user.overlay.opaque", []byte("y"), 0)
+	if os.Geteuid() == 0 {
+		if terr := unix.Setxattr(hidden, "trusted.overlay.opaque", []byte("y"), 0); terr == nil {
+			err = nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("hide /usr/local/etc: %w", err)
+	}
+	return nil
+}
+
+// copyReadable copies a file if there is one and everyone may read it; locks,
+// which may be closed, are made empty.
+func copyReadable(src, dst string) error {
+	in, err := os.Open(src)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return os.WriteFile(dst, nil, 0o644)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// skeletonBuilder repeats a tree of directories, a few at a time.
+type skeletonBuilder struct {
+	ctx   context.Context
+	slots chan struct{}
+	wait  sync.WaitGroup
+	mu    sync.Mutex
+	err   error
+}
+
+func (b *skeletonBuilder) walk(src, dst string) {
+	if b.ctx.Err() != nil {
+		b.fail(b.ctx.Err())
+		return
+	}
+	entries, err := os.ReadDir(src)
+	if err != nil {
+		return // not ours to see; empty inside, too
+	}
+	for _, e := range entries {
+		if !e.IsDir() || src == "/usr/local" && e.Name() == "etc" {
+			continue
+		}
+		from, to := filepath.Join(src, e.Name()), filepath.Join(dst, e.Name())
+		var st unix.Stat_t
+		if err := unix.Lstat(from, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		if err := unix.Mkdir(to, st.Mode&0o7777); err != nil && err != syscall.EEXIST {
+			b.fail(&fs.PathError{Op: "mkdir", Path: to, Err: err})
+			return
+		}
+		if err := unix.Chmod(to, st.Mode&0o7777|0o700); err != nil {
+			b.fail(err)
+			return
+		}
+		select {
+		case b.slots <- struct{}{}:
+			b.wait.Go(func() {
+				b.walk(from, to)
+				<-b.slots
+			})
+		default:
+			b.walk(from, to)
+		}
+	}
+}
+
+func (b *skeletonBuilder) fail(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// own gives the layers to those users inside that are not root. Files of ours
+// are inside's root's already, but for a root without id-mapped mounts.
+func (b base) own(ctx context.Context, kind baseKind) error {
+	root := b.layer("/")
+	if kind.shift != 0 {
+		err := filepath.WalkDir(b.dir, func(p string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Lchown(p, kind.shift, kind.shift)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if kind.single {
+		return nil
+	}
+	paths := []string{filepath.Join(root, agentHome), filepath.Join(root, workspace)}
+	entries, err := os.ReadDir(paths[0])
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(paths[0], e.Name()))
+	}
+	if kind.as.Map == nil {
+		return kind.as.Chown(ctx, kind.shift+agentID, kind.shift+agentID, paths...)
+	}
+	// What will be inside must be opened before it is given away.
+	return kind.as.Chown(ctx, agentID, agentID, append(paths[1:], paths[0])...)
+}

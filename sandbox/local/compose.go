@@ -1,0 +1,250 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"berth/sandbox"
+	"berth/sandbox/local/tree"
+	"berth/sandbox/local/wire"
+	"golang.org/x/sys/unix"
+)
+
+// searchPath is where commands are looked for inside; ~ is the user's home,
+// which the helper fills in.
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// baseEnv is the environment that every command begins with.
+func baseEnv() map[string]string {
+	return map[string]string{
+		"PATH":                          agentHome + "/.local/bin:" + searchPath,
+		"LANG":                          "C.UTF-8",
+		"TERM":                          "xterm-256color",
+		"DEBIAN_FRONTEND":               "noninteractive",
+		"PIP_BREAK_SYSTEM_PACKAGES":     "1",
+		"PIP_DISABLE_PIP_VERSION_CHECK": "1",
+		"PIP_ROOT_USER_ACTION":          "ignore",
+		"NPM_CONFIG_UPDATE_NOTIFIER":    "false",
+		"NPM_CONFIG_FUND":               "false",
+		"PYTHONUNBUFFERED":              "1",
+	}
+}
+
+func users() []wire.User {
+	shell := loginShell()
+	return []wire.User{
+		{Name: "agent", UID: agentID, GID: agentID, Home: agentHome, Shell: shell},
+		{Name: "root", UID: 0, GID: 0, Home: "/root", Shell: shell},
+	}
+}
+
+// kindFor tells which layers a sandbox with these ids needs.
+func (p *Provider) kindFor(ids wire.IDs) baseKind {
+	return baseKind{
+		skeleton: ids.Mode != wire.IDsRange || !ids.IDMapped,
+		single:   ids.Mode == wire.IDsSingle,
+		shift:    layerShift(ids),
+		as:       layersAs(ids),
+		extra:    p.opts.ExtraPaths,
+	}
+}
+
+func layersAs(ids wire.IDs) tree.As {
+	as := treeAs(ids)
+	as.Shift = tree.IDShift{}
+	return as
+}
+
+// newIDs chooses the ids of a sandbox that is made or started. Earlier ones are
+// kept where they can be: files on disk may belong to them.
+func (p *Provider) newIDs(s *store, id string, had wire.IDs) (wire.IDs, error) {
+	mode, _ := idMode()
+	if had.Mode != "" && had.Mode != mode.Mode {
+		return had, refuse("this sandbox was made with user ids in %q mode, and berth can now only do %q; run berth as the same user, with the same /etc/subuid and uidmap tools, as when it was made", had.Mode, mode.Mode)
+	}
+	switch mode.Mode {
+	case wire.IDsSub:
+		if had.Mode != "" && (had.SubUID != mode.SubUID || had.SubGID != mode.SubGID) {
+			return had, refuse("this sandbox's files belong to the ids from %d on, and /etc/subuid now gives %d; restore that line", had.SubUID, mode.SubUID)
+		}
+		return mode, nil
+	case wire.IDsSingle:
+		return mode, nil
+	}
+	mode.IDMapped = idMapped(append([]string{s.dir, "/usr"}, p.opts.ExtraPaths...)...)
+	if had.Mode != "" && had.IDMapped != mode.IDMapped {
+		return had, refuse("this sandbox was made where file systems could be id-mapped (%t), and here they can (%t); start it where it was made", had.IDMapped, mode.IDMapped)
+	}
+	if !mode.IDMapped {
+		// Layers on disk belong to the range, and are shared: so is it.
+		mode.Base = firstSlot * rangeSize
+		return mode, nil
+	}
+	var err error
+	mode.Base, err = s.claimRange(id, had.Base)
+	return mode, err
+}
+
+// compose says to the monitor what to build.
+func (p *Provider) compose(s *store, id string, r *record, b base) *wire.Launch {
+	return &wire.Launch{
+		Version:       wire.Version,
+		Dir:           s.sandboxDir(id),
+		Hostname:      hostname,
+		IDs:           r.IDs,
+		Mounts:        p.mounts(s.layersPath(id), b, r.IDs),
+		Env:           baseEnv(),
+		Users:         users(),
+		User:          userOf(r.Spec),
+		Limits:        p.limits(),
+		Intervals:     intervals(r.Spec),
+		LogBytes:      p.opts.LogBytes,
+		KeepProcesses: p.opts.KeepProcesses,
+		KeepLogBytes:  p.opts.KeepLogBytes,
+	}
+}
+
+func userOf(s specRecord) string {
+	if s.User == "" {
+		return "agent"
+	}
+	return s.User
+}
+
+func intervals(s specRecord) wire.Intervals {
+	return wire.Intervals{AutoStopMS: s.autoStop().Milliseconds(), DeleteOnStop: s.deletedOnStop()}
+}
+
+func (p *Provider) limits() wire.Limits {
+	l := p.opts.Limits.effective(usableMemory())
+	return wire.Limits{PIDs: l.PIDs, Memory: l.Memory, CPUMilli: l.CPUMilli}
+}
+
+// mounts composes the default root.
+func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
+	overlay := func(target string, lower ...string) wire.Mount {
+		name := strings.ReplaceAll(strings.Trim(target, "/"), "/", "-")
+		if name == "" {
+			name = "root"
+		}
+		return wire.Mount{Target: target, Type: "overlay", Lower: lower,
+			Upper: filepath.Join(layers, name, "upper"), Work: filepath.Join(layers, name, "work")}
+	}
+	list := []wire.Mount{overlay("/", b.layer("/"))}
+	for _, d := range overDirs() {
+		list = append(list, overlay(d, b.layer(d), d))
+	}
+	for _, d := range p.opts.ExtraPaths {
+		d = filepath.Clean(d)
+		list = append(list, wire.Mount{Target: d, Type: "bind", Source: d, ReadOnly: true})
+	}
+	for _, h := range p.opts.HostDirs {
+		source, err := filepath.EvalSymlinks(h.Host)
+		if err != nil {
+			source = h.Host // the helper's error names it
+		}
+		list = append(list, wire.Mount{Target: filepath.Clean(h.Path), Type: "bind", Source: source, ReadOnly: h.ReadOnly, MapOwner: "agent"})
+	}
+	return list
+}
+
+// overDirs are the host's directories that are shown with a writable layer.
+func overDirs() []string {
+	list := []string{"/usr"}
+	for _, d := range systemDirs {
+		if fi, err := os.Lstat("/" + d); err == nil && fi.IsDir() {
+			list = append(list, "/"+d)
+		}
+	}
+	for _, d := range packageDirs {
+		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// usableMemory is how much memory berth and its sandboxes may use together:
+// the machine's, or less where a container's limit says so.
+func usableMemory() int64 {
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return 0
+	}
+	total := int64(si.Totalram) * int64(si.Unit)
+	for _, f := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && n > 0 && n < total {
+			total = n
+		}
+	}
+	return total
+}
+
+// runtimes finds the interpreters that a sandbox will see.
+func (p *Provider) runtimes() map[sandbox.Language]string {
+	out := map[sandbox.Language]string{}
+	for lang, names := range map[sandbox.Language][]string{
+		sandbox.Python: {"python3", "python"}, sandbox.JavaScript: {"node", "nodejs"}, sandbox.Bash: {"bash"},
+	} {
+		for _, n := range names {
+			if path := p.findInside(n); path != "" {
+				out[lang] = path
+				break
+			}
+		}
+	}
+	if node, ok := out[sandbox.JavaScript]; ok {
+		out[sandbox.TypeScript] = node
+	}
+	return out
+}
+
+// findInside looks for a program as a sandbox will: a link that leads to a
+// place which is not shown counts as missing.
+func (p *Provider) findInside(name string) string {
+	for _, dir := range strings.Split(searchPath, ":") {
+		path := filepath.Join(dir, name)
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			continue
+		}
+		fi, err := os.Stat(real)
+		if err != nil || !fi.Mode().IsRegular() || fi.Mode()&0o111 == 0 {
+			continue
+		}
+		for _, shown := range append([]string{"/usr", "/bin", "/sbin"}, p.opts.ExtraPaths...) {
+			if strings.HasPrefix(real, shown+"/") {
+				return path
+			}
+		}
+	}
+	return ""
+}
+
+// prepare makes sure that the layers and ids which r needs are there, and
+// returns what the monitor is to build.
+func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) (*wire.Launch, error) {
+	ids, err := p.newIDs(s, id, r.IDs)
+	if err != nil {
+		return nil, err
+	}
+	r.IDs = ids
+	b, err := s.base(ctx, p.kindFor(ids))
+	if err != nil {
+		return nil, err
+	}
+	r.Base = b.name
+	if r.MadeOn.Fingerprint == "" {
+		r.MadeOn = b.name
+	}
+	return p.compose(s, id, r, b), nil
+}

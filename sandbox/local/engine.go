@@ -1,0 +1,43 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+
+	"berth/sandbox"
+	"berth/sandbox/local/wire"
+)
+
+// engine runs monitors and speaks to them. There is one, made of package
+// client; tests put failing ones in its place.
+type engine interface {
+	// launch starts the monitor of l and returns when commands can run. After
+	// an error nothing of it is left.
+	launch(ctx context.Context, l *wire.Launch) error
+	// monitor reads the record of dir's last monitor, and whether that one
+	// lives. fs.ErrNotExist when there never was one.
+	monitor(dir string) (rec wire.Record, alive bool, err error)
+	// connect returns a connection to dir's monitor, shared by all callers;
+	// sandbox.ErrNotRunning when none lives.
+	connect(ctx context.Context, dir string) (connection, error)
+	// kill ends dir's monitor and everything inside at once, and removes what
+	// they have outside of dir. It may be repeated.
+	kill(ctx context.Context, dir string) error
+	// history lists the processes of a sandbox without a monitor.
+	history(dir string) ([]sandbox.ProcessInfo, error)
+	historyProcess(dir string, id sandbox.ProcessID) (sandbox.Process, error)
+	close() error
+}
+
+// connection to a monitor.
+type connection interface {
+	Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error)
+	Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error)
+	Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
+	Usage(ctx context.Context) (wire.Usage, error)
+	Configure(ctx context.Context, i wire.Intervals) error
+	// Stop returns when everything inside has ended and the monitor too.
+	Stop(ctx context.Context, reason string) error
+	Files() sandbox.Files
+}

@@ -1,0 +1,48 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+
+	"berth/sandbox"
+	"berth/sandbox/local/wire"
+)
+
+// WithStep calls f at every step of a life-cycle operation.
+func (o Options) WithStep(f func(string) error) Options {
+	o.step = f
+	return o
+}
+
+// WithFakeEngine runs sleeping processes in place of monitors, for tests of the
+// state directory alone.
+func (o Options) WithFakeEngine() Options {
+	o.engine = fakeEngine{}
+	return o
+}
+
+// Dir is where in keeps its files.
+func (in *Instance) Dir() string { return in.dir() }
+
+// IDs are what the record says.
+func (in *Instance) IDs() (wire.IDs, error) {
+	r, err := readRecord(in.dir())
+	if err != nil {
+		return wire.IDs{}, err
+	}
+	return r.IDs, nil
+}
+
+// Base builds the layers for ids and returns the directory.
+func (p *Provider) Base(ids wire.IDs) (layer func(string) string, err error) {
+	s, err := p.store()
+	if err != nil {
+		return nil, err
+	}
+	b, err := s.base(context.Background(), p.kindFor(ids))
+	return b.layer, err
+}
+
+// SandboxID is the name of a key's directory.
+func SandboxID(k sandbox.Key) string { return sandboxID(k) }

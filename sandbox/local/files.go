@@ -1,0 +1,53 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"io"
+
+	"berth/sandbox"
+)
+
+// files connects anew at every call, since a handle may outlive many starts.
+type files struct{ in *Instance }
+
+func (f files) conn(ctx context.Context) (sandbox.Files, error) {
+	c, err := f.in.p.engine.connect(ctx, f.in.dir())
+	if err != nil {
+		return nil, f.in.notRunning(err)
+	}
+	return c.Files(), nil
+}
+
+func (f files) Stat(ctx context.Context, path string) (sandbox.FileInfo, error) {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return sandbox.FileInfo{}, err
+	}
+	return c.Stat(ctx, path)
+}
+
+func (f files) Open(ctx context.Context, path string) (io.ReadCloser, sandbox.FileInfo, error) {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return nil, sandbox.FileInfo{}, err
+	}
+	return c.Open(ctx, path)
+}
+
+func (f files) Write(ctx context.Context, path string, r io.Reader, o sandbox.WriteOptions) (sandbox.WriteResult, error) {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return sandbox.WriteResult{}, err
+	}
+	return c.Write(ctx, path, r, o)
+}
+
+func (f files) ReadDir(ctx context.Context, path string) ([]sandbox.FileInfo, error) {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.ReadDir(ctx, path)
+}

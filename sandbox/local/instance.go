@@ -1,0 +1,485 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"time"
+
+	"berth/sandbox"
+	"berth/sandbox/local/tree"
+	"berth/sandbox/local/wire"
+)
+
+// Instance is a handle on one sandbox of the state directory.
+type Instance struct {
+	p   *Provider
+	s   *store
+	id  string
+	key sandbox.Key // empty in lists, where the record tells
+}
+
+var (
+	_ sandbox.Instance  = (*Instance)(nil)
+	_ sandbox.Updater   = (*Instance)(nil)
+	_ sandbox.Archiver  = (*Instance)(nil)
+	_ sandbox.Recoverer = (*Instance)(nil)
+	_ sandbox.Retirer   = (*Instance)(nil)
+)
+
+func (in *Instance) dir() string    { return in.s.sandboxDir(in.id) }
+func (in *Instance) layers() string { return in.s.layersPath(in.id) }
+
+func (in *Instance) gone() bool {
+	_, err := os.Lstat(in.dir())
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// view is what a sandbox is at one moment.
+type view struct {
+	status  sandbox.Status
+	reason  string
+	rec     *record     // nil when damaged
+	mon     wire.Record // zero when it was never started
+	alive   bool
+	crashed bool // the last monitor did not end in order
+}
+
+// look reads the present state; fs.ErrNotExist when there is no sandbox. It
+// changes nothing and takes no lock.
+func (in *Instance) look() (view, error) {
+	var v view
+	var bad *damaged
+	rec, err := readRecord(in.dir())
+	if err != nil && !errors.As(err, &bad) {
+		return v, err
+	}
+	v.rec = rec
+	v.mon, v.alive, err = in.p.engine.monitor(in.dir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if in.gone() {
+			return v, fs.ErrNotExist
+		}
+		// The record of a dead monitor is no reason to lose a sandbox.
+		in.p.log.Warn("monitor record cannot be read", "sandbox", in.id, "err", err)
+	}
+	v.crashed = !v.alive && v.mon.Version != 0 && v.mon.Stopped == 0
+	op := operation(in.s.lockPath(in.id))
+	switch {
+	case op == opDestroying:
+		v.status = sandbox.StatusDestroying
+	case bad != nil:
+		v.status, v.reason = sandbox.StatusError, bad.why
+	case rec.Error != "":
+		v.status, v.reason = sandbox.StatusError, rec.Error
+	case op == opCreating, op == opStarting && !v.alive:
+		v.status = sandbox.StatusStarting
+	case op == opStopping:
+		v.status = sandbox.StatusStopping
+	case op == opArchiving && rec.Archived == nil:
+		v.status = sandbox.StatusArchiving
+	case v.alive:
+		v.status = sandbox.StatusRunning
+	case rec.Archived != nil:
+		v.status = sandbox.StatusArchived
+	case rec.Spec.deletedOnStop() && v.mon.Version != 0:
+		// The monitor stopped it; whoever comes next removes it.
+		v.status = sandbox.StatusDestroyed
+	default:
+		v.status = sandbox.StatusStopped
+		if _, err := os.Lstat(in.layers()); errors.Is(err, fs.ErrNotExist) && !in.gone() {
+			v.status, v.reason = sandbox.StatusError, "its files are missing: "+in.layers()+" is not there"
+		}
+	}
+	return v, nil
+}
+
+// lookLocked is look for the holder of the lock, whose own operation does not
+// count.
+func (in *Instance) lookLocked(l *lock, op string) (view, error) {
+	l.mark(opOther)
+	defer l.mark(op)
+	return in.look()
+}
+
+// Info reads the present state.
+func (in *Instance) Info(ctx context.Context) (sandbox.Info, error) {
+	info, err := in.info(ctx, true)
+	if errors.Is(err, fs.ErrNotExist) {
+		t, terr := in.s.readTombstone(in.id)
+		if errors.Is(terr, fs.ErrNotExist) {
+			return info, fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+		}
+		if terr != nil {
+			return info, terr
+		}
+		info = in.p.describe(t.Spec)
+		info.Key, info.Created, info.Stopped, info.Status, info.Reason = in.key, t.Created, t.Destroyed, sandbox.StatusDestroyed, t.Reason
+		return info, nil
+	}
+	return info, err
+}
+
+// info is Info without tombstones; detail asks for what costs time.
+func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error) {
+	v, err := in.look()
+	if err != nil {
+		return sandbox.Info{}, err
+	}
+	if v.rec == nil {
+		info := in.p.describe(specRecord{})
+		info.Key, info.Status, info.Reason, info.Name = in.key, v.status, v.reason, string(in.key.Session)
+		if in.key.Session == "" {
+			if r, err := readCopy(in.dir()); err == nil {
+				info.Key, info.Name, info.Created = r.key(), r.Session, r.Created
+			} else {
+				info.Name = in.id
+			}
+		}
+		return info, nil
+	}
+	info := in.p.describe(v.rec.Spec)
+	info.Key, info.Status, info.Reason, info.Created = v.rec.key(), v.status, v.reason, v.rec.Created
+	if info.Name == "" {
+		info.Name = v.rec.Session
+	}
+	info.Guarantees = in.p.guarantees(&v)
+	if v.rec.MadeOn.Host != v.rec.Base.Host {
+		info.BaseChanged = changed(v.rec.MadeOn, v.rec.Base)
+	} else if now := fingerprint(in.p.kindFor(v.rec.IDs)); now.Host != v.rec.MadeOn.Host {
+		info.BaseChanged = changed(v.rec.MadeOn, now)
+	}
+	switch v.status {
+	case sandbox.StatusRunning:
+		in.running(ctx, &v, &info, detail)
+	case sandbox.StatusStopped, sandbox.StatusArchived, sandbox.StatusError, sandbox.StatusDestroyed:
+		info.Stopped = in.stopped(&v)
+		if d := v.rec.Spec.autoDelete(); d >= 0 && !info.Stopped.IsZero() {
+			info.Expires = info.Stopped.Add(d)
+		}
+		if v.crashed && info.Reason == "" {
+			info.Reason = in.settle(&v).text()
+		}
+	}
+	return info, nil
+}
+
+func changed(from, to baseName) string {
+	if from.System != to.System {
+		return "the host's system directories changed since this sandbox was made: " + from.System + " became " + to.System
+	}
+	return "the host's system directories changed since this sandbox was made (packages were installed or upgraded)"
+}
+
+func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, detail bool) {
+	usage := sandbox.Usage{CPU: -1, Memory: -1, Processes: -1, Disk: -1}
+	if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
+		if u, err := c.Usage(ctx); err == nil {
+			usage.CPU, usage.Memory, usage.Processes = time.Duration(u.CPUNS), u.Memory, u.Processes
+			if idle := v.rec.Spec.autoStop(); idle > 0 && u.IdleSince > 0 {
+				info.IdleDeadline = time.Unix(0, u.IdleSince).Add(idle)
+			}
+		}
+	}
+	if detail {
+		if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok {
+			usage.Disk = n
+		}
+	}
+	info.Usage = &usage
+}
+
+// stopped tells since when a sandbox that does not run has not; zero when it
+// never ran.
+func (in *Instance) stopped(v *view) time.Time {
+	switch {
+	case v.rec.Archived != nil:
+		return v.rec.Archived.Stopped
+	case v.mon.Stopped != 0:
+		return time.Unix(0, v.mon.Stopped).UTC()
+	case v.rec.Lost != nil && v.rec.Lost.Monitor == v.mon.Started && v.mon.Version != 0:
+		return v.rec.Lost.Noticed
+	case v.mon.Version == 0:
+		return v.rec.Created // its only start failed or was interrupted
+	}
+	return time.Now().UTC() // just found out; settle notes it
+}
+
+func (l *lost) text() string {
+	if l == nil {
+		return ""
+	}
+	cause := "the sandbox's monitor was killed"
+	if l.Rebooted {
+		cause = "the machine was restarted"
+	}
+	switch l.Processes {
+	case 0:
+		return cause + ": no process was running"
+	case 1:
+		return cause + ": 1 process was lost"
+	}
+	return cause + ": " + strconv.Itoa(l.Processes) + " processes were lost"
+}
+
+// settle notes, once, that a monitor died out of order: when that was noticed
+// and what was lost. Deadlines count from then, since nobody knows better.
+func (in *Instance) settle(v *view) *lost {
+	if l := v.rec.Lost; l != nil && l.Monitor == v.mon.Started {
+		return l
+	}
+	n := 0
+	if list, err := in.p.engine.history(in.dir()); err == nil {
+		for _, i := range list {
+			if i.State != sandbox.ProcessExited && (i.Ended.IsZero() || i.Ended.UnixNano() >= v.mon.Started) && i.Started.UnixNano() >= v.mon.Started {
+				n++
+			}
+		}
+	}
+	l := &lost{Monitor: v.mon.Started, Noticed: time.Now().UTC(), Processes: n, Rebooted: v.mon.Boot != bootID()}
+	k, err := tryAcquire(in.s.lockPath(in.id), opOther)
+	if err != nil {
+		return l // whoever holds it notes the same
+	}
+	defer k.release(false)
+	in.note(l)
+	return l
+}
+
+// note writes l into the record; for holders of the lock.
+func (in *Instance) note(l *lost) {
+	rec, err := readRecord(in.dir())
+	if err != nil || rec.Lost != nil && rec.Lost.Monitor == l.Monitor {
+		return
+	}
+	rec.Lost = l
+	if err := in.s.writeRecord(in.id, rec); err != nil {
+		in.p.log.Warn("lost processes not noted", "sandbox", in.id, "err", err)
+	}
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return string(b[:max(0, len(b)-1)])
+}
+
+// Start brings the sandbox to running.
+func (in *Instance) Start(ctx context.Context) error {
+	l, err := acquire(ctx, in.s.lockPath(in.id), opStarting)
+	if err != nil {
+		return err
+	}
+	defer func() { l.release(in.gone()) }()
+	v, err := in.lookLocked(l, opStarting)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+	case err != nil:
+		return err
+	}
+	switch v.status {
+	case sandbox.StatusRunning:
+		return nil
+	case sandbox.StatusError:
+		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
+	case sandbox.StatusDestroyed:
+		if err := in.destroyLocked(ctx, "stopped"); err != nil {
+			return err
+		}
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+	}
+	return full(in.s, in.start(ctx, &v))
+}
+
+func (in *Instance) start(ctx context.Context, v *view) error {
+	p, r := in.p, v.rec
+	if v.crashed {
+		// What a killed monitor left outside: init, cgroups.
+		if err := p.engine.kill(ctx, in.dir()); err != nil {
+			return err
+		}
+	}
+	if err := in.s.checkSpace(); err != nil {
+		return err
+	}
+	if r.Archived != nil {
+		if err := in.restore(ctx, r); err != nil {
+			return err
+		}
+	}
+	before := *r
+	launch, err := p.prepare(ctx, in.s, in.id, r)
+	if err != nil {
+		return err
+	}
+	if r.IDs != before.IDs || r.Base != before.Base || r.MadeOn != before.MadeOn {
+		if err := in.s.writeRecord(in.id, r); err != nil {
+			return err
+		}
+	}
+	if err := p.opts.step("start:prepared"); err != nil {
+		return err
+	}
+	if err := p.engine.launch(ctx, launch); err != nil {
+		return launchError(err)
+	}
+	p.log.InfoContext(ctx, "sandbox started", "session", r.Session, "sandbox", in.id)
+	return nil
+}
+
+// stopTime is how long an orderly stop may take before everything is killed.
+const stopTime = 15 * time.Second
+
+// Stop ends everything inside.
+func (in *Instance) Stop(ctx context.Context) error {
+	l, err := acquire(ctx, in.s.lockPath(in.id), opStopping)
+	if err != nil {
+		return err
+	}
+	defer func() { l.release(in.gone()) }()
+	v, err := in.lookLocked(l, opStopping)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, terr := in.s.readTombstone(in.id); terr == nil {
+			return nil
+		}
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	if v.alive {
+		if err := in.halt(ctx, "asked to"); err != nil {
+			return err
+		}
+	}
+	if v.status == sandbox.StatusDestroyed || v.rec != nil && v.rec.Spec.deletedOnStop() {
+		l.mark(opDestroying)
+		return in.destroyLocked(ctx, "stopped")
+	}
+	return nil
+}
+
+// halt stops a living monitor in order, or else by force. A caller that goes
+// away does not stop the stopping half way.
+func (in *Instance) halt(ctx context.Context, reason string) error {
+	if err := in.p.opts.step("stop:begin"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	c, err := in.p.engine.connect(ctx, in.dir())
+	if err == nil {
+		err = c.Stop(ctx, reason)
+	}
+	if err != nil && !errors.Is(err, sandbox.ErrNotRunning) {
+		in.p.log.WarnContext(ctx, "sandbox stopped by force", "sandbox", in.id, "err", err)
+	}
+	// The monitor answers before it has gone; its files are ours only then.
+	for {
+		if _, alive, _ := in.p.engine.monitor(in.dir()); !alive {
+			break
+		}
+		if ctx.Err() != nil || err != nil {
+			return in.p.engine.kill(context.WithoutCancel(ctx), in.dir())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return in.p.opts.step("stop:halted")
+}
+
+// Update keeps spec and applies it.
+func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
+	l, err := acquire(ctx, in.s.lockPath(in.id), opOther)
+	if err != nil {
+		return err
+	}
+	defer func() { l.release(in.gone()) }()
+	v, err := in.look()
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && v.status == sandbox.StatusDestroyed:
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+	case err != nil:
+		return err
+	case v.rec == nil:
+		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
+	}
+	v.rec.Spec = fromSpec(spec)
+	if err := in.s.writeRecord(in.id, v.rec); err != nil {
+		return full(in.s, err)
+	}
+	if !v.alive {
+		return nil
+	}
+	c, err := in.p.engine.connect(ctx, in.dir())
+	if errors.Is(err, sandbox.ErrNotRunning) {
+		return nil // it stopped meanwhile; the next start reads the record
+	}
+	if err != nil {
+		return err
+	}
+	return c.Configure(ctx, intervals(v.rec.Spec))
+}
+
+// Spawn starts a process.
+func (in *Instance) Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error) {
+	conn, err := in.p.engine.connect(ctx, in.dir())
+	if err != nil {
+		return nil, in.notRunning(err)
+	}
+	return conn.Spawn(ctx, c)
+}
+
+// Process finds a process of a running or stopped sandbox.
+func (in *Instance) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error) {
+	conn, err := in.p.engine.connect(ctx, in.dir())
+	if err == nil {
+		var proc sandbox.Process
+		if proc, err = conn.Process(ctx, id); err == nil || !errors.Is(err, sandbox.ErrNotRunning) {
+			return proc, err
+		}
+	}
+	if !errors.Is(err, sandbox.ErrNotRunning) {
+		return nil, err
+	}
+	if in.gone() {
+		return nil, fmt.Errorf("%s: %w", id, sandbox.ErrNoProcess)
+	}
+	return in.p.engine.historyProcess(in.dir(), id)
+}
+
+// Processes lists the processes of a running or stopped sandbox.
+func (in *Instance) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error) {
+	conn, err := in.p.engine.connect(ctx, in.dir())
+	if err == nil {
+		var list []sandbox.ProcessInfo
+		if list, err = conn.Processes(ctx); err == nil || !errors.Is(err, sandbox.ErrNotRunning) {
+			return list, err
+		}
+	}
+	if !errors.Is(err, sandbox.ErrNotRunning) {
+		return nil, err
+	}
+	if in.gone() {
+		return nil, nil
+	}
+	return in.p.engine.history(in.dir())
+}
+
+// notRunning makes the difference between a stopped sandbox and none.
+func (in *Instance) notRunning(err error) error {
+	if errors.Is(err, sandbox.ErrNotRunning) {
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotRunning)
+	}
+	return err
+}
+
+// Files reaches the files of a running sandbox.
+func (in *Instance) Files() sandbox.Files { return files{in} }

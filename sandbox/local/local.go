@@ -1,0 +1,284 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"berth/sandbox"
+	"berth/sandbox/local/wire"
+)
+
+// Provider makes sandboxes on this machine. It holds no state of its own that
+// is not in the state directory.
+type Provider struct {
+	opts   Options
+	log    *slog.Logger
+	engine engine
+
+	mu    sync.Mutex
+	state *store // nil until the state directory was opened
+}
+
+var (
+	_ sandbox.Provider = (*Provider)(nil)
+	_ sandbox.Sweeper  = (*Provider)(nil)
+)
+
+// New checks o and touches nothing yet: what is missing on the machine is said
+// by the first call that needs it. The error joins a *sandbox.FieldError for
+// each fault.
+func New(o Options) (*Provider, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.step == nil {
+		o.step = func(string) error { return nil }
+	}
+	p := &Provider{opts: o, log: o.Logger, engine: o.engine}
+	if p.engine == nil {
+		p.engine = newEngine(o.Logger)
+	}
+	return p, nil
+}
+
+// Name is "local".
+func (p *Provider) Name() string { return "local" }
+
+// Close lets go of connections. Sandboxes run on.
+func (p *Provider) Close() error { return p.engine.close() }
+
+// store opens the state directory once; a refusal is tried again at the next
+// call, since somebody may have followed its advice.
+func (p *Provider) store() (*store, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != nil {
+		if _, err := os.Stat(p.state.path("sandboxes")); err == nil {
+			return p.state, nil
+		}
+		p.state = nil
+	}
+	s, err := openStore(p.opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	p.state = s
+	return s, nil
+}
+
+func (p *Provider) instance(s *store, key sandbox.Key) *Instance {
+	return &Instance{p: p, s: s, id: sandboxID(key), key: key}
+}
+
+// Create makes the sandbox of key and starts it.
+func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spec) (sandbox.Instance, error) {
+	s, err := p.store()
+	if err != nil {
+		return nil, err
+	}
+	in := p.instance(s, key)
+	l, err := acquire(ctx, s.lockPath(in.id), opCreating)
+	if err != nil {
+		return nil, err
+	}
+	created := false
+	defer func() { l.release(!created && in.gone()) }()
+	v, err := in.look()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case v.status == sandbox.StatusDestroyed:
+		if err := in.destroyLocked(ctx, "stopped"); err != nil {
+			return nil, err
+		}
+		l.mark(opCreating)
+	default:
+		return nil, fmt.Errorf("session %s: %w", key.Session, sandbox.ErrExists)
+	}
+	if err := s.checkSpace(); err != nil {
+		return nil, err
+	}
+	if err := in.create(ctx, spec); err != nil {
+		return nil, full(s, err)
+	}
+	created = true
+	p.log.InfoContext(ctx, "sandbox created", "session", key.Session, "owner", key.Owner, "sandbox", in.id)
+	return in, nil
+}
+
+// create builds the sandbox aside and renames it into place. From then on it
+// exists: killed here, it is found stopped and can be started.
+func (in *Instance) create(ctx context.Context, spec sandbox.Spec) (err error) {
+	p, s := in.p, in.s
+	r := &record{Version: recordVersion, Owner: string(in.key.Owner), Session: string(in.key.Session), Created: time.Now().UTC(), Spec: fromSpec(spec)}
+	tmp := s.path("tmp", in.id+".create")
+	as := treeAs(wire.IDs{})
+	if err := as.Remove(ctx, tmp); err != nil { // of a berth that was killed
+		return err
+	}
+	dir := s.sandboxDir(in.id)
+	defer func() {
+		if err == nil {
+			return
+		}
+		// A failed Create leaves nothing, whatever the reason.
+		clean := context.WithoutCancel(ctx)
+		_ = p.engine.kill(clean, dir)
+		_ = as.Remove(clean, tmp)
+		if terr := in.trash(clean, r.IDs); terr != nil {
+			p.log.WarnContext(clean, "leftovers of a failed create", "sandbox", in.id, "err", terr)
+		}
+		s.releaseRange(in.id, r.IDs)
+	}()
+	launch, err := p.prepare(ctx, s, in.id, r)
+	if err != nil {
+		return err
+	}
+	if err := p.opts.step("create:prepared"); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(tmp, layersDir), 0o700); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(tmp, recordFile), r, true); err != nil {
+		return err
+	}
+	_ = writeJSON(filepath.Join(tmp, recordCopy), r, false)
+	if err := p.opts.step("create:written"); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := p.opts.step("create:exists"); err != nil {
+		return err
+	}
+	if err := p.engine.launch(ctx, launch); err != nil {
+		return launchError(err)
+	}
+	if err := p.opts.step("create:launched"); err != nil {
+		return err
+	}
+	_ = os.Remove(s.tombstonePath(in.id))
+	return nil
+}
+
+// launchError keeps the helper's own sentence, which names the remedy.
+func launchError(err error) error {
+	var we *wire.Error
+	if errors.As(err, &we) && we.Text != "" {
+		return &sandbox.UserError{Text: "the sandbox could not be started: " + we.Text, Err: sandbox.ErrUnavailable}
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("start the sandbox: %w", err)
+}
+
+// full turns a full disk into a sentence.
+func full(s *store, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return refuse("the file system of the state directory %s is full; nothing was lost: free some space, for example with `berth prune`, and try again", s.dir)
+	}
+	return err
+}
+
+// Lookup finds the sandbox of key.
+func (p *Provider) Lookup(_ context.Context, key sandbox.Key) (sandbox.Instance, error) {
+	s, err := p.store()
+	if err != nil {
+		return nil, err
+	}
+	in := p.instance(s, key)
+	if _, err := in.look(); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, terr := s.readTombstone(in.id); terr == nil {
+				return in, nil
+			} else if !errors.Is(terr, fs.ErrNotExist) {
+				return nil, terr
+			}
+			return nil, fmt.Errorf("session %s: %w", key.Session, sandbox.ErrNotFound)
+		}
+		return nil, err
+	}
+	return in, nil
+}
+
+// List returns the sandboxes of owner.
+func (p *Provider) List(ctx context.Context, owner sandbox.Owner) ([]sandbox.Info, error) {
+	s, err := p.store()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(s.path("sandboxes"))
+	if err != nil {
+		return nil, err
+	}
+	var out []sandbox.Info
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		in := &Instance{p: p, s: s, id: e.Name()}
+		info, err := in.info(ctx, false)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Status == sandbox.StatusDestroyed {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if owner == "" || info.Key.Owner == owner {
+			out = append(out, info)
+		}
+	}
+	slices.SortFunc(out, func(a, b sandbox.Info) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		if c := strings.Compare(string(a.Key.Owner), string(b.Key.Owner)); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.Key.Session), string(b.Key.Session))
+	})
+	return out, nil
+}
+
+// Describe tells what a new sandbox would be.
+func (p *Provider) Describe(_ context.Context, spec sandbox.Spec) (sandbox.Info, error) {
+	if _, err := p.store(); err != nil {
+		return sandbox.Info{}, err
+	}
+	info := p.describe(fromSpec(spec))
+	info.Status = sandbox.StatusPending
+	info.Guarantees = p.guarantees(nil)
+	return info, nil
+}
+
+func (p *Provider) describe(r specRecord) sandbox.Info {
+	user := userOf(r)
+	home := agentHome
+	if user == "root" {
+		home = "/root"
+	}
+	return sandbox.Info{Provider: p.Name(), Name: r.Name, Spec: r.spec(), User: user, Home: home,
+		Runtimes: p.runtimes(), HostDirs: slices.Clone(p.opts.HostDirs)}
+}
