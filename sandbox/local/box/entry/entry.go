@@ -1,0 +1,35 @@
+//go:build linux
+
+// Package entry is what the helper program box does, for every program that
+// can stand in for it: berth itself, when box is not built in, and tests.
+package entry
+
+import (
+	"os"
+	"path/filepath"
+
+	"berth/sandbox/local/guest"
+)
+
+// Main runs the part that args, a program's os.Args, name, and then ends the
+// program. It returns false when they name none.
+func Main(args []string) bool {
+	if len(args) == 0 {
+		return false
+	}
+	if filepath.Base(args[0]) == "sudo" {
+		os.Exit(guest.Sudo(args[1:]))
+	}
+	if len(args) < 2 {
+		return false
+	}
+	switch args[1] {
+	case "init":
+		if os.Getpid() != 1 {
+			return false
+		}
+		guest.Main()
+		os.Exit(0)
+	}
+	return false
+}

@@ -1,0 +1,533 @@
+//go:build linux
+
+package guest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"path"
+	"runtime"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/wire"
+)
+
+// maxEntries bounds OpReadDir.
+const maxEntries = 10000
+
+func random() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+func errnoIn(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// as runs f with u's rights to files and no others. It uses a thread of its
+// own for that; should the rights not come back, the thread ends.
+func (g *guest) as(u *wire.User, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		before, err := g.become(u)
+		if err != nil {
+			done <- err
+			return // locked, so the thread ends
+		}
+		err = f()
+		if g.restore(before) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+type rights struct{ caps [2]unix.CapUserData }
+
+// become changes this thread alone, and hence uses none of package syscall's wrappers.
+func (g *guest) become(u *wire.User) (*rights, error) {
+	r := &rights{}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &r.caps[0]); err != nil {
+		return nil, err
+	}
+	uid := uintptr(u.UID)
+	if !g.single() {
+		groups := append([]uint32{u.GID}, u.Groups...)
+		if err := perThread(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0]))); err != nil {
+			return nil, err
+		}
+		runtime.KeepAlive(groups)
+		_ = perThread(unix.SYS_SETFSGID, uintptr(u.GID), 0)
+		_ = perThread(unix.SYS_SETFSUID, uid, 0)
+		// They tell no error; asking for what is not valid tells what is.
+		if now, _, _ := syscall.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0); now != uid {
+			return nil, &wire.Error{Code: wire.CodeNoUser, Text: "user " + u.Name + " has ids that this sandbox does not have"}
+		}
+	}
+	caps := r.caps
+	caps[0].Effective, caps[1].Effective = 0, 0
+	if u.UID == 0 {
+		caps[0].Effective = commandCaps & 0xffffffff
+	}
+	return r, unix.Capset(&header, &caps[0])
+}
+
+func (g *guest) restore(r *rights) error {
+	if !g.single() {
+		// With the fs ids still the user's, the right to set them is in the
+		// permitted set, and comes first.
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		if err := unix.Capset(&header, &r.caps[0]); err != nil {
+			return err
+		}
+		_ = perThread(unix.SYS_SETFSUID, 0, 0)
+		_ = perThread(unix.SYS_SETFSGID, 0, 0)
+		if err := perThread(unix.SYS_SETGROUPS, 0, 0); err != nil {
+			return err
+		}
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	return unix.Capset(&header, &r.caps[0])
+}
+
+func perThread(nr, a, b uintptr) error {
+	if _, _, errno := syscall.RawSyscall(nr, a, b, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// onProc tells whether fd is a file of /proc.
+func onProc(fd int) bool {
+	var fs unix.Statfs_t
+	return unix.Fstatfs(fd, &fs) != nil || fs.Type == unix.PROC_SUPER_MAGIC
+}
+
+func (g *guest) nameOf(fd int) string {
+	buf := make([]byte, 4096)
+	n, err := unix.Readlinkat(g.self, strconv.Itoa(fd), buf)
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
+}
+
+// at opens a path for what flags say. Links that lead through a process's descriptors,
+// which here would be init's own, are not followed.
+func at(dir int, name string, flags uint64) (int, error) {
+	return unix.Openat2(dir, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+}
+
+var errProc = &wire.Error{Code: wire.CodePermission, Text: "files of processes cannot be read this way; use a command"}
+
+// resolve opens a path, of whatever kind, without touching what it names.
+func (g *guest) resolve(name string) (fd int, st unix.Stat_t, err error) {
+	fd, err = at(unix.AT_FDCWD, name, unix.O_PATH)
+	if err != nil {
+		return -1, st, pathError(name, err)
+	}
+	err = unix.Fstat(fd, &st)
+	if err == nil && onProc(fd) {
+		// /proc/self is init itself, and it may read and write itself.
+		first, _, _ := strings.Cut(strings.TrimPrefix(g.nameOf(fd), "/proc/"), "/")
+		if _, nerr := strconv.Atoi(first); nerr == nil || first == "" {
+			err = errProc
+		}
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, st, pathError(name, err)
+	}
+	return fd, st, nil
+}
+
+func check(name string) error {
+	switch {
+	case !strings.HasPrefix(name, "/"):
+		return invalid("path: " + strconv.Quote(name) + " must be absolute")
+	case strings.IndexByte(name, 0) >= 0:
+		return invalid("path: holds a NUL byte")
+	}
+	return nil
+}
+
+func fileOf(name string, st *unix.Stat_t) wire.File {
+	return wire.File{Path: name, Mode: st.Mode, Size: st.Size, ModTime: st.Mtim.Nano()}
+}
+
+// look serves stat, open and readdir.
+func (g *guest) look(op string, r *wire.Path) (body any, files []*os.File, err error) {
+	u, err := g.user(r.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := check(r.Path); err != nil {
+		return nil, nil, err
+	}
+	err = g.as(u, func() error {
+		fd, st, err := g.resolve(r.Path)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		kind := st.Mode & unix.S_IFMT
+		info := fileOf(g.nameOf(fd), &st)
+		switch op {
+		case wire.OpStat:
+			body = info
+			return nil
+		case wire.OpReadDir:
+			if kind != unix.S_IFDIR {
+				return pathError(r.Path, unix.ENOTDIR)
+			}
+			body, err = list(fd, r.Path)
+			return err
+		}
+		switch kind {
+		case unix.S_IFREG:
+		case unix.S_IFDIR:
+			return pathError(r.Path, unix.EISDIR)
+		default:
+			return pathError(r.Path, unix.ENXIO)
+		}
+		f, err := unix.Openat(g.self, strconv.Itoa(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return pathError(r.Path, err)
+		}
+		body, files = info, []*os.File{os.NewFile(uintptr(f), "file")}
+		return nil
+	})
+	return body, files, err
+}
+
+func list(fd int, name string) (*wire.Files, error) {
+	dirfd, err := at(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, pathError(name, err)
+	}
+	dir := os.NewFile(uintptr(dirfd), name)
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxEntries + 1)
+	if err != nil && err != io.EOF {
+		return nil, pathError(name, errnoIn(err))
+	}
+	sort.Strings(names)
+	out := &wire.Files{Truncated: len(names) > maxEntries}
+	for _, n := range names[:min(len(names), maxEntries)] {
+		var st unix.Stat_t
+		if err := unix.Fstatat(dirfd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			if err == unix.ENOENT {
+				continue // gone meanwhile
+			}
+			return nil, pathError(path.Join(name, n), err)
+		}
+		out.Files = append(out.Files, fileOf(n, &st))
+	}
+	return out, nil
+}
+
+// write is a begun OpCreate.
+type write struct {
+	user   *wire.User
+	dir    int    // the target's directory
+	name   string // in it
+	path   string
+	temp   string // beside it; empty: the bytes are in file and get copied
+	file   int
+	append bool
+	old    unix.Stat_t // of the target, when there was one
+	fresh  bool
+	mode   int64
+	timer  *time.Timer
+}
+
+// dirAt opens the directory name below base, and makes it with its parents.
+func dirAt(base int, name string) (int, error) {
+	fd, err := at(base, name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != unix.ENOENT || name == "/" || name == "." {
+		return fd, err
+	}
+	above, err := dirAt(base, path.Dir(name))
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(above)
+	if err := unix.Mkdirat(above, path.Base(name), 0o755); err != nil && err != unix.EEXIST {
+		return -1, err
+	}
+	return at(above, path.Base(name), unix.O_PATH|unix.O_DIRECTORY)
+}
+
+// locate finds where a write to w.path ends up, through links.
+func (g *guest) locate(w *write) error {
+	dir, name := unix.AT_FDCWD, w.path
+	for range 40 {
+		base := path.Base(name)
+		if base == "/" || base == "." || base == ".." || strings.HasSuffix(name, "/") {
+			return unix.EISDIR
+		}
+		fd, err := dirAt(dir, path.Dir(name))
+		if dir >= 0 {
+			_ = unix.Close(dir)
+		}
+		if err != nil {
+			return err
+		}
+		dir = fd
+		if onProc(dir) {
+			_ = unix.Close(dir)
+			return errProc
+		}
+		err = unix.Fstatat(dir, base, &w.old, unix.AT_SYMLINK_NOFOLLOW)
+		switch {
+		case err == unix.ENOENT:
+			w.dir, w.name, w.fresh = dir, base, true
+			return nil
+		case err != nil:
+			_ = unix.Close(dir)
+			return err
+		}
+		switch w.old.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			w.dir, w.name = dir, base
+			return nil
+		case unix.S_IFLNK:
+			buf := make([]byte, 4096)
+			n, err := unix.Readlinkat(dir, base, buf)
+			if err != nil {
+				_ = unix.Close(dir)
+				return err
+			}
+			name = string(buf[:n])
+		case unix.S_IFDIR:
+			_ = unix.Close(dir)
+			return unix.EISDIR
+		default:
+			_ = unix.Close(dir)
+			return unix.ENXIO
+		}
+	}
+	if dir >= 0 {
+		_ = unix.Close(dir)
+	}
+	return unix.ELOOP
+}
+
+func (g *guest) create(r *wire.Create) (body any, files []*os.File, err error) {
+	u, err := g.user(r.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := check(r.Path); err != nil {
+		return nil, nil, err
+	}
+	if r.Mode < -1 || r.Mode > 0o7777 {
+		return nil, nil, invalid("mode: must be permission bits, 0 to 07777, or -1")
+	}
+	g.mu.Lock()
+	busy := len(g.writes) >= 256
+	g.mu.Unlock()
+	if busy {
+		return nil, nil, &wire.Error{Code: wire.CodeLimit, Text: "256 files are being written already; wait for some of them"}
+	}
+	w := &write{user: u, path: r.Path, append: r.Append, mode: r.Mode, dir: -1, file: -1}
+	err = g.as(u, func() error {
+		err := g.locate(w)
+		if err == nil {
+			err = g.open(w)
+		}
+		if err != nil {
+			w.close()
+			return pathError(r.Path, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := unix.FcntlInt(uintptr(w.file), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		g.finish(w, true)
+		return nil, nil, pathError("", err)
+	}
+	g.mu.Lock()
+	g.token++
+	token := g.token
+	g.writes[token] = w
+	g.mu.Unlock()
+	w.timer = time.AfterFunc(10*time.Minute, func() { _, _ = g.commit(&wire.Commit{Token: token, Abort: true}) })
+	return wire.Created{Token: token, Fresh: w.fresh}, []*os.File{os.NewFile(uintptr(out), "file")}, nil
+}
+
+func (w *write) close() {
+	for _, fd := range []*int{&w.dir, &w.file} {
+		if *fd >= 0 {
+			_ = unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
+
+// open opens what the bytes go to; the caller has the user's rights.
+func (g *guest) open(w *write) (err error) {
+	const flags = unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
+	mode := uint32(0o644)
+	if w.mode >= 0 {
+		mode = uint32(w.mode)
+	}
+	if w.append {
+		w.file, err = unix.Openat(w.dir, w.name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|flags, mode&0o777)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(w.file, &st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return unix.ENXIO
+		}
+		if w.mode >= 0 && st.Mode&0o7777 != mode {
+			return unix.Fchmod(w.file, mode)
+		}
+		return nil
+	}
+	if !w.fresh {
+		if err := unix.Faccessat2(w.dir, w.name, unix.W_OK, unix.AT_EACCESS|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+	}
+	// Somebody else's file stays theirs; only root can see to that beside a rename.
+	foreign := !w.fresh && !g.single() && w.user.UID != 0 && w.old.Uid != w.user.UID
+	if !foreign {
+		w.temp = ".berth-" + random()
+		w.file, err = unix.Openat(w.dir, w.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|flags, 0o600)
+		if err == nil {
+			return nil
+		}
+		w.temp = ""
+		if w.fresh || err != unix.EACCES && err != unix.EPERM && err != unix.EROFS {
+			return err
+		}
+	}
+	if w.file, err = unix.Open("/tmp", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err != nil {
+		w.file, err = unix.MemfdCreate("write", unix.MFD_CLOEXEC)
+	}
+	return err
+}
+
+func (g *guest) commit(r *wire.Commit) (*wire.File, error) {
+	g.mu.Lock()
+	w := g.writes[r.Token]
+	delete(g.writes, r.Token)
+	g.mu.Unlock()
+	if w == nil {
+		return nil, &wire.Error{Code: wire.CodeInvalid, Text: "that write has ended or was dropped after 10 minutes; write the file again"}
+	}
+	w.timer.Stop()
+	return g.finish(w, r.Abort)
+}
+
+func (g *guest) finish(w *write, abort bool) (*wire.File, error) {
+	defer w.close()
+	out := &wire.File{Path: w.path}
+	err := g.as(w.user, func() error {
+		var err error
+		if !abort {
+			err = g.put(w)
+		}
+		if w.temp != "" && (abort || err != nil) {
+			_ = unix.Unlinkat(w.dir, w.temp, 0)
+		}
+		if err != nil || abort {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(w.file, &st); err != nil {
+			return err
+		}
+		*out = fileOf(path.Join(g.nameOf(w.dir), w.name), &st)
+		return nil
+	})
+	if err != nil {
+		return nil, pathError(w.path, err)
+	}
+	return out, nil
+}
+
+// put makes the bytes written the target's.
+func (g *guest) put(w *write) error {
+	if w.append {
+		return nil
+	}
+	mode := uint32(0o644)
+	if !w.fresh {
+		mode = w.old.Mode & 0o7777
+	}
+	if w.mode >= 0 {
+		mode = uint32(w.mode)
+	}
+	if w.temp == "" {
+		return g.copyOver(w)
+	}
+	if !w.fresh && w.user.UID == 0 && !g.single() {
+		if err := unix.Fchown(w.file, int(w.old.Uid), int(w.old.Gid)); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchmod(w.file, mode); err != nil {
+		return err
+	}
+	return unix.Renameat(w.dir, w.temp, w.dir, w.name)
+}
+
+// copyOver is for a target whose directory is not the user's to write.
+func (g *guest) copyOver(w *write) error {
+	to, err := unix.Openat(w.dir, w.name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(to, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = unix.ENXIO
+	}
+	if err == nil {
+		err = unix.Ftruncate(to, 0)
+	}
+	if err == nil && w.mode >= 0 && st.Mode&0o7777 != uint32(w.mode) {
+		err = unix.Fchmod(to, uint32(w.mode))
+	}
+	var offset int64
+	for err == nil {
+		var n int
+		n, err = unix.Sendfile(to, w.file, &offset, 1<<20)
+		if n == 0 && err == nil {
+			_ = unix.Close(w.file)
+			w.file = to
+			return nil
+		}
+		if err == unix.EINTR {
+			err = nil
+		}
+	}
+	_ = unix.Close(to)
+	return err
+}

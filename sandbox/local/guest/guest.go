@@ -1,0 +1,335 @@
+//go:build linux
+
+// Package guest is init, PID 1 of a sandbox: it completes the root, starts and
+// signals commands, opens files with a user's rights, and answers the sudo
+// program inside. It speaks to its monitor over descriptor 3.
+//
+// Beside it run programs that may do what they like inside. They can neither
+// signal nor trace it; it waits for none of them, and it reads nothing that
+// they write except over the sudo socket, and file names.
+package guest
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/isolate/rootfs"
+	"berth/sandbox/local/wire"
+)
+
+// OpFiles brings descriptors to init before OpSetup: Files -> nothing.
+const OpFiles = "files"
+
+// Files says what the descriptors of an OpFiles frame are.
+type Files struct {
+	Kinds []string `json:"kinds"`
+}
+
+// The kinds of descriptors. Tasks are files that take "0" from whoever joins
+// the commands' cgroup.
+const (
+	FileMount  = "mount"
+	FileTasks  = "tasks"
+	FileCgroup = "cgroup" // the cgroup's directory, to clone into
+	FileOOM    = "oom"    // memory.events or memory.oom_control
+	FileFUSE   = "fuse"
+	FileSudo   = "sudo"
+)
+
+// Setup is the body of OpSetup.
+type Setup struct {
+	Launch wire.Launch `json:"launch"`
+	// Held is what the cgroups hold.
+	Memory wire.Held `json:"memory"`
+	PIDs   wire.Held `json:"pids"`
+	CPU    wire.Held `json:"cpu"`
+	// NProc and PerProcess replace cgroups: a bound on the processes of each
+	// user, and on the memory of each process. 0: none.
+	NProc      int64 `json:"nproc,omitempty"`
+	PerProcess int64 `json:"per_process,omitempty"`
+	// Sudo and FUSE are host files to bind, when they do not come as descriptors.
+	Sudo string `json:"sudo,omitempty"`
+	FUSE string `json:"fuse,omitempty"`
+}
+
+// Main is init's main function; it returns when the monitor is gone.
+func Main() {
+	harden()
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(16 << 20)
+	conn, err := wire.Socket(3, 0)
+	if err != nil {
+		return
+	}
+	g := &guest{
+		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, reaped: map[int]unix.WaitStatus{},
+		nested: map[uint32]int{}, writes: map[uint64]*write{}, children: make(chan struct{}, 1),
+	}
+	if err := g.setup(); err != nil {
+		return
+	}
+	for {
+		f, err := conn.Recv()
+		if err != nil {
+			return // and the kernel ends all that is inside
+		}
+		go g.serve(f)
+	}
+}
+
+// harden makes init deaf to what is inside, and unreadable.
+func harden() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+	name := [16]byte{'b', 'e', 'r', 't', 'h', '-', 'i', 'n', 'i', 't'}
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0, 0, 0)
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	unix.Umask(0o022)
+	// The kernel drops what is sent to a PID 1 from inside when it has no
+	// handler, and Go's runtime has one for nearly everything; so off with
+	// them, those for faults too: sent by hand they look alike.
+	var none [4]uint64
+	for sig := uintptr(1); sig <= 64; sig++ {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
+	}
+}
+
+type guest struct {
+	conn    *wire.Conn
+	launch  wire.Launch
+	nproc   int64
+	perProc int64
+	tasks   []int
+	cgroup  int
+	oom     int
+	pts     int
+	self    int // /proc/self/fd
+	lastCap int
+	nofile  uint64
+
+	children chan struct{} // a child may have been born
+
+	mu       sync.Mutex
+	trees    map[string]*tree
+	shims    map[int]*shim
+	reaped   map[int]unix.WaitStatus // children of init that were no shims
+	halting  bool
+	nested   map[uint32]int // user namespaces of single mode, by the user's id in them
+	writes   map[uint64]*write
+	token    uint64
+	sudoBusy int
+}
+
+func (g *guest) setup() error {
+	var fds = map[string][]int{}
+	for {
+		f, err := g.conn.Recv()
+		if err != nil {
+			return err
+		}
+		switch f.Op {
+		case OpFiles:
+			var files Files
+			if err := decode(f, &files); err != nil || len(files.Kinds) != len(f.Files) {
+				return errors.New("malformed files")
+			}
+			for i, file := range f.Files {
+				fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 10)
+				_ = file.Close()
+				if err != nil {
+					return err
+				}
+				fds[files.Kinds[i]] = append(fds[files.Kinds[i]], fd)
+			}
+		case wire.OpSetup:
+			var s Setup
+			if err := decode(f, &s); err != nil {
+				return err
+			}
+			ready, err := g.enter(&s, fds)
+			if err != nil {
+				return errors.Join(err, g.conn.Send(wire.Header{ID: f.ID, Error: rootfs.Explain("set up the sandbox", err)}, nil, nil))
+			}
+			go g.reap()
+			err = g.conn.Send(wire.Header{ID: f.ID}, ready, nil)
+			// After the answer, so that it costs nobody time.
+			debug.FreeOSMemory()
+			return err
+		default:
+			return errors.New("unexpected " + f.Op)
+		}
+	}
+}
+
+func one(fds map[string][]int, kind string) int {
+	if len(fds[kind]) == 0 {
+		return -1
+	}
+	return fds[kind][0]
+}
+
+func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
+	g.launch, g.nproc, g.perProc = s.Launch, s.NProc, s.PerProcess
+	g.tasks, g.cgroup, g.oom = fds[FileTasks], one(fds, FileCgroup), one(fds, FileOOM)
+	single := s.Launch.IDs.Mode == wire.IDsSingle
+	mounts := fds[FileMount]
+	if s.Launch.IDs.Mode != wire.IDsRange {
+		maps := &rootfs.Maps{Layers: -1, UserXattr: true}
+		var err error
+		if mounts, err = rootfs.Build(s.Launch.Mounts, maps); err != nil {
+			return nil, err
+		}
+		for kind, file := range map[string]string{FileSudo: s.Sudo, FileFUSE: s.FUSE} {
+			if file == "" {
+				continue
+			}
+			if fd, err := rootfs.CloneFile(file, kind == FileSudo); err == nil {
+				fds[kind] = []int{fd}
+			}
+		}
+	}
+	if len(mounts) != len(s.Launch.Mounts) {
+		return nil, errors.New("mounts are missing")
+	}
+	if err := loopback(); err != nil {
+		return nil, rootfs.Explain("bring up the loopback interface", err)
+	}
+	if s.Launch.Hostname != "" {
+		if err := unix.Sethostname([]byte(s.Launch.Hostname)); err != nil {
+			return nil, rootfs.Explain("set the host name", err)
+		}
+	}
+	pts, err := rootfs.Enter(s.Launch.Mounts, mounts, rootfs.Extra{FUSE: one(fds, FileFUSE), Sudo: one(fds, FileSudo), TTY: !single})
+	if err != nil {
+		return nil, err
+	}
+	rootfs.Close(mounts)
+	for _, kind := range []string{FileFUSE, FileSudo} {
+		rootfs.Close(fds[kind])
+	}
+	g.pts = pts
+	if g.self, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	g.lastCap = lastCap()
+	g.nofile = 65536
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		g.nofile = min(g.nofile, lim.Max)
+	}
+	if err := g.listenSudo(); err != nil {
+		return nil, err
+	}
+	ready := &wire.Ready{Memory: s.Memory, PIDs: s.PIDs, CPU: s.CPU}
+	ready.Tree = wire.Held{State: "enforced", Detail: "a subreaper for each process"}
+	ready.Seccomp = wire.Held{State: "enforced", Detail: "Docker's default list"}
+	return ready, nil
+}
+
+func lastCap() int {
+	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	n := 0
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			break
+		}
+		n = n*10 + int(c-'0')
+	}
+	if err != nil || n == 0 || n > 63 {
+		return 63
+	}
+	return n
+}
+
+// loopback brings lo up.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+// serve answers one request.
+func (g *guest) serve(f *wire.Frame) {
+	defer func() {
+		for _, file := range f.Files {
+			_ = file.Close()
+		}
+	}()
+	var (
+		body  any
+		files []*os.File
+		err   error
+		after func()
+	)
+	switch f.Op {
+	case wire.OpStart:
+		var r wire.StartProcess
+		if err = decode(f, &r); err == nil {
+			body, files, after, err = g.start(&r, f.Files)
+		}
+	case wire.OpSignal:
+		var r wire.Signal
+		if err = decode(f, &r); err == nil {
+			body, err = g.signal(&r)
+		}
+	case wire.OpTree:
+		var r wire.ProcessRef
+		if err = decode(f, &r); err == nil {
+			body, err = g.describe(r.ID)
+		}
+	case wire.OpHalt:
+		var r wire.Halt
+		if err = decode(f, &r); err == nil {
+			g.halt(time.Duration(r.GraceMS) * time.Millisecond)
+		}
+	case wire.OpStat, wire.OpOpen, wire.OpReadDir:
+		var r wire.Path
+		if err = decode(f, &r); err == nil {
+			body, files, err = g.look(f.Op, &r)
+		}
+	case wire.OpCreate:
+		var r wire.Create
+		if err = decode(f, &r); err == nil {
+			body, files, err = g.create(&r)
+		}
+	case wire.OpCommit:
+		var r wire.Commit
+		if err = decode(f, &r); err == nil {
+			body, err = g.commit(&r)
+		}
+	default:
+		err = &wire.Error{Code: wire.CodeUnsupported, Text: "init does not know " + f.Op}
+	}
+	h := wire.Header{ID: f.ID}
+	if err != nil {
+		h.Error, body = wireError(err), nil
+	}
+	_ = g.conn.Send(h, body, nil, files...)
+	for _, file := range files {
+		_ = file.Close()
+	}
+	if after != nil {
+		after()
+	}
+}
+
+func (g *guest) event(op string, body any) {
+	_ = g.conn.Send(wire.Header{Op: op}, body, nil)
+}

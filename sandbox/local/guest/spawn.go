@@ -1,0 +1,529 @@
+//go:build linux
+
+package guest
+
+import (
+	"os"
+	"path"
+	"sort"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/guest/filter"
+	"berth/sandbox/local/isolate/raw"
+	"berth/sandbox/local/isolate/rootfs"
+	"berth/sandbox/local/wire"
+)
+
+// commandCaps is the bounding set of commands, and what root inside has:
+// Docker's default.
+const commandCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FSETID | 1<<unix.CAP_FOWNER |
+	1<<unix.CAP_MKNOD | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETFCAP |
+	1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_KILL | 1<<unix.CAP_AUDIT_WRITE
+
+// Shell text longer than this goes by file: the kernel takes at most 128 KiB
+// in one argument.
+const longText = 100 << 10
+
+// The stages at which a start can fail.
+const (
+	stageShim = iota + 1
+	stageFork
+	stageUser
+	stageCwd
+	stageTTY
+	stageGuard
+	stageExec
+)
+
+// command is what is to be started, by the monitor or through sudo.
+type command struct {
+	user       *wire.User
+	shell      string // text, or
+	argv       []string
+	env        map[string]string
+	cwd        string
+	in, out, e int // descriptors
+	tty        bool
+}
+
+// start starts a process of the monitor's. The last result is to be called
+// when the answer has been sent, so that the process's events follow it.
+func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*os.File, after func(), err error) {
+	u, err := g.user(r.User)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c := &command{user: u, shell: r.Shell, argv: r.Argv, cwd: r.Cwd, env: g.env(u)}
+	for k, v := range r.Env {
+		c.env[k] = v
+	}
+	for _, k := range r.Unset {
+		delete(c.env, k)
+	}
+	if r.ID == "" || (r.Shell == "") == (len(r.Argv) == 0) {
+		return nil, nil, nil, invalid("a process needs an id, and either shell or argv")
+	}
+	var master *os.File
+	if r.Cols > 0 {
+		if len(files) != 0 {
+			return nil, nil, nil, invalid("a process with a terminal takes no descriptors")
+		}
+		var slave int
+		if master, slave, err = g.terminal(u, r.Cols, r.Rows); err != nil {
+			return nil, nil, nil, err
+		}
+		defer unix.Close(slave)
+		c.tty, c.in, c.out, c.e = true, slave, slave, slave
+	} else {
+		if len(files) != 3 {
+			return nil, nil, nil, invalid("a process takes stdin, stdout and stderr")
+		}
+		c.in, c.out, c.e = int(files[0].Fd()), int(files[1].Fd()), int(files[2].Fd())
+	}
+	defer func() {
+		if err != nil && master != nil {
+			_ = master.Close()
+		}
+	}()
+
+	t := &tree{id: r.ID, shims: map[*shim]bool{}, oom: g.oomCount()}
+	if len(c.shell) > longText {
+		if t.file, err = longFile(c.shell, u, g.single()); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	g.mu.Lock()
+	switch {
+	case g.halting:
+		err = &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was started"}
+	case g.trees[r.ID] != nil:
+		err = &wire.Error{Code: wire.CodeExist, Text: "process " + r.ID + " exists already"}
+	default:
+		g.trees[r.ID] = t
+	}
+	g.mu.Unlock()
+	if err != nil {
+		t.clean()
+		return nil, nil, nil, err
+	}
+	s, err := g.spawn(t, c)
+	if err != nil {
+		g.mu.Lock()
+		delete(g.trees, r.ID)
+		g.mu.Unlock()
+		t.clean()
+		return nil, nil, nil, err
+	}
+	s.ended = func(ws unix.WaitStatus, cpu int64) {
+		t.clean()
+		e := wire.Exited{ID: t.id, Code: ws.ExitStatus(), CPUNS: cpu, OOM: g.oomCount() > t.oom}
+		if ws.Signaled() {
+			e.Code, e.Signal = -1, int(ws.Signal())
+		}
+		if g.hasChildren(s) {
+			e.Leftovers = name(g.members(t))
+		}
+		g.mu.Lock()
+		t.exited = true
+		g.mu.Unlock()
+		g.event(wire.OpExited, e)
+	}
+	if master != nil {
+		out = append(out, master)
+	}
+	return wire.Started{PID: s.main}, out, func() { g.watch(s) }, nil
+}
+
+func (t *tree) clean() {
+	if t.file != "" {
+		_ = unix.Unlink(t.file)
+	}
+}
+
+func (g *guest) single() bool { return g.launch.IDs.Mode == wire.IDsSingle }
+
+// hasChildren tells whether anything is left below a shim whose command has
+// ended. When in doubt it is true.
+func (g *guest) hasChildren(s *shim) bool {
+	pid := strconv.Itoa(s.pid)
+	b, err := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
+	return err != nil && !os.IsNotExist(err) || len(b) > 0
+}
+
+// env is the base environment of u's commands.
+func (g *guest) env(u *wire.User) map[string]string {
+	env := make(map[string]string, len(g.launch.Env)+8)
+	for k, v := range g.launch.Env {
+		env[k] = v
+	}
+	env["HOME"], env["USER"], env["LOGNAME"], env["SHELL"] = u.Home, u.Name, u.Name, u.Shell
+	if u.Shell == "" {
+		env["SHELL"] = "/bin/sh"
+	}
+	return env
+}
+
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// candidates are the files that program may be, by PATH.
+func candidates(program, list string) []string {
+	if strings.Contains(program, "/") {
+		return []string{program}
+	}
+	var out []string
+	for dir := range strings.SplitSeq(list, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		out = append(out, path.Join(dir, program))
+		if dir == "." {
+			out[len(out)-1] = "./" + program
+		}
+		if len(out) == 256 {
+			break
+		}
+	}
+	return out
+}
+
+// spawn starts c below a new shim of t, and returns when it runs. The caller
+// sets ended and calls watch.
+func (g *guest) spawn(t *tree, c *command) (*shim, error) {
+	userns := -1
+	single := g.single()
+	if single && c.user.UID != 0 {
+		var err error
+		if userns, err = g.nestedNS(c.user.UID); err != nil {
+			return nil, err
+		}
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, pathError("", err)
+	}
+	_ = unix.SetNonblock(fds[0], true)
+	report := os.NewFile(uintptr(fds[0]), "report")
+	p := g.program(t, c, fds[1], userns)
+
+	g.mu.Lock() // so that nobody takes the shim for a stray
+	if g.halting {
+		g.mu.Unlock()
+		_ = report.Close()
+		_ = unix.Close(fds[1])
+		return nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was started"}
+	}
+	cgroup := g.cgroup
+	pid, err := p.Start(0, cgroup)
+	s := &shim{tree: t, pid: pid, report: report}
+	if err == nil {
+		g.shims[pid] = s
+		t.shims[s] = true
+	}
+	g.mu.Unlock()
+	_ = unix.Close(fds[1])
+	g.born()
+	if err != nil {
+		_ = report.Close()
+		return nil, startError(c, raw.Event{Stage: stageFork, Value: errnoOf(err)})
+	}
+	var buf [raw.EventSize]byte
+	n, err := report.Read(buf[:])
+	e := raw.Decode(buf[:])
+	if err != nil || n != len(buf) || e.Kind != raw.Started {
+		if err != nil || n != len(buf) {
+			e = raw.Event{Stage: stageShim, Value: int64(unix.ESRCH)}
+		}
+		g.mu.Lock()
+		delete(g.shims, pid)
+		delete(t.shims, s)
+		g.mu.Unlock()
+		_ = report.Close()
+		return nil, startError(c, e)
+	}
+	s.main = int(e.Value)
+	return s, nil
+}
+
+func errnoOf(err error) int64 {
+	if errno, ok := err.(unix.Errno); ok {
+		return int64(errno)
+	}
+	return int64(unix.EINVAL)
+}
+
+// program is what shim and command do.
+func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
+	p := &raw.Program{}
+	p.Report(report)
+
+	// The shim.
+	zero := p.String("0")
+	for _, fd := range g.tasks {
+		p.Must(stageShim, unix.SYS_WRITE, uintptr(fd), zero, 1)
+	}
+	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1)
+	p.Try(unix.SYS_SETSID)
+	parent := p.Fork(stageFork)
+
+	// The command. Descriptors first: whatever lies above is closed.
+	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 0)
+	if userns >= 0 {
+		p.Must(stageUser, unix.SYS_SETNS, uintptr(userns), unix.CLONE_NEWUSER)
+	}
+	for i, fd := range []int{c.in, c.out, c.e} {
+		p.Must(stageShim, unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
+	}
+	if report != 3 {
+		p.Must(stageShim, unix.SYS_DUP3, uintptr(report), 3, unix.O_CLOEXEC)
+		p.Report(3)
+	}
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 4, ^uintptr(0)>>32, 0)
+	p.Must(stageShim, unix.SYS_SETSID)
+	if c.tty {
+		p.Must(stageTTY, unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	// Its own files in /proc are out of reach of a process that cannot be
+	// dumped; it has all rights still, so nobody inside can trace it meanwhile.
+	score := []byte("500")
+	p.Try(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
+	p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
+	p.Try(unix.SYS_WRITE, raw.Saved, p.Bytes(score), uintptr(len(score)))
+	p.Try(unix.SYS_CLOSE, raw.Saved)
+	p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	for lim, v := range map[uintptr]int64{unix.RLIMIT_NPROC: g.nproc, unix.RLIMIT_DATA: g.perProc} {
+		if v > 0 {
+			p.Must(stageGuard, unix.SYS_PRLIMIT64, 0, lim, raw.Keep(p, &unix.Rlimit{Cur: uint64(v), Max: uint64(v)}), 0)
+		}
+	}
+	p.Try(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, raw.Keep(p, &unix.Rlimit{Cur: g.nofile, Max: g.nofile}), 0)
+	for i := 0; i <= g.lastCap; i++ {
+		if commandCaps&(1<<i) == 0 {
+			p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(i))
+		}
+	}
+	p.Try(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
+	if !g.single() {
+		groups := append([]uint32{c.user.GID}, c.user.Groups...)
+		p.Must(stageUser, unix.SYS_SETGROUPS, uintptr(len(groups)), raw.Keep(p, (*[65]uint32)(padGroups(groups))))
+		gid, uid := uintptr(c.user.GID), uintptr(c.user.UID)
+		p.Must(stageUser, unix.SYS_SETRESGID, gid, gid, gid)
+		p.Must(stageUser, unix.SYS_SETRESUID, uid, uid, uid)
+	}
+	caps := &[2]unix.CapUserData{}
+	if c.user.UID == 0 {
+		caps[0] = unix.CapUserData{Effective: commandCaps & 0xffffffff, Permitted: commandCaps & 0xffffffff}
+	}
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	p.Must(stageGuard, unix.SYS_CAPSET, raw.Keep(p, header), raw.Keep(p, caps))
+	p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	p.Must(stageCwd, unix.SYS_CHDIR, p.String(c.cwd))
+	rules := filter.Default()
+	if g.single() && c.user.UID == 0 {
+		rules = filter.FakeOwner()
+	}
+	prog := &unix.SockFprog{Len: uint16(len(rules)), Filter: &rules[0]}
+	p.Must(stageGuard, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, raw.Keep(p, prog))
+	var none uint64
+	p.Must(stageGuard, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, raw.Keep(p, &none), 0, unsafe.Sizeof(none))
+	g.execs(p, t, c)
+
+	parent()
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 0, uintptr(report-1), 0)
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(report+1), ^uintptr(0)>>32, 0)
+	p.Watch()
+	return p
+}
+
+func padGroups(groups []uint32) []uint32 {
+	if len(groups) > 65 {
+		groups = groups[:65]
+	}
+	return append(groups, make([]uint32, 65-len(groups))...)
+}
+
+func (g *guest) execs(p *raw.Program, t *tree, c *command) {
+	env := make([]string, 0, len(c.env))
+	for k, v := range c.env {
+		env = append(env, k+"="+v)
+	}
+	sort.Strings(env)
+	envp := p.Strings(env)
+	search := c.env["PATH"]
+	if search == "" {
+		search = defaultPath
+	}
+	try := func(program, search string, argv uintptr) {
+		for _, file := range candidates(program, search) {
+			p.Exec(stageExec, p.String(file), argv, envp)
+		}
+	}
+	if c.shell == "" {
+		try(c.argv[0], search, p.Strings(c.argv))
+	} else {
+		args := []string{"-c", c.shell}
+		if t.file != "" {
+			args = []string{t.file}
+		}
+		for _, shell := range []string{"bash", "sh"} {
+			try(shell, search+":"+defaultPath, p.Strings(append([]string{shell}, args...)))
+		}
+	}
+	p.Fail(stageExec)
+}
+
+// startError tells why a command did not start.
+func startError(c *command, e raw.Event) error {
+	errno := unix.Errno(e.Value)
+	program := "bash or sh"
+	if len(c.argv) > 0 {
+		program = c.argv[0]
+	}
+	switch {
+	case errno == unix.EAGAIN:
+		return &wire.Error{Code: wire.CodeLimit, Text: "the sandbox has as many processes as it may have; end some of them"}
+	case errno == unix.ENOMEM:
+		return &wire.Error{Code: wire.CodeLimit, Text: "there is not enough memory to start a process; end some that run"}
+	case e.Stage == stageCwd:
+		err := pathError(c.cwd, errno)
+		if errno != unix.EACCES && errno != unix.EPERM {
+			err.Code = wire.CodeBadCwd
+		}
+		err.Text = "working directory " + err.Text
+		return err
+	case e.Stage == stageUser:
+		return &wire.Error{Code: wire.CodeNoUser, Text: "user " + c.user.Name + " has ids that this sandbox does not have: " + errno.Error()}
+	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR):
+		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; install it or give its whole path"}
+	case e.Stage == stageExec && errno == unix.ENOEXEC:
+		return &wire.Error{Code: wire.CodePermission, Path: program, Text: program + ": not a program that can run here; a script needs a first line such as #!/bin/sh"}
+	case e.Stage == stageExec && errno == unix.E2BIG:
+		return invalid("arguments and environment are too large: 128 KiB each at most, and about 2 MiB together")
+	case e.Stage == stageExec:
+		return pathError(program, errno)
+	}
+	return &wire.Error{Code: wire.CodeInternal, Text: "start of " + program + ", stage " + strconv.Itoa(int(e.Stage)) + ": " + errno.Error()}
+}
+
+// longFile holds a long command's text, readable by its user alone.
+func longFile(text string, u *wire.User, single bool) (string, error) {
+	name := rootfs.RunDir + "/command-" + random()
+	fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
+	if err != nil {
+		return "", pathError(name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	_, err = f.WriteString(text)
+	if err == nil && !single {
+		err = unix.Fchown(fd, int(u.UID), int(u.GID))
+	}
+	if err != nil {
+		_ = unix.Unlink(name)
+		return "", pathError("the command's text", errnoIn(err))
+	}
+	return name, nil
+}
+
+// oomCount is how many processes the memory limit has killed.
+func (g *guest) oomCount() int64 {
+	if g.oom < 0 {
+		return 0
+	}
+	var buf [512]byte
+	n, err := unix.Pread(g.oom, buf[:], 0)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.SplitSeq(string(buf[:n]), "\n") {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			v, _ := strconv.ParseInt(count, 10, 64)
+			return v
+		}
+	}
+	return 0
+}
+
+// terminal makes a terminal of the sandbox's own, in u's hands.
+func (g *guest) terminal(u *wire.User, cols, rows uint16) (*os.File, int, error) {
+	fail := func(err error) (*os.File, int, error) { return nil, -1, pathError("a terminal", err) }
+	fd, err := unix.Openat(g.pts, "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail(err)
+	}
+	master := os.NewFile(uintptr(fd), "terminal")
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		_ = master.Close()
+		return fail(err)
+	}
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		_ = master.Close()
+		return fail(errno)
+	}
+	slave := int(r)
+	_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: cols, Row: rows})
+	if !g.single() {
+		if err := unix.Fchown(slave, int(u.UID), 5); err != nil {
+			_ = master.Close()
+			_ = unix.Close(slave)
+			return fail(err)
+		}
+	}
+	return master, slave, nil
+}
+
+// nestedNS is the user namespace, below the sandbox's, in which uid is the
+// sandbox's only user.
+func (g *guest) nestedNS(uid uint32) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if fd, ok := g.nested[uid]; ok {
+		return fd, nil
+	}
+	var gate, report [2]int
+	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
+		return -1, err
+	}
+	if err := unix.Pipe2(report[:], unix.O_CLOEXEC); err != nil {
+		rootfs.Close(gate[:])
+		return -1, err
+	}
+	p := &raw.Program{}
+	p.Report(report[1])
+	p.Must(stageUser, unix.SYS_CLOSE, uintptr(gate[1]))
+	p.Must(stageUser, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
+	p.Must(stageUser, unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
+	p.Must(stageUser, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
+	id := strconv.FormatUint(uint64(uid), 10)
+	for _, w := range [][2]string{{"setgroups", "deny"}, {"uid_map", id + " 0 1"}, {"gid_map", id + " 0 1"}} {
+		p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/"+w[0]), unix.O_WRONLY|unix.O_CLOEXEC)
+		p.Must(stageUser, unix.SYS_WRITE, raw.Saved, p.String(w[1]), uintptr(len(w[1])))
+	}
+	ready := &raw.Event{Kind: raw.Started}
+	p.Must(stageUser, unix.SYS_WRITE, uintptr(report[1]), raw.Keep(p, ready), raw.EventSize)
+	p.Try(unix.SYS_READ, uintptr(gate[0]), raw.Keep(p, &[8]byte{}), 1)
+	pid, err := p.Start(0, -1)
+	_ = unix.Close(gate[0])
+	_ = unix.Close(report[1])
+	defer unix.Close(report[0])
+	defer unix.Close(gate[1])
+	g.born()
+	if err != nil {
+		return -1, err
+	}
+	var buf [raw.EventSize]byte
+	if n, err := unix.Read(report[0], buf[:]); err != nil || n != len(buf) || raw.Decode(buf[:]).Kind != raw.Started {
+		return -1, &wire.Error{Code: wire.CodeUnsupported, Text: "a nested user namespace for the user's commands was refused: " +
+			unix.Errno(raw.Decode(buf[:]).Value).Error() + "; raise user.max_user_namespaces, or install newuidmap (package uidmap) and give this user lines in /etc/subuid and /etc/subgid"}
+	}
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, pathError("user namespace", err)
+	}
+	g.nested[uid] = fd
+	return fd, nil
+}

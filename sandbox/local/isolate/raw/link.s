@@ -1,0 +1,1 @@
+// Lets raw.go declare functions without a body.

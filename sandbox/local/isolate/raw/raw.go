@@ -1,0 +1,302 @@
+//go:build linux
+
+// Package raw starts child processes that run a prepared list of system calls
+// between fork and exec, where Go code cannot run: no allocation, no stack
+// growth, no other thread. All that a child does is thus decided, and all
+// memory it needs is laid out, before the fork.
+//
+// A child may fork once more and stay as a watcher: it then reports how that
+// second child ended, reaps every orphan that falls to it, and exits when it
+// has no child left.
+package raw
+
+import (
+	"encoding/binary"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+// The kinds of a step.
+const (
+	kindMust   = iota // an error is reported, and the child exits
+	kindTry           // errors do not matter
+	kindFull          // like kindMust, and so does a result of 0
+	kindSave          // like kindTry; the result becomes the saved value
+	kindExec          // "not found" and "denied" are kept, and the next step tried
+	kindFail          // reports what kindExec kept
+	kindReport        // the report descriptor has this number from here on
+	kindFork          // forks; the parent goes on at step a[1]
+	kindWatch         // reports and reaps until there are no children, exits
+)
+
+// Saved as an argument stands for the result of the last Save.
+const Saved = ^uintptr(0) - 4095 // no errno, no address
+
+type step struct {
+	kind  uint32
+	stage uint32
+	nr    uintptr
+	a     [6]uintptr
+}
+
+// Program is what a child does. The zero value is empty; build it, then Start
+// it once.
+type Program struct {
+	steps []step
+	keep  []any
+}
+
+// Must adds a call whose failure ends the child and is reported with stage.
+func (p *Program) Must(stage uint32, nr uintptr, args ...uintptr) {
+	p.add(kindMust, stage, nr, args)
+}
+
+// Full is Must for calls that must not return 0 either, such as a read.
+func (p *Program) Full(stage uint32, nr uintptr, args ...uintptr) {
+	p.add(kindFull, stage, nr, args)
+}
+
+// Try adds a call whose failure does not matter.
+func (p *Program) Try(nr uintptr, args ...uintptr) { p.add(kindTry, 0, nr, args) }
+
+// Save is Try; later arguments that are Saved become its result.
+func (p *Program) Save(nr uintptr, args ...uintptr) { p.add(kindSave, 0, nr, args) }
+
+// Exec adds an attempt to execute path; the next Exec follows when there is
+// no such program.
+func (p *Program) Exec(stage uint32, path, argv, envp uintptr) {
+	p.add(kindExec, stage, unix.SYS_EXECVE, []uintptr{path, argv, envp})
+}
+
+// Fail ends a list of Execs: it reports why none of them worked.
+func (p *Program) Fail(stage uint32) { p.add(kindFail, stage, 0, nil) }
+
+// Report makes fd the descriptor that reports go to from here on. Every
+// program starts with one.
+func (p *Program) Report(fd int) { p.add(kindReport, 0, 0, []uintptr{uintptr(fd)}) }
+
+// Fork adds the fork of the second child, which goes on with the next step;
+// the first one waits until it has executed something or ended, and goes on
+// where Parent is called.
+func (p *Program) Fork(stage uint32) (parent func()) {
+	p.add(kindFork, stage, 0, make([]uintptr, 2))
+	at := len(p.steps) - 1
+	return func() { p.steps[at].a[1] = uintptr(len(p.steps)) }
+}
+
+// Watch reports the second child's pid, then how it ended, and exits when no
+// descendant is left.
+func (p *Program) Watch() { p.add(kindWatch, 0, 0, nil) }
+
+func (p *Program) add(kind, stage uint32, nr uintptr, args []uintptr) {
+	s := step{kind: kind, stage: stage, nr: nr}
+	copy(s.a[:], args)
+	p.steps = append(p.steps, s)
+}
+
+// Bytes is the address of a copy of b that lives as long as p.
+func (p *Program) Bytes(b []byte) uintptr {
+	c := append(make([]byte, 0, len(b)+1), b...)
+	c = append(c, 0)
+	p.keep = append(p.keep, c)
+	return uintptr(unsafe.Pointer(&c[0]))
+}
+
+// String is the address of s, ended by a NUL.
+func (p *Program) String(s string) uintptr { return p.Bytes([]byte(s)) }
+
+// Strings is the address of a list of strings as execve takes it.
+func (p *Program) Strings(list []string) uintptr {
+	v := make([]uintptr, len(list)+1)
+	for i, s := range list {
+		v[i] = p.String(s)
+	}
+	p.keep = append(p.keep, v)
+	return uintptr(unsafe.Pointer(&v[0]))
+}
+
+// Keep holds v, to whose memory arguments point, as long as p, and returns its address.
+func Keep[T any](p *Program, v *T) uintptr {
+	p.keep = append(p.keep, v)
+	return uintptr(unsafe.Pointer(v))
+}
+
+// The kinds of a report.
+const (
+	Failed  = 1 // Value is the errno
+	Started = 2 // Value is the second child's pid
+	Ended   = 3 // Value is its wait status, CPUNS its processor time
+)
+
+// Event is one report.
+type Event struct {
+	Kind  uint32
+	Stage uint32
+	Value int64
+	CPUNS int64
+}
+
+// EventSize is the length of a report in bytes; reports are written whole.
+const EventSize = 24
+
+// Decode reads a report.
+func Decode(b []byte) Event {
+	return Event{
+		Kind: binary.NativeEndian.Uint32(b), Stage: binary.NativeEndian.Uint32(b[4:]),
+		Value: int64(binary.NativeEndian.Uint64(b[8:])), CPUNS: int64(binary.NativeEndian.Uint64(b[16:])),
+	}
+}
+
+type scratch struct {
+	event  Event
+	status int32
+	_      int32
+	usage  syscall.Rusage
+	clone  cloneArgs
+}
+
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+const cloneIntoCgroup = 0x200000000
+
+// Start forks the first child, with clone's flags, and in the cgroup of that
+// descriptor unless it is negative. It returns at once.
+func (p *Program) Start(flags uintptr, cgroup int) (pid int, err error) {
+	s := &scratch{}
+	if cgroup >= 0 {
+		s.clone = cloneArgs{flags: uint64(flags) | cloneIntoCgroup, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(cgroup)}
+	}
+	r, errno := run(p.steps, s, flags|uintptr(unix.SIGCHLD))
+	runtime.KeepAlive(p)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+// run forks and, in the child, interprets steps. The child calls nothing but
+// RawSyscall6, which does not split the stack. It must not return there.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
+	var (
+		r      uintptr
+		kept   syscall.Errno
+		saved  uintptr
+		main   uintptr
+		report uintptr
+		pc     uintptr
+		i      int
+		a      [6]uintptr
+		st     *step
+	)
+	beforeFork()
+	if s.clone.flags != 0 {
+		r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0, 0, 0, 0)
+	} else {
+		r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	}
+	if errno != 0 || r != 0 {
+		afterFork()
+		return r, errno
+	}
+
+	for pc < uintptr(len(steps)) {
+		st = &steps[pc]
+		pc++
+		for i = 0; i < 6; i++ {
+			a[i] = st.a[i]
+			if a[i] == Saved {
+				a[i] = saved
+			}
+		}
+		switch st.kind {
+		case kindReport:
+			report = a[0]
+			continue
+		case kindFail:
+			errno = kept
+			goto failed
+		case kindFork:
+			// With CLONE_VFORK the parent waits until the child has executed
+			// something or has ended, without sharing its memory.
+			main, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+			if errno != 0 {
+				goto failed
+			}
+			if main != 0 {
+				pc = a[1]
+			}
+			continue
+		case kindWatch:
+			goto watch
+		}
+		r, _, errno = syscall.RawSyscall6(st.nr, a[0], a[1], a[2], a[3], a[4], a[5])
+		switch st.kind {
+		case kindSave:
+			saved = r
+		case kindExec:
+			if errno != unix.ENOENT && errno != unix.ENOTDIR && errno != unix.EACCES {
+				goto failed
+			}
+			if kept != unix.EACCES {
+				kept = errno
+			}
+		case kindMust:
+			if errno != 0 {
+				goto failed
+			}
+		case kindFull:
+			if errno != 0 || r == 0 {
+				goto failed
+			}
+		}
+	}
+	syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+
+failed:
+	s.event.Kind = Failed
+	s.event.Stage = st.stage
+	s.event.Value = int64(errno)
+	syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+	for {
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 127, 0, 0, 0, 0, 0)
+	}
+
+watch:
+	s.event.Kind = Started
+	s.event.Value = int64(main)
+	syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+	for {
+		r, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.usage)), 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			break
+		}
+		if r == main {
+			main = 0
+			s.event.Kind = Ended
+			s.event.Value = int64(s.status)
+			s.event.CPUNS = (int64(s.usage.Utime.Sec)+int64(s.usage.Stime.Sec))*1e9 + (int64(s.usage.Utime.Usec)+int64(s.usage.Stime.Usec))*1e3
+			syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+		}
+	}
+	for {
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+	}
+}
