@@ -7,8 +7,9 @@ GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
-GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+BUILDFLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 FUZZTIME ?= 30s
+KILLS ?= 1000
 PREFIX ?= /usr/local
 
 help: ## list the targets
@@ -17,14 +18,14 @@ help: ## list the targets
 box: ## build the helper program that is embedded
 	go generate ./sandbox/local/boxbin
 
-build: box ## build ./berth
-	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o berth .
+build: box ## build bin/berth
+	CGO_ENABLED=0 go build $(BUILDFLAGS) -o bin/berth .
 
 install: build ## install berth below PREFIX (/usr/local)
-	install -D -m 755 berth $(DESTDIR)$(PREFIX)/bin/berth
+	install -D -m 755 bin/berth $(DESTDIR)$(PREFIX)/bin/berth
 
 demo: build ## see the whole thing work: a real server, driven by a real MCP client
-	go run ./internal/demo ./berth
+	go run ./internal/demo bin/berth
 
 test: box ## run the tests
 	go test ./...
@@ -39,7 +40,7 @@ lint: ## run the linters
 	go run $(GOLANGCI) run ./...
 
 update: ## rewrite golden files and generated documents
-	go test ./... -run 'Golden|Script|Docs' -update
+	go test . ./tools -update
 
 fuzz: ## run every fuzz target for FUZZTIME each
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
@@ -50,13 +51,13 @@ cover: box ## write coverage.out and show what is covered
 	go tool cover -func=coverage.out | tail -1
 
 bench: build ## measure, beside the peers that this machine has
-	go run ./internal/bench ./berth
+	go run ./internal/bench -berth bin/berth -o docs/performance.md
 
 conformance: build ## run the public MCP conformance suite (Node 22 or later)
-	go run ./internal/conformance ./berth
+	BERTH=$(CURDIR)/bin/berth internal/conformance/run.sh
 
 chaos: build ## kill servers and connections at random, and count the bytes
-	go run ./internal/chaos ./berth
+	go run ./internal/chaos -berth bin/berth -kills $(KILLS)
 
 vuln: ## look for known vulnerabilities (needs the online database)
 	go run $(GOVULNCHECK) ./...

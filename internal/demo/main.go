@@ -2,7 +2,7 @@
 // server, drives it with a real MCP client, kills the server in the middle, and
 // counts that nothing was lost. It exits with 1 as soon as anything is off.
 //
-//	go run ./internal/demo ./berth
+//	go run ./internal/demo bin/berth
 package main
 
 import (
@@ -26,7 +26,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	path := "./berth"
+	path := "bin/berth"
 	if len(os.Args) > 1 {
 		path = os.Args[1]
 	}
@@ -42,7 +42,7 @@ func main() {
 		}
 		d.clean()
 		stop()
-		os.Exit(1) //nolint:gocritic // stop was called
+		os.Exit(1)
 	}
 	d.clean()
 }

@@ -187,8 +187,8 @@ func (s *Session) PID() int {
 // Kill ends a stdio session's server as kill -9 does; otherwise it drops the
 // connection.
 func (s *Session) Kill() {
-	if pid := s.PID(); pid != 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+	if s.PID() != 0 {
+		_ = s.cmd.Process.Kill() // it may have ended
 	}
 	_ = s.Client.Close()
 }
