@@ -88,7 +88,7 @@ func write(t target) error {
 		}
 		fmt.Fprintf(&out, "var %s = [...]unix.SockFilter{\n", table.name)
 		for _, in := range prog {
-			fmt.Fprintf(&out, "\t{%#x, %d, %d, %#x},\n", in.Code, in.Jt, in.Jf, in.K)
+			fmt.Fprintf(&out, "\t{Code: %#x, Jt: %d, Jf: %d, K: %#x},\n", in.Code, in.Jt, in.Jf, in.K)
 		}
 		fmt.Fprintf(&out, "}\n\n")
 	}
