@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,8 +58,8 @@ type Options struct {
 	// AllowedOrigins are the web origins, such as "https://app.example.com",
 	// that may call from a browser, besides the server's own.
 	AllowedOrigins []string
-	// TrustedProxies are addresses and CIDR ranges whose X-Forwarded-Host,
-	// X-Forwarded-Proto and X-Forwarded-For are believed.
+	// TrustedProxies are addresses and CIDR ranges whose X-Forwarded-Host and
+	// X-Forwarded-Proto are believed.
 	TrustedProxies []string
 
 	MaxBody       int64         // bytes of a request; 0 = 16 MiB
@@ -74,6 +76,8 @@ type Options struct {
 	// even when another process holds stdin open.
 	WatchParent bool
 }
+
+var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
 
 // token is a Token made ready to be compared.
 type token struct {
@@ -106,7 +110,11 @@ func (o Options) prepare() (*prepared, error) {
 		errs = append(errs, &sandbox.FieldError{Field: "key", Problem: fmt.Sprintf("has %d bytes", len(p.Key)), Allowed: "32 bytes or more"})
 	}
 	for i, t := range o.Tokens {
-		tok, err := t.prepare(fmt.Sprintf("auth.tokens[%d]", i))
+		key := fmt.Sprintf("auth.tokens[%d]", i)
+		tok, err := t.prepare(key)
+		if err == nil && slices.ContainsFunc(p.tokens, func(o token) bool { return o.hash == tok.hash && o.owner != tok.owner }) {
+			err = &sandbox.FieldError{Field: key, Problem: "is another owner's token, too", Hint: "give each owner a token of their own"}
+		}
 		errs = append(errs, err)
 		p.tokens = append(p.tokens, tok)
 	}
@@ -150,8 +158,9 @@ func setDefault[T int | int64 | time.Duration](v *T, d T) {
 
 func (t Token) prepare(key string) (token, error) {
 	out := token{owner: sandbox.Owner(t.Name)}
-	if t.Name == "" {
-		return out, &sandbox.FieldError{Field: key + ".name", Problem: "is empty", Hint: "give the token's bearer a name; sandboxes belong to it"}
+	if !ownerPattern.MatchString(t.Name) {
+		return out, &sandbox.FieldError{Field: key + ".name", Problem: fmt.Sprintf("%.80q is not a name for an owner", t.Name),
+			Allowed: "1 to 63 characters: a letter or digit, then letters, digits, '.', '_', '@' or '-'", Hint: "what the token's bearer makes belongs to this name"}
 	}
 	switch {
 	case t.Token.IsZero() == (t.SHA256 == ""):

@@ -17,7 +17,7 @@ import (
 
 // broadcastBuffer is how many broadcasts wait for a client that listens
 // slowly; more are dropped. Ours are rare: the tool list never changes.
-const broadcastBuffer = 64
+const broadcastBuffer = 16
 
 // peer is the client at the other end of a protocol session, or of one modern
 // request: what it said of itself, its running calls, and what it was asked.

@@ -32,6 +32,9 @@ import (
 // their work over.
 const shutdownTime = 5 * time.Second
 
+// lastTime is for writing out what the handlers left in buffers.
+const lastTime = time.Second
+
 // Server serves one MCPServer. It is safe for concurrent use. Shutdown ends it
 // and everything it started.
 type Server struct {
@@ -139,7 +142,7 @@ func (s *Server) ServeHTTP(ctx context.Context, l net.Listener) error {
 
 // Shutdown ends the server in order: it accepts nothing more, tells running
 // handlers to hand their work over, waits until their answers are written,
-// closes the event streams, and waits for the connections. When ctx ends
+// closes the event streams, and then the connections. When ctx ends
 // first, it drops what is left and returns ctx's error. It can be repeated.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
@@ -161,8 +164,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = fmt.Errorf("shutdown: calls still running: %w", ctx.Err())
 	}
 	s.endStreams()
-	if e := <-closed; e != nil {
+	select {
+	case e := <-closed:
+		if e != nil {
+			err = errors.Join(err, hs.Close())
+		}
+	case <-time.After(lastTime):
+		// What is left are connections on which nothing was ever asked; the
+		// library waits 5 seconds for those.
 		err = errors.Join(err, hs.Close())
+		<-closed
 	}
 	if sweeper != nil {
 		<-sweeper
