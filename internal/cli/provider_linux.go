@@ -4,24 +4,45 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	"berth/internal/config"
 	"berth/sandbox"
+	"berth/sandbox/local"
 )
 
-func (a *App) provider(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
-	return nowhere{errors.New("the local provider is being built")}, "", nil
+// provider opens the machine's own provider. It touches nothing yet.
+func (a *App) provider(c *config.Config, log *slog.Logger) (sandbox.Provider, string, error) {
+	dir, err := stateDir(a, c)
+	if err != nil {
+		return nil, "", err
+	}
+	o := local.Options{
+		Dir:           dir,
+		Logger:        log,
+		ExtraPaths:    c.Local.ExtraPaths,
+		LogBytes:      int64(c.Local.LogMiB) << 20,
+		KeepProcesses: c.Local.KeepProcesses,
+		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
+	}
+	for _, d := range c.Limits.HostDirs {
+		o.HostDirs = append(o.HostDirs, sandbox.HostDir{Host: d.Host, Path: d.Path, ReadOnly: d.ReadOnly})
+	}
+	p, err := local.New(o)
+	if err != nil {
+		return nil, "", err
+	}
+	reason := "provider: auto means local on Linux"
+	if c.Provider != "auto" {
+		reason = "the settings say provider: " + c.Provider
+	}
+	return p, reason, nil
 }
 
 func stateDir(a *App, c *config.Config) (string, error) {
-	switch {
-	case c.State != "":
+	if c.State != "" {
 		return c.State, nil
-	case os.Getuid() == 0:
-		return "/var/lib/berth", nil
 	}
-	return filepath.Join(a.getenv("HOME"), ".local/state/berth"), nil
+	return local.DefaultDir(a.getenv, os.Getuid())
 }
 
 // usable reports whether sandboxes can be made here.

@@ -111,6 +111,12 @@ type HostDir struct {
 type Local struct {
 	// ExtraPaths are more system directories of the host to show, read-only.
 	ExtraPaths []string `yaml:"extra_paths"`
+	// LogMiB bounds the log of one output stream of a process.
+	LogMiB int `yaml:"log_mib"`
+	// KeepProcesses and KeepLogMiB bound what is kept of finished processes,
+	// per sandbox.
+	KeepProcesses int `yaml:"keep_processes"`
+	KeepLogMiB    int `yaml:"keep_log_mib"`
 }
 
 // TokenOwner is the owner's name that BERTH_TOKEN and a generated token stand for.
@@ -131,6 +137,7 @@ func Default() *Config {
 			TimeoutSeconds:     300,
 		},
 		Limits: Limits{MaxSandboxes: 1000, MaxProcesses: 512},
+		Local:  Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024},
 	}
 }
 

@@ -96,6 +96,9 @@ func (l *loader) validate() {
 			seen[p] = true
 		}
 	}
+	atLeast("local.log_mib", c.Local.LogMiB, 1, 1<<20, " MiB")
+	atLeast("local.keep_processes", c.Local.KeepProcesses, 1, 100000, "")
+	atLeast("local.keep_log_mib", c.Local.KeepLogMiB, 1, 1<<20, " MiB")
 	for i, p := range c.Local.ExtraPaths {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
 			bad(fmt.Sprintf("local.extra_paths[%d]", i), l.quote(fmt.Sprintf("local.extra_paths[%d]", i), p)+" cannot be shown", "an absolute path, not /", "")
