@@ -159,7 +159,7 @@ func (g *Guest) start(f *wire.Frame) {
 	if s.Shell != "" {
 		argv = []string{"/bin/bash", "-c", s.Shell}
 	}
-	path, err := exec.LookPath(argv[0])
+	path, err := lookPath(argv[0])
 	if err != nil {
 		g.answer(f.ID, nil, &wire.Error{Code: wire.CodeNoProgram, Text: argv[0] + ": no such program"})
 		return
@@ -233,6 +233,17 @@ func (g *Guest) reap(id string, c *child, p *os.Process) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	_ = g.own.Send(wire.Header{Op: wire.OpGone}, wire.ProcessRef{ID: id}, nil)
+}
+
+// lookPath does not look at PATH, since a monitor has no environment.
+func lookPath(name string) (string, error) {
+	if !strings.Contains(name, "/") {
+		if path, err := exec.LookPath("/usr/bin/" + name); err == nil {
+			return path, nil
+		}
+		name = "/bin/" + name
+	}
+	return exec.LookPath(name)
 }
 
 // group lists the live processes of a session.

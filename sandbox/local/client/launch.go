@@ -1,0 +1,222 @@
+//go:build linux
+
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/journal"
+	"berth/sandbox/local/wire"
+)
+
+// Bounds of a launch.
+const (
+	oldMonitorWait = 10 * time.Second // for the last monitor to be gone
+	maxLog         = 256 << 10        // of monitor.log, kept over launches
+)
+
+// Launch starts a monitor with the program box, and returns when the sandbox
+// is ready. The caller holds the sandbox's lock: two launches at once are not
+// told apart here. A monitor that is just ending is waited for; one that runs
+// is an error. A failed start's error is the monitor's own text.
+func Launch(ctx context.Context, box *os.File, l *wire.Launch, session string) (*Conn, *wire.Ready, error) {
+	old, cancel := context.WithTimeout(ctx, oldMonitorWait)
+	err := waitDead(old, l.Dir)
+	cancel()
+	if err != nil {
+		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			return nil, nil, errors.New("start the sandbox: its monitor runs already")
+		}
+		return nil, nil, fmt.Errorf("start the sandbox: %w", err)
+	}
+	cmd, ready, err := spawnMonitor(box, l, session)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start the sandbox's monitor: %w", err)
+	}
+	exited := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(exited) }() // reaped while this berth lives
+	r, err := awaitReady(ctx, ready, cmd, l.Dir)
+	if err != nil {
+		_ = cmd.Process.Kill() // it has failed, or nobody waits for it
+		<-exited
+		_ = os.Remove(l.Dir + "/" + journal.SocketName)
+		return nil, nil, err
+	}
+	c, err := Dial(ctx, l.Dir)
+	return c, r, err
+}
+
+// spawnMonitor runs the box and gives it its descriptors.
+func spawnMonitor(box *os.File, l *wire.Launch, session string) (*exec.Cmd, *wire.Conn, error) {
+	text, err := json.Marshal(l)
+	if err != nil {
+		return nil, nil, err
+	}
+	var files []*os.File
+	defer func() { closeFiles(files) }()
+	keep := func(f *os.File, err error) (*os.File, error) {
+		if err == nil {
+			files = append(files, f)
+		}
+		return f, err
+	}
+	launch, err := keep(memfile("launch", text))
+	if err != nil {
+		return nil, nil, err
+	}
+	socket, err := keep(listen(l.Dir))
+	if err != nil {
+		return nil, nil, err
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs, _ := keep(os.NewFile(uintptr(pair[1]), "ready"), nil)
+	ready, err := wire.Socket(pair[0], 1<<20)
+	if err != nil {
+		return nil, nil, err
+	}
+	fail := func(err error) (*exec.Cmd, *wire.Conn, error) {
+		_ = ready.Close()
+		_ = os.Remove(l.Dir + "/" + journal.SocketName)
+		return nil, nil, err
+	}
+	log, err := keep(openLog(l.Dir))
+	if err != nil {
+		return fail(err)
+	}
+	// The child finds the program by its descriptor, whose number must not be
+	// one of those that it is given.
+	fd, err := unix.FcntlInt(box.Fd(), unix.F_DUPFD_CLOEXEC, 64)
+	if err != nil {
+		return fail(os.NewSyscallError("dup", err))
+	}
+	program, _ := keep(os.NewFile(uintptr(fd), "box"), nil)
+	cmd := &exec.Cmd{
+		Path:        "/proc/self/fd/" + strconv.Itoa(int(program.Fd())),
+		Args:        []string{"box", "monitor", session},
+		Env:         []string{},
+		Dir:         "/",
+		Stdout:      log,
+		Stderr:      log,
+		ExtraFiles:  []*os.File{launch, socket, theirs},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	return cmd, ready, nil
+}
+
+func memfile(name string, b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	_, err = f.Write(b)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// listen makes the monitor's socket, in place of one that a dead monitor left.
+func listen(dir string) (*os.File, error) {
+	if err := os.Remove(dir + "/" + journal.SocketName); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	d, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(d)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	// The socket file's mode is this one less the umask; the directory is
+	// private besides.
+	_ = unix.Fchmod(fd, 0o600)
+	if err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(d)}); err == nil {
+		err = unix.Listen(fd, 128)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("listen", err)
+	}
+	return os.NewFile(uintptr(fd), "listener"), nil
+}
+
+func openLog(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir+"/"+journal.LogName, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err == nil && st.Size() > maxLog {
+		_ = f.Truncate(0)
+	}
+	return f, nil
+}
+
+// awaitReady waits for the one frame that the monitor sends, or its death.
+func awaitReady(ctx context.Context, ready *wire.Conn, cmd *exec.Cmd, dir string) (*wire.Ready, error) {
+	stop := context.AfterFunc(ctx, func() { _ = ready.Close() })
+	defer stop()
+	f, err := ready.Recv()
+	_ = ready.Close()
+	switch {
+	case ctx.Err() != nil:
+		if f != nil {
+			closeFiles(f.Files)
+		}
+		return nil, fmt.Errorf("start the sandbox: %w", ctx.Err())
+	case err != nil:
+		return nil, fmt.Errorf("the sandbox's monitor (pid %d) died before it was ready; its last words: %s", cmd.Process.Pid, tail(dir))
+	}
+	closeFiles(f.Files)
+	if f.Error != nil {
+		return nil, convert(f.Error)
+	}
+	r := &wire.Ready{}
+	if err := json.Unmarshal(f.Body, r); err != nil {
+		return nil, fmt.Errorf("the monitor's ready message cannot be understood: %v", err)
+	}
+	return r, nil
+}
+
+// tail is the end of monitor.log.
+func tail(dir string) string {
+	f, err := os.Open(dir + "/" + journal.LogName)
+	if err != nil {
+		return "none"
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "none"
+	}
+	b := make([]byte, 2048)
+	n, _ := f.ReadAt(b, max(0, st.Size()-int64(len(b))))
+	if s := strings.TrimSpace(strings.ToValidUTF8(string(b[:n]), "?")); s != "" {
+		return s
+	}
+	return "none"
+}
