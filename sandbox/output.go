@@ -33,32 +33,36 @@ func (c *Cursor) set(stream int, at int64) {
 	}
 }
 
-// readRange reads one stream's bytes in [from, to). It returns fewer when the
-// oldest of them went away meanwhile; start is where they begin.
-// produced is past what the other stream is asked for.
-func readRange(ctx context.Context, p Process, produced Cursor, stream int, from, to int64) (b []byte, start int64, err error) {
-	start = from
-	for at := from; at < to; {
+// piece is what was read of one stream: b ends at offset end. Bytes that were
+// lost or dropped are left out of it and counted by gone.
+type piece struct {
+	b    []byte
+	end  int64
+	gone int64
+}
+
+// readRange reads one stream's bytes in [from, to); produced is past what the
+// other stream is asked for.
+func readRange(ctx context.Context, p Process, produced Cursor, stream int, from, to int64) (piece, error) {
+	r := piece{end: from}
+	for r.end < to {
 		c := produced
-		c.set(stream, at)
-		o, err := p.Read(ctx, c, to-at)
+		c.set(stream, r.end)
+		o, err := p.Read(ctx, c, to-r.end)
 		if err != nil {
-			return nil, start, fmt.Errorf("read the output: %w", err)
+			return r, fmt.Errorf("read the output: %w", err)
 		}
 		got, next := o.Stdout, o.Next.Stdout
 		if stream == stderr {
 			got, next = o.Stderr, o.Next.Stderr
 		}
-		if gap := next - int64(len(got)) - at; gap > 0 { // dropped beneath us
-			b, start = nil, at+gap
+		if next <= r.end {
+			break
 		}
-		if len(got) == 0 {
-			return b, start, nil
-		}
-		b = append(b, got...)
-		at = next
+		r.gone += next - r.end - int64(len(got))
+		r.b, r.end = append(r.b, got...), next
 	}
-	return b, start, nil
+	return r, nil
 }
 
 // shares divides n bytes between streams that have a and b: each gets at least
@@ -120,35 +124,32 @@ func window(ctx context.Context, p Process, info ProcessInfo, stream int, from, 
 		return int64(incomplete(b))
 	}
 	if to-from <= budget {
-		b, start, err := readRange(ctx, p, info.Produced, stream, from, to)
+		all, err := readRange(ctx, p, info.Produced, stream, from, to)
 		if err != nil {
 			return windowText{}, from, err
 		}
-		res.Dropped += start - from
-		h := hold(b)
-		return windowText{text: Text{Head: clean(b[:int64(len(b))-h])}}, start + int64(len(b)) - h, nil
+		res.Dropped += all.gone
+		h := hold(all.b)
+		return windowText{text: Text{Head: clean(all.b[:int64(len(all.b))-h])}}, all.end - h, nil
 	}
-	head, hstart, err := readRange(ctx, p, info.Produced, stream, from, from+budget/5)
+	head, err := readRange(ctx, p, info.Produced, stream, from, from+budget/5)
 	if err != nil {
 		return windowText{}, from, err
 	}
-	res.Dropped += hstart - from
-	if hstart > from {
-		head = nil // overwritten while it was read: only the tail is sure
-	}
-	head = head[:headEnd(head)]
-	hend := hstart + int64(len(head))
-	tailFrom := max(hend, to-(budget-budget/5))
-	look := max(hend, tailFrom-256)
-	tail, tstart, err := readRange(ctx, p, info.Produced, stream, look, to)
+	res.Dropped += head.gone
+	keep := headEnd(head.b)
+	headStop := head.end - int64(len(head.b)-keep)
+	tailFrom := max(headStop, to-(budget-budget/5))
+	look := max(headStop, tailFrom-256)
+	tail, err := readRange(ctx, p, info.Produced, stream, look, to)
 	if err != nil {
 		return windowText{}, from, err
 	}
-	skip := tailStart(tail, int(max(0, min(tailFrom-tstart, int64(len(tail))))))
-	h := hold(tail[skip:])
-	shown := tail[skip : int64(len(tail))-h]
-	begin := tstart + int64(skip)
-	return windowText{text: Text{Head: clean(head), Tail: clean(shown), Cut: begin - hend}, headEnd: hend}, begin + int64(len(shown)), nil
+	skip := tailStart(tail.b, int(min(tailFrom-look, int64(len(tail.b)))))
+	h := hold(tail.b[skip:])
+	shown := tail.b[skip : int64(len(tail.b))-h]
+	begin := tail.end - h - int64(len(shown))
+	return windowText{text: Text{Head: clean(head.b[:keep]), Tail: clean(shown), Cut: begin - headStop}, headEnd: headStop}, tail.end - h, nil
 }
 
 // page reads forward from c, at most most bytes, for read_output.
@@ -161,21 +162,21 @@ func page(ctx context.Context, p Process, info ProcessInfo, c Cursor, most int64
 	next := begin
 	for s := range budget {
 		from := begin.of(s)
-		b, start, err := readRange(ctx, p, info.Produced, s, from, from+budget[s])
+		got, err := readRange(ctx, p, info.Produced, s, from, from+budget[s])
 		if err != nil {
 			return err
 		}
-		res.Dropped += start - from
-		all := start+int64(len(b)) >= info.Produced.of(s)
+		res.Dropped += got.gone
+		b := got.b
 		if !raw {
 			switch {
-			case !all:
+			case got.end < info.Produced.of(s):
 				b = b[:progress(b, headEnd(b))]
 			case info.State == ProcessRunning:
 				b = b[:len(b)-incomplete(b)]
 			}
 		}
-		next.set(s, start+int64(len(b)))
+		next.set(s, got.end-int64(len(got.b)-len(b)))
 		res.put(s, b, raw)
 	}
 	res.Cursor = next.String()
@@ -202,13 +203,14 @@ func newest(ctx context.Context, p Process, info ProcessInfo, most int64, lines 
 		to := info.Produced.of(s)
 		from := to - budget[s]
 		look := max(info.Kept.of(s), from-256)
-		b, start, err := readRange(ctx, p, info.Produced, s, look, to)
+		got, err := readRange(ctx, p, info.Produced, s, look, to)
 		if err != nil {
 			return err
 		}
-		skip := int(max(0, from-start))
+		b := got.b
+		skip := int(min(from-look, int64(len(b))))
 		if !raw && from > info.Kept.of(s) {
-			skip = tailStart(b, min(skip, len(b)))
+			skip = tailStart(b, skip)
 		}
 		if lines > 0 {
 			skip = max(skip, lastLines(b, lines))
@@ -217,8 +219,8 @@ func newest(ctx context.Context, p Process, info ProcessInfo, most int64, lines 
 		if !raw && info.State == ProcessRunning {
 			h = incomplete(b[skip:])
 		}
-		more = more || start+int64(skip) > info.Kept.of(s)
-		next.set(s, start+int64(len(b)-h))
+		more = more || from-look+int64(skip) > 0 && got.end-int64(len(b)-skip) > info.Kept.of(s)
+		next.set(s, got.end-int64(h))
 		res.put(s, b[skip:len(b)-h], raw)
 	}
 	res.Cursor = next.String()
