@@ -56,7 +56,7 @@ func newProgress(ctx context.Context, req mcp.CallToolRequest, tool string) *pro
 	p.send = func(params map[string]any) error {
 		return s.SendNotificationToClient(ctx, string(mcp.MethodNotificationProgress), params)
 	}
-	p.drain = func() { drain(ctx, cs.NotificationChannel()) }
+	p.drain = func() { drain(ctx, cs) }
 	p.closed.Go(p.loop)
 	return p
 }
@@ -148,7 +148,7 @@ func DrainNotifications(next server.ToolHandlerFunc) server.ToolHandlerFunc {
 	return func(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		res, err := next(ctx, req)
 		if cs := server.ClientSessionFromContext(ctx); cs != nil {
-			drain(ctx, cs.NotificationChannel())
+			drain(ctx, cs)
 		}
 		return res, err
 	}
@@ -156,7 +156,12 @@ func DrainNotifications(next server.ToolHandlerFunc) server.ToolHandlerFunc {
 
 // drain waits until the channel is empty, then 2 ms for the message that was
 // taken from it to be written. A client that does not read is waited for 1 s.
-func drain(ctx context.Context, ch chan<- mcp.JSONRPCNotification) {
+// Sessions of internal/server keep the order themselves.
+func drain(ctx context.Context, cs server.ClientSession) {
+	if _, ok := cs.(interface{ NotificationsInOrder() }); ok {
+		return
+	}
+	ch := cs.NotificationChannel()
 	deadline := time.Now().Add(time.Second)
 	for len(ch) > 0 && ctx.Err() == nil && time.Now().Before(deadline) {
 		time.Sleep(time.Millisecond)

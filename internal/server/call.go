@@ -80,6 +80,10 @@ func (c *call) NotificationChannel() chan<- mcp.JSONRPCNotification {
 	return c.notes
 }
 
+// NotificationsInOrder marks a session that writes all notifications of a
+// request before its result, so that handlers need not wait for them.
+func (c *call) NotificationsInOrder() {}
+
 func (c *call) pump() {
 	defer close(c.stopped)
 	for {
