@@ -264,8 +264,11 @@ func (p *Provider) List(ctx context.Context, owner sandbox.Owner) ([]sandbox.Inf
 
 // Describe tells what a new sandbox would be.
 func (p *Provider) Describe(_ context.Context, spec sandbox.Spec) (sandbox.Info, error) {
-	if _, err := p.store(); err != nil {
-		return sandbox.Info{}, err
+	// A server describes when it starts, and starting leaves no trace.
+	if _, err := os.Stat(p.opts.Dir); err == nil {
+		if _, err := p.store(); err != nil {
+			return sandbox.Info{}, err
+		}
 	}
 	info := p.describe(fromSpec(spec))
 	info.Status = sandbox.StatusPending
