@@ -14,9 +14,9 @@ import (
 
 // Bounds of the file tools, in bytes.
 const (
-	MaxText      = 64 << 10 // what one read of text gives
-	maxTextLine  = 8 << 10  // of one line
-	MaxRaw       = 8 << 20  // what one raw read gives, and an image
+	MaxText      = 30_000  // what one read of text gives
+	maxTextLine  = 8 << 10 // of one line
+	MaxRaw       = 7 << 20 // what one raw read gives, and an image; as base64 it must fit a stdio message of 10 MiB
 	MaxWrite     = 16 << 20
 	maxCounted   = 64 << 20 // how far lines are counted
 	sniffed      = 8 << 10
