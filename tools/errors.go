@@ -106,13 +106,21 @@ type moreFaults int
 
 func (m moreFaults) Error() string { return fmt.Sprintf("and %d more", int(m)) }
 
-// split takes joined errors apart; an error alone is a list of one.
+// split takes joined errors that name faulty fields apart, also when the join
+// is wrapped; an error alone is a list of one.
 func split(err error) []error {
 	var fe *sandbox.FieldError
-	if joined, ok := err.(interface{ Unwrap() []error }); ok && errors.As(err, &fe) {
+	if !errors.As(err, &fe) {
+		return []error{err}
+	}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		joined, ok := e.(interface{ Unwrap() []error })
+		if !ok {
+			continue
+		}
 		var out []error
-		for _, e := range joined.Unwrap() {
-			out = append(out, split(e)...)
+		for _, one := range joined.Unwrap() {
+			out = append(out, split(one)...)
 		}
 		return out
 	}

@@ -35,7 +35,7 @@ type progress struct {
 	closed sync.WaitGroup
 
 	mu      sync.Mutex
-	held    cleaner
+	held    [2]cleaner // stdout, stderr
 	skipped int
 	ticks   int // since the oldest held byte came
 
@@ -70,9 +70,10 @@ func (p *progress) output() func(sandbox.Output) {
 	return func(o sandbox.Output) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.held.add(o.Stdout)
-		p.held.add(o.Stderr)
-		p.skipped += p.held.trim(progressHeld)
+		for i, b := range [][]byte{o.Stdout, o.Stderr} {
+			p.held[i].add(b)
+			p.skipped += p.held[i].trim(progressHeld)
+		}
 	}
 }
 
@@ -108,8 +109,14 @@ func (p *progress) loop() {
 // heartbeat when nothing was sent for long.
 func (p *progress) flush(all bool) {
 	p.mu.Lock()
-	text := p.held.take(all || p.ticks >= partialAfter)
-	if p.held.len() > 0 && text == "" {
+	text := p.held[0].take(all || p.ticks >= partialAfter)
+	if errs := p.held[1].take(all || p.ticks >= partialAfter); errs != "" {
+		if text != "" && !strings.HasSuffix(text, "\n") {
+			text += "\n"
+		}
+		text += errs
+	}
+	if p.held[0].len()+p.held[1].len() > 0 && text == "" {
 		p.ticks++
 	} else {
 		p.ticks = 0
