@@ -1,0 +1,111 @@
+//go:build unix
+
+package tools_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"berth/internal/golden"
+	"berth/tools"
+)
+
+// TestDocsAreUpToDate generates docs/tools.md from what is published.
+func TestDocsAreUpToDate(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("# Tools\n\nGenerated from the tools' definitions by `make update`; do not edit.\n\n" +
+		"Every tool takes an optional `session_id` (`reconnect` requires it). Without one, the call is for the session of the header `Berth-Session`, " +
+		"of `--session`, of the connection, or for a new one, in this order; see [architecture.md](architecture.md).\n\n" +
+		"Answers of text tools end in a line in brackets, and carry the same facts for programs under `_meta[\"berth/result\"]`: " +
+		"`exit_code` (null while running, and when it will never be known), `state`, `timed_out`, `killed`, `signal`, `duration_ms`, `process_id`, `cursor`, " +
+		"`stdout_bytes`, `stderr_bytes`, `dropped_bytes`, `matched`, `cwd`, `session_id`. The file tools have `path`, `bytes`, `session_id` and what else applies there. " +
+		"Answers of record tools are JSON, as structured content and as text. What a tool cannot do is an answer marked as error: a sentence per fault that names the argument, " +
+		"what is allowed and what to do next.\n")
+	set := map[string]string{}
+	for _, name := range tools.Toolsets() {
+		_, list := listed(t, tools.Options{Toolsets: []string{name}})
+		for _, tool := range list {
+			set[tool.Name] = name
+		}
+	}
+	_, list := listed(t, tools.Options{})
+	for _, name := range tools.Toolsets() {
+		fmt.Fprintf(&b, "\n## Toolset %s\n", name)
+		for _, tool := range list {
+			if set[tool.Name] == name {
+				describe(&b, tool)
+			}
+		}
+	}
+	golden.Check(t, filepath.Join("..", "docs", "tools.md"), []byte(b.String()))
+}
+
+// describe writes one tool's section.
+func describe(b *strings.Builder, tool mcp.Tool) {
+	fmt.Fprintf(b, "\n### %s\n\n%s\n\n", tool.Name, tool.Description)
+	var hints []string
+	for _, h := range []struct {
+		on   *bool
+		word string
+	}{{tool.Annotations.ReadOnlyHint, "read-only"}, {tool.Annotations.DestructiveHint, "destructive"}, {tool.Annotations.IdempotentHint, "idempotent"}} {
+		if h.on != nil && *h.on {
+			hints = append(hints, h.word)
+		}
+	}
+	if len(hints) > 0 {
+		fmt.Fprintf(b, "Hints: %s.\n\n", strings.Join(hints, ", "))
+	}
+	b.WriteString("| argument | type | default | allowed | meaning |\n| --- | --- | --- | --- | --- |\n")
+	var names []string
+	for name := range tool.InputSchema.Properties {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		rx, ry := slices.Contains(tool.InputSchema.Required, x), slices.Contains(tool.InputSchema.Required, y)
+		if rx != ry {
+			if rx {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(x, y)
+	})
+	for _, name := range names {
+		p := tool.InputSchema.Properties[name].(map[string]any)
+		def := ""
+		if slices.Contains(tool.InputSchema.Required, name) {
+			def = "required"
+		} else if d, ok := p["default"]; ok {
+			def = fmt.Sprint(d)
+		}
+		doc, _ := p["description"].(string)
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s | %s |\n", name, p["type"], def, allowed(p), strings.ReplaceAll(doc, "|", "\\|"))
+	}
+}
+
+func allowed(p map[string]any) string {
+	if enum, ok := p["enum"].([]any); ok {
+		var words []string
+		for _, e := range enum {
+			words = append(words, fmt.Sprint(e))
+		}
+		return strings.Join(words, ", ")
+	}
+	lo, hasLo := p["minimum"]
+	hi, hasHi := p["maximum"]
+	switch {
+	case hasLo && hasHi:
+		return fmt.Sprintf("%v to %v", lo, int64(hi.(float64)))
+	case hasHi:
+		return fmt.Sprintf("at most %v", int64(hi.(float64)))
+	}
+	if re, ok := p["pattern"]; ok {
+		return fmt.Sprintf("`%v`", re)
+	}
+	return ""
+}
