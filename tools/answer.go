@@ -110,7 +110,8 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 	if r.Oldest != "" {
 		out = append(out, fmt.Sprintf("the newest output; the oldest kept is at cursor %s", r.Oldest))
 	}
-	if len(p.Leftovers) > 0 && p.State != sandbox.ProcessRunning {
+	// After a kill of the whole tree what is still seen is just going.
+	if len(p.Leftovers) > 0 && p.State != sandbox.ProcessRunning && !p.Killed {
 		out = append(out, fmt.Sprintf("left running under process_id %s: %s", p.ID, strings.Join(p.Leftovers, ", ")))
 	}
 	return out

@@ -68,6 +68,13 @@ var wrongTypes = map[string]any{
 	"string": "word", "number": 1.5, "boolean": true, "array": []any{[]any{}}, "object": args{"a": args{}}, "null": nil,
 }
 
+// tooLong are lengths just over the limits of those that take long texts.
+var tooLong = map[string]int{
+	"execute_command.command": 1<<20 + 1, "spawn_process.command": 1<<20 + 1, "run_code.code": 1<<20 + 1,
+	"execute_command.stdin": 8<<20 + 1, "run_code.stdin": 8<<20 + 1, "spawn_process.stdin": 8<<20 + 1,
+	"send_stdin.text": 1<<20 + 1, "send_stdin.base64": 1_500_000, "write_file.content": 10<<20 + 1, "write_file.base64": 14_000_001,
+}
+
 // rowsOf derives the bad calls of one argument from its published schema.
 func rowsOf(tool string, ok args, name string, schema map[string]any, required bool) []badRow {
 	row := func(what string, value any, want ...string) badRow {
@@ -90,9 +97,9 @@ func rowsOf(tool string, ok args, name string, schema map[string]any, required b
 			rows = append(rows, row("not_in_enum", "nonsense", fmt.Sprint(enum[0]), "nonsense"))
 			break
 		}
-		size := 200_000
-		if slices.Contains([]string{"command", "code", "stdin", "text", "content", "base64"}, name) {
-			size = 14_500_000
+		size, ok := tooLong[tool+"."+name]
+		if !ok {
+			size = 140_000
 		}
 		rows = append(rows, row("too_long", strings.Repeat("x", size)))
 		if !slices.Contains([]string{"text", "stdin", "content"}, name) && name != "session_id" && name != "cursor" && name != "mode" {
