@@ -63,7 +63,13 @@ func layersAs(ids wire.IDs) tree.As {
 // newIDs chooses the ids of a sandbox that is made or started. Earlier ones are
 // kept where they can be: files on disk may belong to them.
 func (p *Provider) newIDs(s *store, id string, had wire.IDs) (wire.IDs, error) {
-	mode, _ := idMode()
+	mode, _ := p.idMode()
+	if had.Mode == wire.IDsSingle && os.Geteuid() != 0 {
+		return had, nil // works for every user
+	}
+	if had.Mode == wire.IDsSub && mode.Mode == wire.IDsSingle {
+		mode, _ = idMode() // its files have ids that one alone cannot show
+	}
 	if had.Mode != "" && had.Mode != mode.Mode {
 		return had, refuse("this sandbox was made with user ids in %q mode, and berth can now only do %q; run berth as the same user, with the same /etc/subuid and uidmap tools, as when it was made", had.Mode, mode.Mode)
 	}
@@ -88,6 +94,16 @@ func (p *Provider) newIDs(s *store, id string, had wire.IDs) (wire.IDs, error) {
 	var err error
 	mode.Base, err = s.claimRange(id, had.Base)
 	return mode, err
+}
+
+// idMode is the best mode for new sandboxes of this configuration. An ordinary
+// user's own folders can be written inside only where everybody is that user.
+func (p *Provider) idMode() (wire.IDs, string) {
+	ids, why := idMode()
+	if ids.Mode == wire.IDsSub && len(p.opts.HostDirs) > 0 {
+		return wire.IDs{Mode: wire.IDsSingle}, "host folders are shown, and only root can show them under another owner"
+	}
+	return ids, why
 }
 
 // compose says to the monitor what to build.
@@ -148,7 +164,11 @@ func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
 		if err != nil {
 			source = h.Host // the helper's error names it
 		}
-		list = append(list, wire.Mount{Target: filepath.Clean(h.Path), Type: "bind", Source: source, ReadOnly: h.ReadOnly, MapOwner: "agent"})
+		m := wire.Mount{Target: filepath.Clean(h.Path), Type: "bind", Source: source, ReadOnly: h.ReadOnly}
+		if ids.Mode == wire.IDsSingle || ids.IDMapped {
+			m.MapOwner = "agent" // else it shows its owner as the kernel can
+		}
+		list = append(list, m)
 	}
 	return list
 }

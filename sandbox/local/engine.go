@@ -14,7 +14,7 @@ import (
 type engine interface {
 	// launch starts the monitor of l and returns when commands can run. After
 	// an error nothing of it is left.
-	launch(ctx context.Context, l *wire.Launch) error
+	launch(ctx context.Context, l *wire.Launch, session string) error
 	// monitor reads the record of dir's last monitor, and whether that one
 	// lives. fs.ErrNotExist when there never was one.
 	monitor(dir string) (rec wire.Record, alive bool, err error)

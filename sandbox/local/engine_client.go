@@ -19,7 +19,7 @@ func newEngine(log *slog.Logger) engine { return &clientEngine{log} }
 
 var errNoMonitor = &sandbox.UserError{Text: "this berth was built without its monitor", Err: sandbox.ErrUnavailable}
 
-func (e *clientEngine) launch(context.Context, *wire.Launch) error { return errNoMonitor }
+func (e *clientEngine) launch(context.Context, *wire.Launch, string) error { return errNoMonitor }
 func (e *clientEngine) monitor(string) (wire.Record, bool, error) {
 	return wire.Record{}, false, fs.ErrNotExist
 }

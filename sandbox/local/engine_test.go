@@ -21,7 +21,7 @@ import (
 // fakeEngine's monitors are `sleep` processes that outlive their parent.
 type fakeEngine struct{}
 
-func (fakeEngine) launch(ctx context.Context, l *wire.Launch) error {
+func (fakeEngine) launch(_ context.Context, l *wire.Launch, _ string) error {
 	for _, m := range l.Mounts {
 		if m.Upper != "" {
 			for _, d := range []string{m.Upper, m.Work} {

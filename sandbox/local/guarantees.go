@@ -14,7 +14,7 @@ import (
 // yet, or one that never ran. What the helper reported counts; before its first
 // report, what is only known then is said so.
 func (p *Provider) guarantees(v *view) []sandbox.Guarantee {
-	ids, why := idMode()
+	ids, why := p.idMode()
 	var ready *wire.Ready
 	if v != nil && v.rec != nil {
 		ids, why = v.rec.IDs, ""

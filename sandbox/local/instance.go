@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/journal"
 	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
 )
@@ -34,6 +36,11 @@ var (
 
 func (in *Instance) dir() string    { return in.s.sandboxDir(in.id) }
 func (in *Instance) layers() string { return in.s.layersPath(in.id) }
+
+func (in *Instance) has(name string) bool {
+	_, err := os.Lstat(filepath.Join(in.dir(), name))
+	return err == nil
+}
 
 func (in *Instance) gone() bool {
 	_, err := os.Lstat(in.dir())
@@ -87,7 +94,7 @@ func (in *Instance) look() (view, error) {
 		v.status = sandbox.StatusRunning
 	case rec.Archived != nil:
 		v.status = sandbox.StatusArchived
-	case rec.Spec.deletedOnStop() && v.mon.Version != 0:
+	case v.mon.Version != 0 && (rec.Spec.deletedOnStop() || in.has(journal.DeleteName)):
 		// The monitor stopped it; whoever comes next removes it.
 		v.status = sandbox.StatusDestroyed
 	default:
@@ -264,11 +271,11 @@ func (in *Instance) note(l *lost) {
 }
 
 func bootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := journal.BootID()
 	if err != nil {
 		return ""
 	}
-	return string(b[:max(0, len(b)-1)])
+	return id
 }
 
 // Start brings the sandbox to running.
@@ -328,7 +335,7 @@ func (in *Instance) start(ctx context.Context, v *view) error {
 	if err := p.opts.step("start:prepared"); err != nil {
 		return err
 	}
-	if err := p.engine.launch(ctx, launch); err != nil {
+	if err := p.engine.launch(ctx, launch, r.Session); err != nil {
 		return launchError(err)
 	}
 	p.log.InfoContext(ctx, "sandbox started", "session", r.Session, "sandbox", in.id)
@@ -382,15 +389,10 @@ func (in *Instance) halt(ctx context.Context, reason string) error {
 	if err != nil && !errors.Is(err, sandbox.ErrNotRunning) {
 		in.p.log.WarnContext(ctx, "sandbox stopped by force", "sandbox", in.id, "err", err)
 	}
-	// The monitor answers before it has gone; its files are ours only then.
-	for {
-		if _, alive, _ := in.p.engine.monitor(in.dir()); !alive {
-			break
+	if err != nil {
+		if kerr := in.p.engine.kill(ctx, in.dir()); kerr != nil {
+			return kerr
 		}
-		if ctx.Err() != nil || err != nil {
-			return in.p.engine.kill(context.WithoutCancel(ctx), in.dir())
-		}
-		time.Sleep(time.Millisecond)
 	}
 	return in.p.opts.step("stop:halted")
 }

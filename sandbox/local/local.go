@@ -172,7 +172,7 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec) (err error) {
 	if err := p.opts.step("create:exists"); err != nil {
 		return err
 	}
-	if err := p.engine.launch(ctx, launch); err != nil {
+	if err := p.engine.launch(ctx, launch, r.Session); err != nil {
 		return launchError(err)
 	}
 	if err := p.opts.step("create:launched"); err != nil {
