@@ -7,28 +7,191 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
+	"sync"
+	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/client"
+	"berth/sandbox/local/isolate"
+	"berth/sandbox/local/journal"
 	"berth/sandbox/local/wire"
+	"golang.org/x/sys/unix"
 )
 
-// clientEngine will be made of package client.
-type clientEngine struct{ log *slog.Logger }
+// clientEngine runs real monitors. It keeps one connection a sandbox.
+type clientEngine struct {
+	log *slog.Logger
 
-func newEngine(log *slog.Logger) engine { return &clientEngine{log} }
+	mu    sync.Mutex
+	conns map[string]*client.Conn // by state directory
+}
 
-var errNoMonitor = &sandbox.UserError{Text: "this berth was built without its monitor", Err: sandbox.ErrUnavailable}
+func newEngine(log *slog.Logger) engine {
+	return &clientEngine{log: log, conns: map[string]*client.Conn{}}
+}
 
-func (e *clientEngine) launch(context.Context, *wire.Launch, string) error { return errNoMonitor }
-func (e *clientEngine) monitor(string) (wire.Record, bool, error) {
-	return wire.Record{}, false, fs.ErrNotExist
+func (e *clientEngine) launch(ctx context.Context, l *wire.Launch, session string) error {
+	box, _, err := boxProgram()
+	if err != nil {
+		return err
+	}
+	c, _, err := client.Launch(ctx, box, l, session)
+	if err != nil {
+		// Killed while it was starting, it may have left something.
+		_ = e.kill(context.WithoutCancel(ctx), l.Dir)
+		return err
+	}
+	e.keep(l.Dir, c)
+	return nil
 }
-func (e *clientEngine) connect(context.Context, string) (connection, error) {
-	return nil, sandbox.ErrNotRunning
+
+// keep makes c the connection to dir, in place of a former monitor's.
+func (e *clientEngine) keep(dir string, c *client.Conn) {
+	e.mu.Lock()
+	old := e.conns[dir]
+	e.conns[dir] = c
+	e.mu.Unlock()
+	if old != nil {
+		_ = old.Close()
+	}
 }
-func (e *clientEngine) kill(context.Context, string) error            { return nil }
-func (e *clientEngine) history(string) ([]sandbox.ProcessInfo, error) { return nil, nil }
-func (e *clientEngine) historyProcess(string, sandbox.ProcessID) (sandbox.Process, error) {
-	return nil, errors.Join(sandbox.ErrNoProcess)
+
+func (e *clientEngine) forget(dir string) {
+	e.mu.Lock()
+	old := e.conns[dir]
+	delete(e.conns, dir)
+	e.mu.Unlock()
+	if old != nil {
+		_ = old.Close()
+	}
 }
-func (e *clientEngine) close() error { return nil }
+
+func (e *clientEngine) monitor(dir string) (wire.Record, bool, error) {
+	r, alive, err := client.Alive(dir)
+	if err != nil {
+		return wire.Record{}, false, err
+	}
+	if r == nil {
+		return wire.Record{}, false, fs.ErrNotExist
+	}
+	// One that has written its end is only just leaving.
+	return *r, alive && r.Stopped == 0, nil
+}
+
+func (e *clientEngine) connect(ctx context.Context, dir string) (connection, error) {
+	e.mu.Lock()
+	c := e.conns[dir]
+	e.mu.Unlock()
+	if c != nil {
+		select {
+		case <-c.Done():
+		default:
+			return conn{c}, nil
+		}
+	}
+	// Dialled without the lock: it may take long, and two connections for a
+	// moment do no harm.
+	c, err := client.Dial(ctx, dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, sandbox.ErrNotRunning
+		}
+		return nil, err
+	}
+	e.keep(dir, c)
+	return conn{c}, nil
+}
+
+// killTime bounds how long killed processes may take to go.
+const killTime = 10 * time.Second
+
+func (e *clientEngine) kill(ctx context.Context, dir string) error {
+	e.forget(dir)
+	r, err := journal.ReadRecord(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		e.log.WarnContext(ctx, "monitor record cannot be read", "dir", dir, "err", err)
+	case r.Boot == bootID():
+		// The monitor first, so that it does not report what follows. Then
+		// init, and with it the kernel ends everything inside.
+		for _, p := range []struct {
+			pid   int
+			start uint64
+		}{{r.MonitorPID, r.MonitorStart}, {r.Ready.InitPID, r.Ready.InitStart}} {
+			if err := killProcess(p.pid, p.start); err != nil {
+				return err
+			}
+		}
+	}
+	return isolate.RemoveStale([]string{isolate.CgroupName(dir)})
+}
+
+// killProcess ends the process pid that was started at start, and waits for its
+// end. Another process that has the pid by now is left alone.
+func killProcess(pid int, start uint64) error {
+	if pid <= 1 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		if err == unix.ESRCH {
+			return nil
+		}
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	defer unix.Close(fd)
+	// The descriptor is of one process for good; so this check holds.
+	if now, err := journal.StartTime(pid); err != nil || now != start {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		if err == unix.ESRCH {
+			return nil
+		}
+		return os.NewSyscallError("pidfd_send_signal", err)
+	}
+	end := time.Now().Add(killTime)
+	for {
+		left := time.Until(end)
+		if left <= 0 {
+			return refuse("process %d was killed and does not go away; the machine may be stuck on a file system", pid)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+}
+
+func (e *clientEngine) history(dir string) ([]sandbox.ProcessInfo, error) {
+	return client.History(dir)
+}
+
+func (e *clientEngine) historyProcess(dir string, id sandbox.ProcessID) (sandbox.Process, error) {
+	return client.HistoryProcess(dir, id)
+}
+
+func (e *clientEngine) close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for dir, c := range e.conns {
+		_ = c.Close()
+		delete(e.conns, dir)
+	}
+	return nil
+}
+
+// conn makes handles of what the monitor answers.
+type conn struct{ *client.Conn }
+
+func (c conn) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error) {
+	if _, err := c.Conn.Process(ctx, id); err != nil {
+		return nil, err
+	}
+	return c.Handle(id), nil
+}

@@ -19,10 +19,12 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local"
+	"berth/sandbox/local/box/entry"
 	"github.com/google/go-cmp/cmp"
 )
 
 func TestMain(m *testing.M) {
+	entry.Main(os.Args)
 	if op := os.Getenv("BERTH_TEST_OPERATION"); op != "" {
 		os.Exit(operate(op))
 	}

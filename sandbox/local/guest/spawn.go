@@ -79,6 +79,15 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		defer unix.Close(slave)
 		c.tty, c.in, c.out, c.e = true, slave, slave, slave
 	} else {
+		if r.NullStdin {
+			// Opened here: it is the sandbox's own.
+			null, err := os.Open("/dev/null")
+			if err != nil {
+				return nil, nil, nil, pathError("/dev/null", err)
+			}
+			defer null.Close()
+			files = append([]*os.File{null}, files...)
+		}
 		if len(files) != 3 {
 			return nil, nil, nil, invalid("a process takes stdin, stdout and stderr")
 		}

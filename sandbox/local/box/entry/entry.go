@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"berth/sandbox/local/guest"
+	"berth/sandbox/local/monitor"
 )
 
 // Main runs the part that args, a program's os.Args, name, and then ends the
@@ -24,6 +25,11 @@ func Main(args []string) bool {
 		return false
 	}
 	switch args[1] {
+	case "monitor":
+		if args[0] != "box" {
+			return false // a berth's own argument
+		}
+		monitor.Main()
 	case "init":
 		if os.Getpid() != 1 {
 			return false
