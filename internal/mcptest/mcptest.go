@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -47,9 +48,17 @@ type Server struct {
 }
 
 // Provider makes the provider that tests of tools run over, and is the one
-// place that chooses it: the fake, whose commands are processes of the host.
+// place that chooses it: the fake, whose commands are processes of the host,
+// or the embedded one when BERTH_TEST_PROVIDER is "local".
 func Provider(t testing.TB) sandbox.Provider {
 	t.Helper()
+	switch name := os.Getenv("BERTH_TEST_PROVIDER"); name {
+	case "local":
+		return localProvider(t)
+	case "", "fake":
+	default:
+		t.Fatalf("BERTH_TEST_PROVIDER is %q; allowed: fake, local", name)
+	}
 	f := providertest.NewFake(t.TempDir(), providertest.FakeOptions{})
 	t.Cleanup(func() {
 		f.Shutdown()
