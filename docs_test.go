@@ -1,0 +1,91 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestPromisesNameRealTests holds docs/promises.md against the repository: every
+// promise is there once, has a state, and names tests that exist.
+func TestPromisesNameRealTests(t *testing.T) {
+	var tests strings.Builder
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		tests.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("docs/promises.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := 1
+	named := regexp.MustCompile("`(Test\\w+)`")
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 6 {
+			continue
+		}
+		n, err := strconv.Atoi(strings.TrimSpace(cells[1]))
+		if err != nil {
+			continue
+		}
+		if n != next {
+			t.Errorf("promise %d stands where %d belongs", n, next)
+		}
+		next = n + 1
+		state, shown := strings.TrimSpace(cells[3]), strings.TrimSpace(cells[4])
+		switch {
+		case state != "kept" && state != "in part" && state != "planned":
+			t.Errorf("promise %d: state %q", n, state)
+		case state == "kept" && shown == "":
+			t.Errorf("promise %d is kept, but nothing shows it", n)
+		}
+		for _, m := range named.FindAllStringSubmatch(shown, -1) {
+			if !strings.Contains(tests.String(), "func "+m[1]+"(") {
+				t.Errorf("promise %d names %s, which does not exist", n, m[1])
+			}
+		}
+	}
+	if next != 77 {
+		t.Errorf("the last promise is %d, want 76", next-1)
+	}
+}
+
+// TestDocsLinksLeadSomewhere checks the relative links of every page.
+func TestDocsLinksLeadSomewhere(t *testing.T) {
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := filepath.Glob("docs/decisions/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
+	for _, page := range append(append(pages, more...), "README.md", "CONTRIBUTING.md", "CHANGELOG.md") {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, m := range link.FindAllStringSubmatch(string(b), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(page), m[1])); err != nil {
+				t.Errorf("%s links to %s: %v", page, m[1], err)
+			}
+		}
+	}
+}
