@@ -24,7 +24,7 @@ type clientEngine struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	conns map[string]*client.Conn // by state directory
+	conns map[string]*client.Conn // by state directory; nil when closed
 }
 
 func newEngine(log *slog.Logger) engine {
@@ -50,7 +50,11 @@ func (e *clientEngine) launch(ctx context.Context, l *wire.Launch, session strin
 func (e *clientEngine) keep(dir string, c *client.Conn) {
 	e.mu.Lock()
 	old := e.conns[dir]
-	e.conns[dir] = c
+	if e.conns != nil {
+		e.conns[dir] = c
+	} else {
+		old = c
+	}
 	e.mu.Unlock()
 	if old != nil {
 		_ = old.Close()
@@ -81,8 +85,11 @@ func (e *clientEngine) monitor(dir string) (wire.Record, bool, error) {
 
 func (e *clientEngine) connect(ctx context.Context, dir string) (connection, error) {
 	e.mu.Lock()
-	c := e.conns[dir]
+	c, closed := e.conns[dir], e.conns == nil
 	e.mu.Unlock()
+	if closed {
+		return nil, sandbox.ErrClosed
+	}
 	if c != nil {
 		select {
 		case <-c.Done():
@@ -183,6 +190,7 @@ func (e *clientEngine) close() error {
 		_ = c.Close()
 		delete(e.conns, dir)
 	}
+	e.conns = nil
 	return nil
 }
 

@@ -46,3 +46,11 @@ func (p *Provider) Base(ids wire.IDs) (layer func(string) string, err error) {
 
 // SandboxID is the name of a key's directory.
 func SandboxID(k sandbox.Key) string { return sandboxID(k) }
+
+// RemoveBases removes a directory of layers.
+func RemoveBases(dir string) {
+	s := &store{dir: dir}
+	if err := s.removeTree(context.Background(), dir); err != nil {
+		panic(err)
+	}
+}

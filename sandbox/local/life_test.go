@@ -28,7 +28,14 @@ func TestMain(m *testing.M) {
 	if op := os.Getenv("BERTH_TEST_OPERATION"); op != "" {
 		os.Exit(operate(op))
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "berth-base-")
+	if err != nil {
+		panic(err)
+	}
+	sharedBase = dir
+	code := m.Run()
+	local.RemoveBases(dir)
+	os.Exit(code)
 }
 
 var testKey = sandbox.Key{Owner: "o", Session: "s"}
@@ -43,19 +50,26 @@ func provider(t *testing.T, o local.Options) *local.Provider {
 	p, err := local.New(o)
 	must(t, err)
 	t.Cleanup(func() {
-		ctx := context.Background()
-		if list, err := p.List(ctx, ""); err == nil {
-			for _, i := range list {
-				if in, err := p.Lookup(ctx, i.Key); err == nil {
-					if err := in.Destroy(ctx); err != nil {
-						t.Errorf("clean up: %v", err)
-					}
-				}
-			}
-		}
+		destroyAll(t, p)
 		must(t, p.Close())
 	})
 	return p
+}
+
+func destroyAll(t *testing.T, p sandbox.Provider) {
+	t.Helper()
+	ctx := context.Background()
+	list, err := p.List(ctx, "")
+	must(t, err)
+	for _, i := range list {
+		in, err := p.Lookup(ctx, i.Key)
+		if err == nil {
+			err = in.Destroy(ctx)
+		}
+		if err != nil {
+			t.Errorf("clean up %v: %v", i.Key, err)
+		}
+	}
 }
 
 func must(t *testing.T, err error) {
@@ -65,7 +79,17 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func stateDir(t *testing.T) string { return filepath.Join(t.TempDir(), "state") }
+// stateDir is a state directory that shares the layers of the default root with
+// all other tests: they take a second to build.
+func stateDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	must(t, os.Symlink(sharedBase, filepath.Join(dir, "base")))
+	return dir
+}
+
+var sharedBase string
 
 func status(t *testing.T, in sandbox.Instance) sandbox.Status {
 	t.Helper()

@@ -29,6 +29,7 @@ type Provider struct {
 
 	mu    sync.Mutex
 	state *store // nil until the state directory was opened
+	ended bool
 }
 
 var (
@@ -60,13 +61,21 @@ func New(o Options) (*Provider, error) {
 func (p *Provider) Name() string { return "local" }
 
 // Close lets go of connections. Sandboxes run on.
-func (p *Provider) Close() error { return p.engine.close() }
+func (p *Provider) Close() error {
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+	return p.engine.close()
+}
 
 // store opens the state directory once; a refusal is tried again at the next
 // call, since somebody may have followed its advice.
 func (p *Provider) store() (*store, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.ended {
+		return nil, sandbox.ErrClosed
+	}
 	if p.state != nil {
 		if _, err := os.Stat(p.state.path("sandboxes")); err == nil {
 			return p.state, nil

@@ -1,0 +1,91 @@
+//go:build linux
+
+package local_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth/sandbox"
+	"berth/sandbox/local"
+	"berth/sandbox/local/client"
+	"berth/sandbox/providertest"
+)
+
+const testLogLimit = 1 << 20
+
+// The suite runs as whoever runs the tests: root in range mode, an ordinary
+// user in sub mode and, where newuidmap is hidden from it, in single mode.
+func TestProvider(t *testing.T) {
+	t.Run("best_ids", func(t *testing.T) { conform(t) })
+	if os.Geteuid() == 0 {
+		return
+	}
+	t.Run("single_id", func(t *testing.T) {
+		t.Setenv("PATH", t.TempDir())
+		conform(t)
+	})
+}
+
+func conform(t *testing.T) {
+	dirs := map[sandbox.Provider]string{}
+	open := func(t *testing.T, dir string) sandbox.Provider {
+		p, err := local.New(local.Options{Dir: dir, LogBytes: testLogLimit})
+		must(t, err)
+		dirs[p] = dir
+		return p
+	}
+	instance := func(t *testing.T, p sandbox.Provider, key sandbox.Key) *local.Instance {
+		in, err := p.Lookup(context.Background(), key)
+		must(t, err)
+		return in.(*local.Instance)
+	}
+	providertest.Run(t, providertest.Harness{
+		Open: func(t *testing.T) sandbox.Provider {
+			dir := stateDir(t)
+			p := open(t, dir)
+			t.Cleanup(func() {
+				last := open(t, dir)
+				destroyAll(t, last)
+				must(t, last.Close())
+				must(t, p.Close())
+			})
+			return p
+		},
+		Reopen: func(t *testing.T, p sandbox.Provider) sandbox.Provider {
+			must(t, p.Close())
+			return open(t, dirs[p])
+		},
+		Crash: func(t *testing.T, p sandbox.Provider) sandbox.Provider { return open(t, dirs[p]) },
+		Kill: func(t *testing.T, p sandbox.Provider, key sandbox.Key) {
+			dir := instance(t, p, key).Dir()
+			r, alive, err := client.Alive(dir)
+			must(t, err)
+			if !alive {
+				t.Fatalf("%v does not run", key)
+			}
+			for _, pid := range []int{r.MonitorPID, r.Ready.InitPID} {
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+					t.Fatal(err)
+				}
+			}
+			for alive {
+				time.Sleep(time.Millisecond)
+				_, alive, err = client.Alive(dir)
+				must(t, err)
+			}
+		},
+		Break: func(t *testing.T, p sandbox.Provider, key sandbox.Key) {
+			dir := instance(t, p, key).Dir()
+			for _, f := range []string{"sandbox.json", "sandbox.json.copy"} {
+				must(t, os.WriteFile(filepath.Join(dir, f), []byte("{"), 0o600))
+			}
+		},
+		LogLimit: testLogLimit,
+		Timeout:  60 * time.Second,
+	})
+}
