@@ -20,8 +20,11 @@ node=node@24
 
 tmp=$(mktemp -d)
 server=
+product=
 cleanup() {
-	[ -z "$server" ] || { kill "$server" && wait "$server"; } 2>/dev/null
+	for pid in $server $product; do
+		{ kill "$pid" && wait "$pid"; } 2>/dev/null
+	done
 	rm -rf "$tmp"
 }
 trap cleanup EXIT
@@ -76,7 +79,21 @@ check "inspector, modern http" inspect --protocol-era modern --transport http --
 check "inspector, modern stdio" inspect --protocol-era modern --method tools/call --tool-name test_simple_text -- "$tmp/fixtures" stdio
 if [ -n "${BERTH:-}" ]; then
 	berth=$(realpath "$BERTH")
-	check "inspector, berth" inspect --method tools/list --strict -- "$berth" serve --state "$tmp/state"
+	"$berth" serve --state "$tmp/http" --http 127.0.0.1:0 2>"$tmp/berth.log" &
+	product=$!
+	url=
+	for _ in $(seq 100); do
+		url=$(grep -o 'http://127\.0\.0\.1:[0-9]*/mcp' "$tmp/berth.log" | head -n 1)
+		[ -n "$url" ] && break
+		kill -0 "$product" 2>/dev/null || break
+		sleep 0.05
+	done
+	check "inspector, berth on stdio" inspect --method tools/list --strict -- "$berth" serve --state "$tmp/stdio"
+	check "inspector, berth on http" inspect --transport http --server-url "$url" --method tools/list --strict
+	check "inspector, berth on sse" inspect --transport sse --server-url "${url%/mcp}/sse" --method tools/list --strict
+	check "inspector, berth, modern" inspect --protocol-era modern --transport http --server-url "$url" --method tools/call --tool-name list_sandboxes
+	kill "$product" && wait "$product"
+	product=
 fi
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -77,7 +76,13 @@ type Options struct {
 	WatchParent bool
 }
 
-var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
+// ownerName reports whether s can name an owner. No regular expression: it
+// would be compiled at every start.
+func ownerName(s string) bool {
+	const alnum = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+	return s != "" && len(s) <= 63 && strings.Contains(alnum, s[:1]) &&
+		!strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(alnum+"._@-", r) })
+}
 
 // token is a Token made ready to be compared.
 type token struct {
@@ -158,7 +163,7 @@ func setDefault[T int | int64 | time.Duration](v *T, d T) {
 
 func (t Token) prepare(key string) (token, error) {
 	out := token{owner: sandbox.Owner(t.Name)}
-	if !ownerPattern.MatchString(t.Name) {
+	if !ownerName(t.Name) {
 		return out, &sandbox.FieldError{Field: key + ".name", Problem: fmt.Sprintf("%.80q is not a name for an owner", t.Name),
 			Allowed: "1 to 63 characters: a letter or digit, then letters, digits, '.', '_', '@' or '-'", Hint: "what the token's bearer makes belongs to this name"}
 	}
