@@ -24,6 +24,7 @@ func TestFake(t *testing.T) {
 			}
 			return p.(*providertest.Fake).Reopen()
 		},
+		Another: func(_ *testing.T, p sandbox.Provider) sandbox.Provider { return p.(*providertest.Fake).Reopen() },
 		Kill: func(_ *testing.T, p sandbox.Provider, key sandbox.Key) {
 			p.(*providertest.Fake).SetStatus(key, sandbox.StatusStopped, "killed by the test")
 		},

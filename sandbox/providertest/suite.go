@@ -22,6 +22,9 @@ type Harness struct {
 	// Crash is Reopen without closing p, as after kill -9 of the server. nil
 	// when a server process cannot be ended in this test.
 	Crash func(t *testing.T, p sandbox.Provider) sandbox.Provider
+	// Another returns a second provider over p's store, as a second server
+	// process beside the first has.
+	Another func(t *testing.T, p sandbox.Provider) sandbox.Provider
 	// Kill ends a running sandbox from outside, beneath its provider, as the
 	// death of its machine does. It returns when that shows.
 	Kill func(t *testing.T, p sandbox.Provider, key sandbox.Key)
@@ -62,7 +65,7 @@ func Run(t *testing.T, h Harness) {
 	for _, c := range []struct {
 		missing bool
 		what    string
-	}{{h.Reopen == nil, "Reopen"}, {h.Crash == nil, "Crash"}, {h.Kill == nil, "Kill"}, {h.Break == nil, "Break"}, {h.LogLimit == 0, "LogLimit"}} {
+	}{{h.Reopen == nil, "Reopen"}, {h.Crash == nil, "Crash"}, {h.Another == nil, "Another"}, {h.Kill == nil, "Kill"}, {h.Break == nil, "Break"}, {h.LogLimit == 0, "LogLimit"}} {
 		if c.missing {
 			t.Logf("the harness has no %s: what needs it is not shown", c.what)
 		}

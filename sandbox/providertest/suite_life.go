@@ -311,8 +311,8 @@ func testRacing(t *testing.T, s *suite) {
 	t.Run("creates", func(t *testing.T) {
 		key := s.key()
 		second := s.p
-		if f, ok := s.p.(interface{ Another() sandbox.Provider }); ok {
-			second = f.Another()
+		if s.h.Another != nil {
+			second = s.h.Another(t, s.p)
 		}
 		var wg sync.WaitGroup
 		errs := make([]error, 8)
