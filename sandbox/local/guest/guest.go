@@ -69,8 +69,7 @@ func Main() {
 		return
 	}
 	g := &guest{
-		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, reaped: map[int]unix.WaitStatus{},
-		nested: map[uint32]int{}, writes: map[uint64]*write{}, children: make(chan struct{}, 1),
+		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[uint32]int{}, writes: map[uint64]*write{}, children: make(chan struct{}, 1),
 	}
 	if err := g.setup(); err != nil {
 		return
@@ -115,13 +114,13 @@ type guest struct {
 	self    int // /proc/self/fd
 	lastCap int
 	nofile  uint64
+	sudoDir string // to stand first on the PATH
 
 	children chan struct{} // a child may have been born
 
 	mu       sync.Mutex
 	trees    map[string]*tree
 	shims    map[int]*shim
-	reaped   map[int]unix.WaitStatus // children of init that were no shims
 	halting  bool
 	nested   map[uint32]int // user namespaces of single mode, by the user's id in them
 	writes   map[uint64]*write
@@ -208,10 +207,12 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 			return nil, rootfs.Explain("set the host name", err)
 		}
 	}
-	pts, err := rootfs.Enter(s.Launch.Mounts, mounts, rootfs.Extra{FUSE: one(fds, FileFUSE), Sudo: one(fds, FileSudo), TTY: !single})
+	extra := rootfs.Extra{FUSE: one(fds, FileFUSE), Sudo: one(fds, FileSudo), TTY: !single}
+	pts, err := rootfs.Enter(s.Launch.Mounts, mounts, &extra)
 	if err != nil {
 		return nil, err
 	}
+	g.sudoDir = extra.SudoDir
 	rootfs.Close(mounts)
 	for _, kind := range []string{FileFUSE, FileSudo} {
 		rootfs.Close(fds[kind])

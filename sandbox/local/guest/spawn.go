@@ -91,7 +91,14 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		if len(files) != 3 {
 			return nil, nil, nil, invalid("a process takes stdin, stdout and stderr")
 		}
-		c.in, c.out, c.e = int(files[0].Fd()), int(files[1].Fd()), int(files[2].Fd())
+		for i, f := range files {
+			fd := int(f.Fd())
+			// They came in the mode that suits whoever holds the other end.
+			if err := unix.SetNonblock(fd, false); err != nil {
+				return nil, nil, nil, pathError("", err)
+			}
+			*[]*int{&c.in, &c.out, &c.e}[i] = fd
+		}
 	}
 	defer func() {
 		if err != nil && master != nil {
@@ -169,6 +176,12 @@ func (g *guest) env(u *wire.User) map[string]string {
 	for k, v := range g.launch.Env {
 		env[k] = v
 	}
+	if g.sudoDir != "" {
+		if env["PATH"] == "" {
+			env["PATH"] = defaultPath
+		}
+		env["PATH"] = g.sudoDir + ":" + env["PATH"]
+	}
 	env["HOME"], env["USER"], env["LOGNAME"], env["SHELL"] = u.Home, u.Name, u.Name, u.Shell
 	if u.Shell == "" {
 		env["SHELL"] = "/bin/sh"
@@ -227,7 +240,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	}
 	cgroup := g.cgroup
 	pid, err := p.Start(0, cgroup)
-	s := &shim{tree: t, pid: pid, report: report}
+	s := &shim{tree: t, pid: pid, report: report, dead: make(chan unix.WaitStatus, 1)}
 	if err == nil {
 		g.shims[pid] = s
 		t.shims[s] = true
@@ -241,13 +254,13 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	}
 	var buf [raw.EventSize]byte
 	n, err := report.Read(buf[:])
+	if err != nil || n != len(buf) {
+		// Somebody killed the shim, perhaps its command, which has thus started.
+		return s, nil
+	}
 	e := raw.Decode(buf[:])
-	if err != nil || n != len(buf) || e.Kind != raw.Started {
-		if err != nil || n != len(buf) {
-			e = raw.Event{Stage: stageShim, Value: int64(unix.ESRCH)}
-		}
+	if e.Kind != raw.Started {
 		g.mu.Lock()
-		delete(g.shims, pid)
 		delete(t.shims, s)
 		g.mu.Unlock()
 		_ = report.Close()
@@ -295,14 +308,10 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	if c.tty {
 		p.Must(stageTTY, unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
-	// Its own files in /proc are out of reach of a process that cannot be
-	// dumped; it has all rights still, so nobody inside can trace it meanwhile.
 	score := []byte("500")
-	p.Try(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
 	p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
 	p.Try(unix.SYS_WRITE, raw.Saved, p.Bytes(score), uintptr(len(score)))
 	p.Try(unix.SYS_CLOSE, raw.Saved)
-	p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 	for lim, v := range map[uintptr]int64{unix.RLIMIT_NPROC: g.nproc, unix.RLIMIT_DATA: g.perProc} {
 		if v > 0 {
 			p.Must(stageGuard, unix.SYS_PRLIMIT64, 0, lim, raw.Keep(p, &unix.Rlimit{Cur: uint64(v), Max: uint64(v)}), 0)
@@ -321,6 +330,9 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 		gid, uid := uintptr(c.user.GID), uintptr(c.user.UID)
 		p.Must(stageUser, unix.SYS_SETRESGID, gid, gid, gid)
 		p.Must(stageUser, unix.SYS_SETRESUID, uid, uid, uid)
+	}
+	if g.nproc > 0 {
+		p.Probe(stageFork)
 	}
 	caps := &[2]unix.CapUserData{}
 	if c.user.UID == 0 {
@@ -504,9 +516,7 @@ func (g *guest) nestedNS(uid uint32) (int, error) {
 	p := &raw.Program{}
 	p.Report(report[1])
 	p.Must(stageUser, unix.SYS_CLOSE, uintptr(gate[1]))
-	p.Must(stageUser, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
 	p.Must(stageUser, unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
-	p.Must(stageUser, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 1)
 	id := strconv.FormatUint(uint64(uid), 10)
 	for _, w := range [][2]string{{"setgroups", "deny"}, {"uid_map", id + " 0 1"}, {"gid_map", id + " 0 1"}} {
 		p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/"+w[0]), unix.O_WRONLY|unix.O_CLOEXEC)

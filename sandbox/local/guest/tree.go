@@ -31,6 +31,7 @@ type shim struct {
 	pid    int
 	main   int // the command
 	report *os.File
+	dead   chan unix.WaitStatus                    // how the shim itself ended
 	ended  func(status unix.WaitStatus, cpu int64) // the command has exited
 	over   bool                                    // ended was called
 }
@@ -49,23 +50,22 @@ func (g *guest) watch(s *shim) {
 		}
 	}
 	_ = s.report.Close()
-	if !s.over {
+	if ws := <-s.dead; ws.Signaled() {
 		// Somebody inside killed the shim. What it watched has come to init,
 		// unsorted: it is killed, as the rest of the tree would be.
 		g.killStrays()
+	}
+	if !s.over {
 		s.over = true
 		s.ended(unix.WaitStatus(unix.SIGKILL), -1)
 	}
-	// A shim that was killed later leaves strays too; else there are none.
 	g.mu.Lock()
-	delete(g.shims, s.pid)
 	delete(s.tree.shims, s)
 	gone := len(s.tree.shims) == 0 && s.tree.exited && g.trees[s.tree.id] == s.tree
 	if gone {
 		delete(g.trees, s.tree.id)
 	}
 	g.mu.Unlock()
-	g.killStrays()
 	if gone {
 		g.event(wire.OpGone, wire.ProcessRef{ID: s.tree.id})
 	}
@@ -81,6 +81,13 @@ func (g *guest) reap() {
 			<-g.children
 		case err == nil && ws.Stopped():
 			_ = unix.Kill(pid, unix.SIGCONT) // a shim's work must go on
+		case err == nil:
+			g.mu.Lock()
+			if s := g.shims[pid]; s != nil {
+				delete(g.shims, pid)
+				s.dead <- ws
+			}
+			g.mu.Unlock()
 		}
 	}
 }

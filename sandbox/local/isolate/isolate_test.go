@@ -142,6 +142,12 @@ func start(t testing.TB, l *wire.Launch) *box {
 	b := &box{Sandbox: s, t: t, pending: map[uint64]chan *wire.Frame{}, exited: map[string]chan wire.Exited{}, gone: map[string]chan struct{}{}}
 	go b.receive()
 	t.Cleanup(func() {
+		if l.IDs.Mode == wire.IDsSub {
+			// Only inside can files of other ids be removed.
+			if p, err := b.spawn(wire.StartProcess{Shell: "rm -rf /workspace/* /tmp/* /home/agent/*", User: "root"}); err == nil {
+				p.wait()
+			}
+		}
 		if err := s.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}

@@ -35,6 +35,7 @@ const (
 	kindFail          // reports what kindExec kept
 	kindReport        // the report descriptor has this number from here on
 	kindFork          // forks; the parent goes on at step a[1]
+	kindProbe         // forks a child that does nothing, to see whether it may
 	kindWatch         // reports and reaps until there are no children, exits
 )
 
@@ -92,6 +93,10 @@ func (p *Program) Fork(stage uint32) (parent func()) {
 	at := len(p.steps) - 1
 	return func() { p.steps[at].a[1] = uintptr(len(p.steps)) }
 }
+
+// Probe fails when no process may be forked any more: a limit that was set
+// after the fork, or comes with a user id, does not show until then.
+func (p *Program) Probe(stage uint32) { p.add(kindProbe, stage, 0, nil) }
 
 // Watch reports the second child's pid, then how it ended, and exits when no
 // descendant is left.
@@ -240,6 +245,18 @@ func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Er
 			if main != 0 {
 				pc = a[1]
 			}
+			continue
+		case kindProbe:
+			r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+			if errno != 0 {
+				goto failed
+			}
+			if r == 0 {
+				for {
+					syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+				}
+			}
+			syscall.RawSyscall6(unix.SYS_WAIT4, r, 0, unix.WALL, 0, 0, 0)
 			continue
 		case kindWatch:
 			goto watch

@@ -26,15 +26,18 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 // Extra is what Enter adds beside a Launch's mounts.
 type Extra struct {
-	FUSE int // a bind of /dev/fuse; -1: none
-	Sudo int // a bind of the program that stands as /usr/bin/sudo; -1: none
-	TTY  bool
+	FUSE int  // a bind of /dev/fuse; -1: none
+	Sudo int  // a bind of the program that stands as /usr/bin/sudo; -1: none
+	TTY  bool // terminals belong to group 5
+	// SudoDir is set by Enter where sudo had to go elsewhere, since nothing
+	// can be made in /usr/bin.
+	SudoDir string
 }
 
 // Enter attaches fds, the mounts that Build made, completes the root and moves
 // into it; the old root is gone then. The caller is init in its own
 // namespaces. It returns the directory of terminals, open.
-func Enter(mounts []wire.Mount, fds []int, extra Extra) (pts int, err error) {
+func Enter(mounts []wire.Mount, fds []int, extra *Extra) (pts int, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return -1, Explain("make mounts private", err)
 	}
@@ -119,9 +122,10 @@ func Enter(mounts []wire.Mount, fds []int, extra Extra) (pts int, err error) {
 		r.mount("tmpfs", RunDir, quiet, "mode", "0755", "size", "64m", "nr_inodes", "4096")
 	}
 	if extra.Sudo >= 0 && r.err == nil {
-		// An image without a writable /usr/bin does without.
-		r.attach(extra.Sudo, "/usr/bin/sudo", true)
-		r.err = nil
+		if r.attach(extra.Sudo, "/usr/bin/sudo", true); r.err != nil {
+			r.err, extra.SudoDir = nil, RunDir+"/bin"
+			r.attach(extra.Sudo, extra.SudoDir+"/sudo", true)
+		}
 	}
 	for i := range mounts {
 		if !mounts[i].ReadOnly || mounts[i].Type == "bind" || r.err != nil {
@@ -318,7 +322,7 @@ func (r *builder) freeze(name string) {
 }
 
 // dev makes the private /dev.
-func (r *builder) dev(nodes []piece, extra Extra) (pts int) {
+func (r *builder) dev(nodes []piece, extra *Extra) (pts int) {
 	const attrs = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC
 	r.mount("tmpfs", "/dev", attrs, "mode", "0755", "size", "64k", "nr_inodes", "64")
 	for _, p := range nodes {
