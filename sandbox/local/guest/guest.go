@@ -62,7 +62,7 @@ type Setup struct {
 // Main is init's main function; it returns when the monitor is gone.
 func Main() {
 	harden()
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(20) // a heap of 0.8 MiB at least, before it is collected
 	debug.SetMemoryLimit(16 << 20)
 	conn, err := wire.Socket(3, 0)
 	if err != nil {
@@ -74,8 +74,11 @@ func Main() {
 	if err := g.setup(); err != nil {
 		return
 	}
+	// What a burst of commands took goes back to the system when it is over.
+	idle := time.AfterFunc(time.Hour, debug.FreeOSMemory)
 	for {
 		f, err := conn.Recv()
+		idle.Reset(500 * time.Millisecond)
 		if err != nil {
 			return // and the kernel ends all that is inside
 		}
