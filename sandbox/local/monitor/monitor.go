@@ -82,8 +82,9 @@ func Run(start Starter) int {
 	runtime.LockOSThread()
 	// A heap of a few hundred KiB must not grow to Go's usual 4 MiB first.
 	debug.SetGCPercent(20)
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGQUIT)
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	// Caught and dropped. Ignored ones would stay ignored in every command,
+	// as would those that our creator ignores.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT)
 	ready, err := wire.Socket(wire.FDReady, 1<<20)
 	if err != nil {
 		return 2
@@ -329,11 +330,9 @@ func (m *monitor) relieve() {
 		if longest == nil {
 			return
 		}
-		freed := longest.shrink()
-		if freed == 0 {
+		if !longest.shrink() {
 			streams = slices.DeleteFunc(streams, func(s *stream) bool { return s == longest })
 		}
-		m.logBytes.Add(freed)
 	}
 }
 

@@ -208,18 +208,17 @@ func (m *monitor) notStarted(p *proc, e *wire.Error) {
 
 // isStarted runs in the goroutine that reads from init.
 func (m *monitor) isStarted(p *proc, c *wire.Command, data []byte, in, out, errs *os.File) {
-	moved := func(delta int64) {
-		m.logBytes.Add(delta)
+	moved := func() {
 		m.wake(p)
 		m.relieve()
 	}
 	m.mu.Lock()
 	var err error
-	p.out, err = newStream(out, c.Cols > 0, logs.NewWriter(m.logDir, c.ID, logs.Stdout, m.launch.LogBytes), moved)
+	p.out, err = newStream(out, c.Cols > 0, logs.NewWriter(m.logDir, c.ID, logs.Stdout, m.launch.LogBytes), &m.logBytes, moved)
 	if err == nil {
 		go p.out.run()
 		if errs != nil {
-			if p.err, err = newStream(errs, false, logs.NewWriter(m.logDir, c.ID, logs.Stderr, m.launch.LogBytes), moved); err == nil {
+			if p.err, err = newStream(errs, false, logs.NewWriter(m.logDir, c.ID, logs.Stderr, m.launch.LogBytes), &m.logBytes, moved); err == nil {
 				go p.err.run()
 			}
 		}

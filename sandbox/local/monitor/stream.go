@@ -16,7 +16,8 @@ import (
 const (
 	chunkSize = 128 << 10 // one read of a pipe
 	pipeSize  = 256 << 10 // of pipes that prove busy; all of a user's count
-	chunks    = 4         // buffers in use at once
+	tellAfter = 512 << 10
+	chunks    = 4 // buffers in use at once
 )
 
 // chunkPool holds the buffers, which are freed when nothing prints. The
@@ -31,7 +32,8 @@ type stream struct {
 	file  *os.File
 	raw   syscall.RawConn
 	tty   bool
-	moved func(delta int64) // called after each move, with the change in bytes on disk
+	moved func()        // called after moves, without locks
+	total *atomic.Int64 // bytes on disk of all streams
 
 	mu   sync.Mutex // held while bytes move, so that none is between pipe and log
 	log  *logs.Writer
@@ -42,19 +44,27 @@ type stream struct {
 	produced, oldest, end, lost, size atomic.Int64
 }
 
-func newStream(f *os.File, tty bool, log *logs.Writer, moved func(int64)) (*stream, error) {
+func newStream(f *os.File, tty bool, log *logs.Writer, total *atomic.Int64, moved func()) (*stream, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	return &stream{file: f, raw: raw, tty: tty, log: log, moved: moved}, nil
+	return &stream{file: f, raw: raw, tty: tty, log: log, total: total, moved: moved}, nil
 }
 
-// run moves bytes until the last writer is gone.
+// run moves bytes until the last writer is gone. Those who wait are told when
+// the pipe is empty, or of much at once: a word for each chunk would cost more
+// than the chunk.
 func (s *stream) run() {
 	_ = s.raw.Read(func(fd uintptr) bool {
+		told := s.produced.Load()
 		for {
-			switch s.move(int(fd)) {
+			state := s.move(int(fd))
+			if now := s.produced.Load(); now > told && (state != moveMore || now-told >= tellAfter) {
+				told = now
+				s.moved()
+			}
+			switch state {
 			case moveEnd:
 				return true
 			case moveEmpty:
@@ -63,10 +73,10 @@ func (s *stream) run() {
 		}
 	})
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.done = true
 	s.log.Close()
-	_ = s.file.Close()
+	s.mu.Unlock()
+	_ = s.file.Close() // waits for drain, which may wait for mu
 }
 
 // drain moves what is in the pipe now, without waiting for more. A leftover
@@ -100,10 +110,9 @@ func (s *stream) move(fd int) int {
 	chunkSem <- struct{}{}
 	buf := chunkPool.Get().(*[chunkSize]byte)
 	n, err := unix.Read(fd, buf[:])
-	var delta int64
 	if n > 0 {
 		s.log.Write(buf[:n])
-		delta = s.publish()
+		s.publish()
 	}
 	chunkPool.Put(buf)
 	<-chunkSem
@@ -114,7 +123,6 @@ func (s *stream) move(fd int) int {
 	s.mu.Unlock()
 	switch {
 	case n > 0:
-		s.moved(delta)
 		return moveMore
 	case err == unix.EAGAIN:
 		return moveEmpty
@@ -125,24 +133,24 @@ func (s *stream) move(fd int) int {
 }
 
 // publish makes the log's present state readable; s.mu is held.
-func (s *stream) publish() int64 {
+func (s *stream) publish() {
 	r := s.log.Range()
 	s.oldest.Store(r.Oldest)
 	s.lost.Store(r.Lost)
 	s.produced.Store(s.log.Produced())
 	s.end.Store(r.End)
-	return r.Size - s.size.Swap(r.Size)
+	s.total.Add(r.Size - s.size.Swap(r.Size))
 }
 
-// shrink drops the oldest segment and returns the change in bytes on disk.
-func (s *stream) shrink() int64 {
+// shrink drops the oldest segment; false when there is none to drop.
+func (s *stream) shrink() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.done {
-		return 0
+	if s.done || s.log.DropOldest() == 0 {
+		return false
 	}
-	s.log.DropOldest()
-	return s.publish()
+	s.publish()
+	return true
 }
 
 // forget ends the stream from our side; its files are about to be deleted.
@@ -152,6 +160,6 @@ func (s *stream) forget() {
 	if !s.done {
 		s.done = true
 		s.log.Close()
-		_ = s.file.Close()
+		go s.file.Close() // waits for those who move bytes; they may wait for our caller's locks
 	}
 }
