@@ -67,7 +67,7 @@ func hostFiles(t *target) escape.Finding {
 
 // secrets are places of the host that must be absent or empty inside.
 var secrets = []string{"/etc/gshadow", "/etc/sudoers", "/etc/sudoers.d", "/etc/ssh", "/etc/ssl/private", "/etc/machine-id", "/etc/docker", "/etc/kubernetes",
-	"/etc/krb5.keytab", "/etc/subuid", "/etc/crontab", "/etc/fstab", "/etc/NetworkManager", "/etc/wireguard", "/root/.ssh", "/root/.bash_history",
+	"/etc/krb5.keytab", "/etc/subuid", "/etc/crontab", "/etc/NetworkManager", "/etc/wireguard", "/root/.ssh", "/root/.bash_history",
 	"/root/.docker", "/root/.aws", "/root/.config", "/run/docker.sock", "/var/run/docker.sock", "/run/containerd", "/run/systemd", "/run/user",
 	"/run/dbus", "/run/crio", "/var/lib/docker", "/var/lib/kubelet", "/var/lib/cloud", "/var/log/auth.log", "/var/log/syslog", "/var/log/journal",
 	"/var/spool/cron", "/boot", "/srv", "/media", "/lost+found", "/host", "/.dockerenv", "/initrd.img", "/var/backups", "/var/mail"}
@@ -144,9 +144,6 @@ func foreignRoots(t *target) escape.Finding {
 		if err != nil {
 			continue
 		}
-		if pid == "1" {
-			ways = append(ways, "the descriptors of PID 1 are listed")
-		}
 		for _, f := range fds {
 			to, err := os.Readlink(dir + "/fd/" + f.Name())
 			if err != nil {
@@ -195,20 +192,36 @@ func magicLinks(t *target) escape.Finding {
 		if _, err := os.Readlink(path); err == nil && n != "root/proc/self" {
 			ways = append(ways, "readlink "+path)
 		}
-		if fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK, 0); err == nil {
-			b := make([]byte, 64)
-			n, rerr := unix.Read(fd, b)
-			if rerr == nil && n > 0 || rerr == unix.EISDIR {
-				ways = append(ways, fmt.Sprintf("read %s", path))
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		b := make([]byte, 64)
+		if n, err := unix.Read(fd, b); err == nil && n > 0 {
+			ways = append(ways, "read "+path)
+		}
+		_ = unix.Close(fd)
+		// Root may count the entries of some, but use none of them.
+		entries, _ := os.ReadDir(path)
+		for _, e := range entries {
+			if _, err := os.Readlink(path + "/" + e.Name()); err == nil {
+				ways = append(ways, "readlink "+path+"/"+e.Name())
 			}
-			_ = unix.Close(fd)
+			if fd, err := unix.Open(path+"/"+e.Name(), unix.O_PATH, 0); err == nil && !strings.Contains(path, "fdinfo") {
+				if _, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil && !strings.HasPrefix(link(fd), "/proc/") {
+					ways = append(ways, "opened "+path+"/"+e.Name())
+				}
+				_ = unix.Close(fd)
+			}
 		}
 	}
-	for _, n := range []string{"oom_score_adj", "oom_adj", "comm", "mem", "clear_refs", "coredump_filter", "timerslack_ns", "attr/current", "attr/exec",
-		"loginuid", "autogroup", "setgroups", "uid_map", "gid_map", "projid_map", "sched", "make-it-fail", "task/1/comm"} {
+	for n, value := range map[string]string{"comm": "escaped", "uid_map": "0 0 4294967295", "gid_map": "0 0 4294967295", "setgroups": "allow",
+		"attr/current": "unconfined", "attr/exec": "unconfined", "loginuid": "0", "timerslack_ns": "1", "mem": "x", "task/1/comm": "escaped"} {
 		count++
 		if fd, err := unix.Open("/proc/1/"+n, unix.O_WRONLY, 0); err == nil {
-			ways = append(ways, "opened /proc/1/"+n+" for writing")
+			if _, err := unix.Write(fd, []byte(value)); err == nil {
+				ways = append(ways, "wrote /proc/1/"+n)
+			}
 			_ = unix.Close(fd)
 		}
 	}

@@ -105,8 +105,9 @@ func mountTable(t *target) escape.Finding {
 		if !has("nosuid") {
 			ways = append(ways, m.at+" without nosuid")
 		}
-		// Single device files are the devices of the allow-list.
-		if !has("nodev") && !strings.HasPrefix(m.at, "/dev") {
+		// Single device files are those of the allow-list, and /dev/null as
+		// the cover of what is hidden.
+		if !has("nodev") && !strings.HasPrefix(m.at, "/dev") && !isNull(m.at) {
 			ways = append(ways, m.at+" without nodev")
 		}
 		if !has("ro") && (m.at == "/sys" || m.at == "/proc/sys" || m.at == "/proc/sysrq-trigger" || m.kind == "cgroup" || m.kind == "cgroup2") {
@@ -130,7 +131,11 @@ func mountTable(t *target) escape.Finding {
 	return found(ways, "%d mounts, naming %d paths", len(entries), paths)
 }
 
-// sameRoot tells whether path is the very directory that is / here.
+func isNull(path string) bool {
+	var st unix.Stat_t
+	return unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
+}
+
 func sameFile(a, b string) bool {
 	var x, y unix.Stat_t
 	if unix.Stat(a, &x) != nil || unix.Stat(b, &y) != nil {
