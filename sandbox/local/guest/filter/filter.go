@@ -3,7 +3,8 @@
 // Package filter holds the seccomp filters that commands run under: Docker's
 // default list for its 14 default capabilities, compiled ahead of time. A call
 // that is not on the list fails with EPERM; clone3, whose flags a filter
-// cannot read, and the x32 and 32-bit call tables fail with ENOSYS.
+// cannot read, and the x32 and 32-bit call tables fail with ENOSYS. One rule is
+// added to Docker's: prlimit sets the caller's own limits only, not init's.
 package filter
 
 import "golang.org/x/sys/unix"
