@@ -19,7 +19,7 @@ const RunDir = "/run/berth"
 var (
 	maskedFiles = []string{"proc/kcore", "proc/keys", "proc/timer_list", "proc/latency_stats", "proc/sched_debug", "proc/kmsg", "proc/kallsyms"}
 	maskedDirs  = []string{"proc/acpi", "proc/scsi", "proc/asound", "sys/firmware", "sys/devices/virtual/powercap"}
-	frozen      = []string{"proc/sys", "proc/sysrq-trigger", "proc/irq", "proc/bus", "proc/fs"}
+	frozen      = []string{"proc/sys", "proc/sysrq-trigger", "proc/irq", "proc/bus", "proc/fs", "proc/pressure"}
 )
 
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
