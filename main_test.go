@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,6 +28,7 @@ func TestScript(t *testing.T) {
 		UpdateScripts:       golden.Updating(),
 		Setup: func(e *testscript.Env) error {
 			state := filepath.Join(e.WorkDir, "state")
+			e.Defer(func() { removeAll(t, e) })
 			e.Vars = append(e.Vars, "BERTH_STATE="+state, "HOME="+e.WorkDir, "XDG_CONFIG_HOME=", "NO_COLOR=1")
 			return nil
 		},
@@ -35,6 +37,26 @@ func TestScript(t *testing.T) {
 			"mode":      mode,
 		},
 	})
+}
+
+// removeAll deletes the sandboxes that a script that failed left behind.
+func removeAll(t *testing.T, e *testscript.Env) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if _, err := os.Stat(e.Getenv("BERTH_STATE")); err != nil {
+		return
+	}
+	list := exec.Cmd{Path: exe, Args: []string{"berth", "ls", "-q"}, Env: e.Vars, Dir: e.WorkDir}
+	out, err := list.Output()
+	if ids := strings.Fields(string(out)); err == nil && len(ids) > 0 {
+		rm := exec.Cmd{Path: exe, Args: append([]string{"berth", "rm"}, ids...), Env: e.Vars, Dir: e.WorkDir}
+		if out, err := rm.CombinedOutput(); err != nil {
+			t.Errorf("sandboxes stay behind: %v: %s", err, out)
+		}
+	}
 }
 
 // jsonLines FILE: every line of the file is a JSON-RPC message, and there is one.

@@ -12,20 +12,9 @@ import (
 
 // provider opens the machine's own provider. It touches nothing yet.
 func (a *App) provider(c *config.Config, log *slog.Logger) (sandbox.Provider, string, error) {
-	dir, err := stateDir(a, c)
+	o, err := localOptions(a, c, log)
 	if err != nil {
 		return nil, "", err
-	}
-	o := local.Options{
-		Dir:           dir,
-		Logger:        log,
-		ExtraPaths:    c.Local.ExtraPaths,
-		LogBytes:      int64(c.Local.LogMiB) << 20,
-		KeepProcesses: c.Local.KeepProcesses,
-		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
-	}
-	for _, d := range c.Limits.HostDirs {
-		o.HostDirs = append(o.HostDirs, sandbox.HostDir{Host: d.Host, Path: d.Path, ReadOnly: d.ReadOnly})
 	}
 	p, err := local.New(o)
 	if err != nil {
@@ -38,6 +27,25 @@ func (a *App) provider(c *config.Config, log *slog.Logger) (sandbox.Provider, st
 	return p, reason, nil
 }
 
+func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, error) {
+	dir, err := stateDir(a, c)
+	if err != nil {
+		return local.Options{}, err
+	}
+	o := local.Options{
+		Dir:           dir,
+		Logger:        log,
+		ExtraPaths:    c.Local.ExtraPaths,
+		LogBytes:      int64(c.Local.LogMiB) << 20,
+		KeepProcesses: c.Local.KeepProcesses,
+		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
+	}
+	for _, d := range c.Limits.HostDirs {
+		o.HostDirs = append(o.HostDirs, sandbox.HostDir{Host: d.Host, Path: d.Path, ReadOnly: d.ReadOnly})
+	}
+	return o, nil
+}
+
 func stateDir(a *App, c *config.Config) (string, error) {
 	if c.State != "" {
 		return c.State, nil
@@ -45,8 +53,17 @@ func stateDir(a *App, c *config.Config) (string, error) {
 	return local.DefaultDir(a.getenv, os.Getuid())
 }
 
-// usable reports whether sandboxes can be made here.
-func (a *App) usable(*config.Config) error { return nil }
+// usable reports whether the state directory can hold sandboxes; doctor finds
+// out the rest, which costs more than a health check may.
+func (a *App) usable(c *config.Config) error {
+	p, _, err := a.provider(c, a.logger(c, true))
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	_, err = p.List(a.ctx, sandbox.LocalOwner)
+	return err
+}
 
 type doctorCommand struct {
 	Fix  bool `help:"Do what root can do about what is missing."`
