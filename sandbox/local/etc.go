@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -148,13 +149,36 @@ func accounts(shell string) []account {
 			list[i].uid = id
 		}
 	}
+	for name := range overrideNames(0) {
+		if id, ok := host[name]; ok && id < agentID && !slices.ContainsFunc(list, func(a account) bool { return a.name == name }) {
+			list = append(list, account{name, id, 65534, "/nonexistent", nologin})
+		}
+	}
 	return append(list, account{"agent", agentID, agentID, agentHome, shell})
 }
 
-var groupIDs = []struct {
+// overrideNames are the users (field 0) or groups (field 1) that dpkg was told
+// to give files to. It refuses to work while it does not know one of them.
+func overrideNames(field int) map[string]bool {
+	names := map[string]bool{}
+	b, err := os.ReadFile("/var/lib/dpkg/statoverride")
+	if err != nil {
+		return names
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 4 && !strings.HasPrefix(f[field], "#") {
+			names[f[field]] = true
+		}
+	}
+	return names
+}
+
+type groupID struct {
 	name string
 	gid  int
-}{{"root", 0}, {"daemon", 1}, {"bin", 2}, {"sys", 3}, {"adm", 4}, {"tty", 5}, {"disk", 6}, {"lp", 7}, {"mail", 8}, {"news", 9}, {"uucp", 10}, {"man", 12},
+}
+
+var groupIDs = []groupID{{"root", 0}, {"daemon", 1}, {"bin", 2}, {"sys", 3}, {"adm", 4}, {"tty", 5}, {"disk", 6}, {"lp", 7}, {"mail", 8}, {"news", 9}, {"uucp", 10}, {"man", 12},
 	{"proxy", 13}, {"kmem", 15}, {"dialout", 20}, {"fax", 21}, {"voice", 22}, {"cdrom", 24}, {"floppy", 25}, {"tape", 26}, {"sudo", 27}, {"audio", 29}, {"dip", 30},
 	{"www-data", 33}, {"backup", 34}, {"operator", 37}, {"list", 38}, {"irc", 39}, {"src", 40}, {"shadow", 42}, {"utmp", 43}, {"video", 44}, {"sasl", 45},
 	{"plugdev", 46}, {"staff", 50}, {"games", 60}, {"users", 100}, {"nogroup", 65534}}
@@ -191,7 +215,13 @@ func writeEtc(etc, shell string, single bool) error {
 		passwd.WriteString(a.name + ":x:" + strconv.Itoa(a.uid) + ":" + strconv.Itoa(a.gid) + ":" + a.name + ":" + a.home + ":" + a.shell + "\n")
 	}
 	host := hostIDs("/etc/group")
-	for _, g := range groupIDs {
+	groups := slices.Clone(groupIDs)
+	for name := range overrideNames(1) {
+		if id, ok := host[name]; ok && id < agentID && !slices.ContainsFunc(groups, func(g groupID) bool { return g.name == name }) {
+			groups = append(groups, groupID{name, id})
+		}
+	}
+	for _, g := range groups {
 		if id, ok := host[g.name]; ok && id < agentID {
 			g.gid = id
 		}

@@ -486,6 +486,9 @@ func TestEphemeralAndDeleteOnStop(t *testing.T) {
 			}
 			in, err = p.Create(ctx, testKey, spec)
 			must(t, err)
+			crash(t, in, false)
+			in, err = p.Create(ctx, testKey, spec) // over the dead one
+			must(t, err)
 			must(t, in.Destroy(ctx))
 			must(t, in.Destroy(ctx))
 			nothingLeft(t, dir)

@@ -107,7 +107,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	}
 	created := false
 	defer func() { l.release(!created && in.gone()) }()
-	v, err := in.look()
+	v, err := in.lookLocked(l, opCreating)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:

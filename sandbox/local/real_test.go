@@ -3,7 +3,11 @@
 package local_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,6 +15,7 @@ import (
 	"berth/sandbox/local"
 )
 
+// run runs shell text and returns both streams and the exit code, -1 when none.
 func run(t *testing.T, in sandbox.Instance, user, shell string) (string, int) {
 	t.Helper()
 	p, err := in.Spawn(t.Context(), sandbox.Command{ID: sandbox.NewProcessID(), Shell: shell, Display: shell, Cwd: "/", User: user, Timeout: time.Minute})
@@ -29,19 +34,133 @@ func run(t *testing.T, in sandbox.Instance, user, shell string) (string, int) {
 	return strings.TrimSpace(string(out.Stdout) + string(out.Stderr)), code
 }
 
+// wantRun fails unless shell succeeds and prints want ("" = anything).
+func wantRun(t *testing.T, in sandbox.Instance, user, shell, want string) {
+	t.Helper()
+	if out, code := run(t, in, user, shell); code != 0 || want != "" && out != want {
+		t.Errorf("%s (as %s) = %d, %q; want 0, %q", shell, user, code, out, want)
+	}
+}
+
 func TestDefaultRoot(t *testing.T) {
-	p := provider(t, local.Options{Dir: stateDir(t)})
-	begin := time.Now()
+	host := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(host, "file"), []byte("host"), 0o600))
+	p := provider(t, local.Options{Dir: stateDir(t), HostDirs: []sandbox.HostDir{{Host: host, Path: "/shown/rw"}, {Host: host, Path: "/shown/ro", ReadOnly: true}}})
 	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
 	must(t, err)
-	t.Logf("created in %v", time.Since(begin))
-	for _, c := range []string{"id; pwd; ls -la / /home /home/agent /workspace", "env", "mount", "touch ~/x /workspace/y && ls -l ~/x", "python3 -c 'print(1)'; node -e 'console.log(2)'; git --version", "cat /etc/shadow; ls /etc/ssh; ls /usr/local/etc"} {
-		out, code := run(t, in, "agent", c)
-		t.Logf("%s -> %d\n%s", c, code, out)
+	for _, c := range []struct{ user, shell, want string }{
+		{"agent", "id -un; id -u; echo $HOME; echo $LANG", "agent\n1000\n/home/agent\nC.UTF-8"},
+		{"agent", "echo $PATH | cut -d: -f1", "/home/agent/.local/bin"},
+		{"agent", "touch ~/x /workspace/y /tmp/z && stat -c %U ~/x", "agent"},
+		{"agent", "python3 -c 'print(6*7)'", "42"},
+		{"agent", "! touch /usr/bin/x 2>/dev/null && ! touch /etc/x 2>/dev/null", ""},
+		{"root", "id -un; id -u; echo $HOME", "root\n0\n/root"},
+		{"root", "touch /usr/bin/new /usr/lib/new /etc/new /var/lib/new && mv /usr/bin/new /usr/bin/newer && ! test -e /usr/bin/new", ""},
+		{"root", "rm /usr/bin/newer && rm -f /usr/bin/git && ! test -e /usr/bin/git", ""},
+		{"agent", "cat /etc/hostname; ls -A /run /mnt /media /srv /boot /opt | grep -v : | grep -v -e berth -e lock | grep .", "x"},
+		{"agent", "! ls /etc/shadow /etc/ssh /etc/machine-id /etc/sudoers /etc/docker /etc/krb5.conf 2>/dev/null", ""},
+		{"agent", "! test -d /usr/local/etc || ls -A /usr/local/etc", ""},
+		{"agent", "cat /shown/rw/file; echo new > /shown/rw/new; stat -c %U /shown/rw/new", "hostagent"},
+		{"root", "! touch /shown/ro/x 2>/dev/null && ! mount -o remount,rw /shown/ro 2>/dev/null", ""},
+	} {
+		if c.want == "x" {
+			if out, _ := run(t, in, c.user, c.shell); out != "berth" {
+				t.Errorf("%s = %q, want only the host name", c.shell, out)
+			}
+			continue
+		}
+		wantRun(t, in, c.user, c.shell, c.want)
 	}
-	out, code := run(t, in, "root", "id; touch /usr/bin/new && ls -l /usr/bin/new && rm /usr/bin/git && mv /usr/bin/env /usr/bin/env2; touch /etc/x; dpkg -l | tail -1; touch /var/lib/dpkg/lock; apt-get check; ls -ld /usr /usr/bin /etc; ls -la /usr/local")
-	t.Logf("%d\n%s", code, out)
-	info, err := in.Info(t.Context())
+	if b, err := os.ReadFile(filepath.Join(host, "new")); err != nil || string(b) != "new\n" {
+		t.Errorf("file in the host folder = %q, %v", b, err)
+	}
+	if fi, err := os.Stat("/usr/bin/git"); err != nil || fi.Size() == 0 {
+		t.Errorf("the host's git: %v", err)
+	}
+	if _, err := os.Stat("/var/lib/dpkg"); err == nil {
+		wantRun(t, in, "root", "apt-get check >/dev/null && dpkg -s bash | grep -q installed", "")
+		wantRun(t, in, "root", `mkdir -p /tmp/p/DEBIAN /tmp/p/usr/bin && printf 'Package: tried\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n' >/tmp/p/DEBIAN/control &&
+			printf '#!/bin/sh\necho works\n' >/tmp/p/usr/bin/tried && chmod 755 /tmp/p/usr/bin/tried && dpkg-deb -b /tmp/p /tmp/p.deb >/dev/null && dpkg -i /tmp/p.deb >/dev/null && tried && dpkg -r tried >/dev/null && ! test -e /usr/bin/tried`, "works")
+	}
+}
+
+// Everything that a user can make inside survives archiving.
+func TestArchiveOfARealSandbox(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
 	must(t, err)
-	t.Logf("%+v", info)
+	wantRun(t, in, "root", "mkdir -p /workspace/d && rm -rf /usr/games /usr/share/doc; rm -f /usr/bin/git; mkdir -p /usr/games; touch /usr/games/mine; chmod 700 /root; echo root >/root/f; chmod 000 /root/f", "")
+	wantRun(t, in, "agent", "cd; echo a >a; ln a b; ln -s a c; chmod 4711 a; mkfifo f; truncate -s 10G sparse; mkdir -m 0 closed; printf x >'odd\n\xff'", "")
+	show := "cd /home/agent; stat -c '%n %F %a %U %h %s %y' * | sort; ls -A /usr/games; test -e /usr/bin/git || echo no git; test -d /usr/share/doc || echo no doc"
+	before, _ := run(t, in, "agent", show)
+	must(t, in.Stop(t.Context()))
+	must(t, in.(sandbox.Archiver).Archive(t.Context()))
+	if got := status(t, in); got != sandbox.StatusArchived {
+		t.Fatalf("status = %q, want archived", got)
+	}
+	must(t, in.Start(t.Context()))
+	after, _ := run(t, in, "agent", show)
+	if after != before || !strings.Contains(after, "no git") || !strings.Contains(after, "mine") {
+		t.Errorf("after a restore:\n%s\nbefore:\n%s", after, before)
+	}
+	wantRun(t, in, "root", "chmod 400 /root/f && cat /root/f && stat -c %U /root/f", "root\nroot")
+}
+
+// A full disk is the host's fault: the sandbox stays stopped, and its files are
+// intact when there is room again.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	must(t, syscall.Mount("berth-test", dir, "tmpfs", 0, "size=80m,mode=700"))
+	t.Cleanup(func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	p := provider(t, local.Options{Dir: filepath.Join(dir, "state")})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "agent", "echo precious > ~/f; head -c 20M /dev/urandom > ~/big", "")
+	must(t, in.Stop(t.Context()))
+	filler := filepath.Join(dir, "filler")
+	f, err := os.Create(filler)
+	must(t, err)
+	chunk := make([]byte, 1<<20)
+	for err == nil {
+		_, err = f.Write(chunk)
+	}
+	_ = f.Close()
+	if err := in.(sandbox.Archiver).Archive(t.Context()); !errors.Is(err, sandbox.ErrUnavailable) || !strings.Contains(err.Error(), "full") {
+		t.Errorf("Archive on a full disk = %v, want ErrUnavailable that says so", err)
+	}
+	if err := in.Start(t.Context()); !errors.Is(err, sandbox.ErrUnavailable) {
+		t.Errorf("Start on a full disk = %v, want ErrUnavailable", err)
+	}
+	if _, err := p.Create(t.Context(), sandbox.Key{Owner: "o", Session: "other"}, sandbox.Spec{}); !errors.Is(err, sandbox.ErrUnavailable) {
+		t.Errorf("Create on a full disk = %v, want ErrUnavailable", err)
+	}
+	if got := status(t, in); got != sandbox.StatusStopped {
+		t.Errorf("status on a full disk = %q, want stopped", got)
+	}
+	must(t, os.Remove(filler))
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/f", "precious")
+	// Destroying needs no room.
+	f, err = os.Create(filler)
+	must(t, err)
+	for err == nil {
+		_, err = f.Write(chunk)
+	}
+	_ = f.Close()
+	must(t, in.Destroy(t.Context()))
+}
+
+func TestLinkedStateDirectory(t *testing.T) {
+	dir := stateDir(t)
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(dir, link))
+	in, err := provider(t, local.Options{Dir: link}).Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "agent", "echo hello", "hello")
+	again, err := provider(t, local.Options{Dir: dir}).Lookup(t.Context(), testKey)
+	must(t, err)
+	wantRun(t, again, "agent", "echo again", "again")
 }
