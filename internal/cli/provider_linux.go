@@ -60,14 +60,6 @@ func (a *App) usable(c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
 	_, err = p.List(a.ctx, sandbox.LocalOwner)
-	return err
+	return errors.Join(err, p.Close())
 }
-
-type doctorCommand struct {
-	Fix  bool `help:"Do what root can do about what is missing."`
-	JSON bool `help:"One JSON object."`
-}
-
-func (*doctorCommand) Run(*App) error { return errors.New("the local provider is being built") }
