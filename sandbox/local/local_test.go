@@ -61,6 +61,11 @@ func conform(t *testing.T) {
 			return open(t, dirs[p])
 		},
 		Crash: func(t *testing.T, p sandbox.Provider) sandbox.Provider { return open(t, dirs[p]) },
+		Another: func(t *testing.T, p sandbox.Provider) sandbox.Provider {
+			other := open(t, dirs[p])
+			t.Cleanup(func() { must(t, other.Close()) })
+			return other
+		},
 		Kill: func(t *testing.T, p sandbox.Provider, key sandbox.Key) {
 			dir := instance(t, p, key).Dir()
 			r, alive, err := client.Alive(dir)
