@@ -40,7 +40,11 @@ func run(berth, out string, n int, only string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		// Whatever a failed row left is ended with its files.
+		_ = exec.CommandContext(context.Background(), berth, "rm", "--state", filepath.Join(dir, "state"), "--all").Run()
+		_ = os.RemoveAll(dir)
+	}()
 	b := &bench{ctx: context.Background(), dir: dir, n: n,
 		program: driver.Program{Path: berth, State: filepath.Join(dir, "state")}}
 	var rows []row
@@ -66,6 +70,9 @@ func run(berth, out string, n int, only string) error {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		rows = append(rows, r...)
+		for _, r := range r {
+			fmt.Fprintf(os.Stderr, "  %s: %s (goal %s) %s\n", r.what, r.got, r.goal, r.peers)
+		}
 	}
 	text := table(rows)
 	for _, a := range b.absent {

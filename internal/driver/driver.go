@@ -271,16 +271,16 @@ func (s *Session) Must(ctx context.Context, tool string, args map[string]any) (*
 	return a, nil
 }
 
-// Output is a command answer's text without its bracketed last line.
+// Output is a command answer's text without the bracketed lines of notices and
+// state that end it.
 func (a *Answer) Output() string {
-	i := strings.LastIndex(strings.TrimRight(a.Text, "\n"), "\n[")
-	if i < 0 {
-		if strings.HasPrefix(a.Text, "[") {
-			return ""
+	lines := strings.SplitAfter(a.Text, "\n")
+	for range 2 {
+		if n := len(lines) - 1; n >= 0 && strings.HasPrefix(lines[n], "[") {
+			lines = lines[:n]
 		}
-		return a.Text
 	}
-	return a.Text[:i]
+	return strings.Join(lines, "")
 }
 
 // Watch calls f with each progress message of the session.
