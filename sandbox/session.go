@@ -324,9 +324,38 @@ func (m *Manager) create(ctx context.Context, key Key, given, base Spec, made bo
 	if spec.Name == "" {
 		spec.Name = string(key.Session)
 	}
-	// Sandboxes that are just being made count too, so the figure holds within
-	// this process. Across processes it is a ceiling against runaway use.
+	done, err := m.makeRoom(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	inst, err := m.provider.Create(ctx, key, spec)
+	if err != nil {
+		return nil, fmt.Errorf("create the sandbox: %w", err)
+	}
+	return inst, nil
+}
+
+// makeRoom holds the operator's limit of sandboxes an owner. Listing is dear,
+// so the manager counts upwards and lists only when the count says that the
+// limit may be reached. Sandboxes that are just being made count too, so the
+// figure holds within this process; across processes it is a ceiling against
+// runaway use. The caller calls done when the sandbox is made or not.
+func (m *Manager) makeRoom(ctx context.Context, key Key) (done func(), err error) {
 	most := m.options.Limits.MaxSandboxes
+	done = func() {
+		m.mu.Lock()
+		delete(m.creating, key)
+		m.mu.Unlock()
+	}
+	m.mu.Lock()
+	if n, known := m.owned[key.Owner]; known && n < most {
+		m.owned[key.Owner] = n + 1
+		m.creating[key] = true
+		m.mu.Unlock()
+		return done, nil
+	}
+	m.mu.Unlock()
 	infos, err := m.provider.List(ctx, key.Owner)
 	if err != nil {
 		return nil, fmt.Errorf("count the sandboxes: %w", err)
@@ -336,30 +365,19 @@ func (m *Manager) create(ctx context.Context, key Key, given, base Spec, made bo
 		counted[i.Key] = true
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	for k := range m.creating {
 		if k.Owner == key.Owner {
 			counted[k] = true
 		}
 	}
-	full := len(counted) >= most
-	if !full {
-		m.creating[key] = true
-	}
-	m.mu.Unlock()
-	if full {
+	if len(counted) >= most {
 		return nil, &UserError{Err: ErrLimit, Text: fmt.Sprintf(
 			"there are %d sandboxes, the operator's limit is %d; destroy_sandbox one that list_sandboxes shows and nobody needs", len(counted), most)}
 	}
-	defer func() {
-		m.mu.Lock()
-		delete(m.creating, key)
-		m.mu.Unlock()
-	}()
-	inst, err := m.provider.Create(ctx, key, spec)
-	if err != nil {
-		return nil, fmt.Errorf("create the sandbox: %w", err)
-	}
-	return inst, nil
+	m.owned[key.Owner] = len(counted) + 1
+	m.creating[key] = true
+	return done, nil
 }
 
 type deadlineKey struct{}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+
+	"berth/internal/driver"
+)
+
+// raw is a stdio client that decodes nothing: answers are lines of bytes.
+type raw struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	id  int
+	buf []byte
+}
+
+func startRaw(ctx context.Context, p driver.Program) (*raw, error) {
+	c := &raw{cmd: exec.CommandContext(ctx, p.Path, "serve", "--state", p.State)}
+	var err error
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	c.out = bufio.NewReaderSize(out, 1<<20)
+	c.cmd.Stderr = os.Stderr
+	if err := c.cmd.Start(); err != nil {
+		return nil, err
+	}
+	_, err = c.call("initialize", map[string]any{"protocolVersion": "2025-06-18", "capabilities": map[string]any{},
+		"clientInfo": map[string]any{"name": "bench", "version": "1"}})
+	return c, err
+}
+
+// call returns the answer's line, which is good until the next call.
+func (c *raw) call(method string, params any) ([]byte, error) {
+	c.id++
+	req, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": c.id, "method": method, "params": params})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.in.Write(append(req, '\n')); err != nil {
+		return nil, err
+	}
+	c.buf = c.buf[:0]
+	for {
+		part, err := c.out.ReadSlice('\n')
+		c.buf = append(c.buf, part...)
+		if err == nil {
+			return c.buf, nil
+		}
+		if err != bufio.ErrBufferFull {
+			return nil, err
+		}
+	}
+}
+
+func (c *raw) tool(name string, args map[string]any) ([]byte, error) {
+	a, err := c.call("tools/call", map[string]any{"name": name, "arguments": args})
+	if err == nil && (bytes.HasPrefix(a, []byte(`{"error"`)) || bytes.Contains(a[max(0, len(a)-100):], []byte(`"isError":true`))) {
+		err = fmt.Errorf("%s: %.500s", name, a)
+	}
+	return a, err
+}
+
+func (c *raw) close() {
+	_ = c.in.Close()
+	_ = c.cmd.Wait()
+}
+
+// between is what stands between the first begin and the end after it; "" when
+// they are not there.
+func between(b []byte, begin, end string) string {
+	_, rest, ok := bytes.Cut(b, []byte(begin))
+	if !ok {
+		return ""
+	}
+	v, _, ok := bytes.Cut(rest, []byte(end))
+	if !ok {
+		return ""
+	}
+	return string(v)
+}
