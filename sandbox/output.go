@@ -60,6 +60,10 @@ func readRange(ctx context.Context, p Process, produced Cursor, stream int, from
 			break
 		}
 		r.gone += next - r.end - int64(len(got))
+		if r.b == nil { // mostly one read brings all
+			r.b, r.end = got, next
+			continue
+		}
 		r.b, r.end = append(r.b, got...), next
 	}
 	return r, nil

@@ -122,6 +122,13 @@ func stripEscapes(b []byte) []byte {
 // characters but newline and tab. Of a line that was written over with carriage
 // returns, as progress bars do, the last state stays. A NUL shows as U+FFFD.
 func clean(b []byte) string {
+	plain := 0
+	for plain < len(b) && (b[plain] >= 0x20 && b[plain] < 0x7f || b[plain] == '\t' || b[plain] == '\n') {
+		plain++
+	}
+	if plain == len(b) { // nothing to clean, as mostly
+		return string(b)
+	}
 	b = stripEscapes(b)
 	var out strings.Builder
 	out.Grow(len(b))

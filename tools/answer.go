@@ -46,6 +46,7 @@ const (
 // its stderr, one line of notices, one line of state.
 func (c *call) process(r *sandbox.RunResult, st style) *mcp.CallToolResult {
 	var b strings.Builder
+	b.Grow(len(r.Stdout.Head) + len(r.Stdout.Tail) + len(r.Stderr.Head) + len(r.Stderr.Tail) + (len(r.RawStdout)+len(r.RawStderr))*4/3 + 512)
 	if r.RawStdout != nil || r.RawStderr != nil {
 		raw(&b, "stdout", r.RawStdout)
 		raw(&b, "stderr", r.RawStderr)
