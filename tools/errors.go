@@ -48,7 +48,8 @@ var sentences = []struct {
 	{sandbox.ErrUnavailable, fixed("the sandbox does not answer at the moment; make the same call again, and if it goes on, ask the operator to run berth doctor")},
 	{sandbox.ErrClosed, fixed("the server is shutting down; the sandbox and its processes live on, so connect again and make the same call")},
 	{context.DeadlineExceeded, fixed("not finished within 50 s; it goes on by itself: make the same call again to wait for it, or ask get_sandbox")},
-	{context.Canceled, fixed("the call was cancelled")},
+	// Asked for it is ErrCancelled, so here the connection or the server goes away.
+	{context.Canceled, fixed("the call ended before it was done, since its connection or the server is going away; the sandbox and its processes live on, so connect again and make the same call")},
 }
 
 func fixed(s string) func(*call) string { return func(*call) string { return s } }

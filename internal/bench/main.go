@@ -40,13 +40,12 @@ func run(berth, out string, n int, only string) error {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// Whatever a failed row left is ended with its files.
-		_ = exec.CommandContext(context.Background(), berth, "rm", "--state", filepath.Join(dir, "state"), "--all").Run()
-		_ = os.RemoveAll(dir)
-	}()
 	b := &bench{ctx: context.Background(), dir: dir, n: n,
 		program: driver.Program{Path: berth, State: filepath.Join(dir, "state")}}
+	defer func() {
+		b.cleanUp()
+		_ = os.RemoveAll(dir)
+	}()
 	var rows []row
 	for _, m := range []struct {
 		name string
@@ -84,6 +83,32 @@ func run(berth, out string, n int, only string) error {
 		return nil
 	}
 	return replaceBetween(out, text)
+}
+
+// cleanUp ends what a failed row left running.
+func (b *bench) cleanUp() {
+	s, err := b.stdio()
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	for {
+		a, err := s.Must(b.ctx, "list_sandboxes", map[string]any{"limit": 200})
+		if err != nil {
+			return
+		}
+		list, _ := a.Structured["sandboxes"].([]any)
+		if len(list) == 0 {
+			return
+		}
+		for _, row := range list {
+			m, _ := row.(map[string]any)
+			id, _ := m["session_id"].(string)
+			if destroy(b.ctx, s, id) != nil {
+				return
+			}
+		}
+	}
 }
 
 func kernel() string {

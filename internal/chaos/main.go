@@ -210,8 +210,8 @@ func (r *reader) read(ctx context.Context, waitFor string) error {
 	if err != nil {
 		return err
 	}
-	if a.IsError {
-		return &brokenError{"read_output: " + a.Text}
+	if a.IsError { // such as of a server that is just ending: an answer without bytes
+		return errors.New("read_output: " + a.Text)
 	}
 	if a.Result.DroppedBytes != 0 {
 		return &brokenError{fmt.Sprintf("%d bytes dropped: the reader was too slow for the log's bound", a.Result.DroppedBytes)}
