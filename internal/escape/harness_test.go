@@ -29,6 +29,7 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/box/entry"
+	"berth/sandbox/local/tree"
 )
 
 // shared is what all tests use: built programs and two providers. Everything of
@@ -84,16 +85,26 @@ func destroyAll(ctx context.Context, p *local.Provider) error {
 	return err
 }
 
-// removeState removes a state directory, whose layers hold directories that
-// nobody may write into.
+// removeState removes what berth made, also what belongs to the caller's
+// subordinate ids.
 func removeState(dir string) error {
-	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700)
+	as := tree.As{}
+	if u, err := user.Current(); err == nil && u.Uid != "0" {
+		sub := func(file string) uint32 {
+			b, _ := os.ReadFile(file)
+			for line := range strings.Lines(string(b)) {
+				if f := strings.Split(strings.TrimSpace(line), ":"); len(f) == 3 && (f[0] == u.Username || f[0] == u.Uid) {
+					n, _ := strconv.ParseUint(f[1], 10, 32)
+					return uint32(n)
+				}
+			}
+			return 0
 		}
-		return nil
-	})
-	return os.RemoveAll(dir)
+		if uid, gid := sub("/etc/subuid"), sub("/etc/subgid"); uid != 0 && gid != 0 {
+			as.Map = &tree.IDs{SubUID: uid, SubGID: gid, Count: 2000}
+		}
+	}
+	return as.Remove(context.Background(), dir)
 }
 
 func must(t *testing.T, err error) {

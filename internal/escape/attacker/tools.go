@@ -312,11 +312,11 @@ func readAll(path string) string {
 
 // watchExe waits for a process whose program is none of the sandbox's files,
 // as berth's helper is, and tries to write to that program through its open
-// descriptor once the process has ended. It runs until killed or for 20 s.
+// descriptor once the process has ended. It runs until killed or for 6 s.
 func watchExe() error {
 	fmt.Println("watching")
 	caught := 0
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); {
 		for _, pid := range pids() {
 			path := "/proc/" + pid + "/exe"
 			to, err := os.Readlink(path)
