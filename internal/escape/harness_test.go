@@ -341,6 +341,19 @@ func newManager(t *testing.T, o local.Options) *sandbox.Manager {
 	return m
 }
 
+// eachMode runs a test in every way that the test's user can map ids: root and
+// those with subordinate ids have many; an ordinary user whose sandbox is shown a
+// host folder has a single one.
+func eachMode(t *testing.T, test func(t *testing.T, o local.Options)) {
+	t.Run("many", func(t *testing.T) { test(t, local.Options{}) })
+	if os.Geteuid() != 0 {
+		t.Run("single", func(t *testing.T) {
+			dir := folder(t)
+			test(t, local.Options{Dir: filepath.Join(shared.dir, "single-"+random()), HostDirs: []sandbox.HostDir{{Host: dir, Path: "/shown", ReadOnly: true}}})
+		})
+	}
+}
+
 func newBox(t *testing.T, m *sandbox.Manager) *box {
 	t.Helper()
 	b := &box{m: m, key: sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.NewSessionID()}}

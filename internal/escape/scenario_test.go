@@ -123,127 +123,137 @@ func TestLogFlood(t *testing.T) {
 // TestKillEverything sends SIGKILL to all processes there are, as root and as
 // the user.
 func TestKillEverything(t *testing.T) {
-	w := newWorld(t)
-	b := newBox(t, newManager(t, local.Options{}))
-	for _, user := range []string{"agent", "root"} {
-		_, r := b.run(t, user, attackerPath, "tool", "killall")
-		t.Logf("%s: %+v", user, r.Process)
-		w.check(t)
-		b.alive(t)
-	}
+	eachMode(t, func(t *testing.T, o local.Options) {
+		w := newWorld(t)
+		b := newBox(t, newManager(t, o))
+		for _, user := range []string{"agent", "root"} {
+			_, r := b.run(t, user, attackerPath, "tool", "killall")
+			t.Logf("%s: %+v", user, r.Process)
+			w.check(t)
+			b.alive(t)
+		}
+	})
 }
 
 // TestSignalsToInit sends every signal to PID 1 and its threads.
 func TestSignalsToInit(t *testing.T) {
-	b := newBox(t, newManager(t, local.Options{}))
-	for _, user := range []string{"agent", "root"} {
-		if out, _ := b.run(t, user, attackerPath, "tool", "signals"); !strings.Contains(out, "sent") {
-			t.Errorf("%s: %s", user, out)
+	eachMode(t, func(t *testing.T, o local.Options) {
+		b := newBox(t, newManager(t, o))
+		for _, user := range []string{"agent", "root"} {
+			if out, _ := b.run(t, user, attackerPath, "tool", "signals"); !strings.Contains(out, "sent") {
+				t.Errorf("%s: %s", user, out)
+			}
+			b.alive(t)
+			if out, _ := b.run(t, "agent", "sudo", "id", "-u"); out != "0\n" {
+				t.Errorf("sudo after the signals: %q", out)
+			}
 		}
-		b.alive(t)
-		if out, _ := b.run(t, "agent", "sudo", "id", "-u"); out != "0\n" {
-			t.Errorf("sudo after the signals: %q", out)
-		}
-	}
+	})
 }
 
 // TestSockets torments every unix socket inside: nonsense, frames of all sizes,
 // descriptors, idle connections.
 func TestSockets(t *testing.T) {
-	b := newBox(t, newManager(t, local.Options{}))
-	for _, user := range []string{"agent", "root"} {
-		out, _ := b.run(t, user, attackerPath, "tool", "socket", "/run/berth")
-		t.Logf("%s: %s", user, out)
-		if !strings.Contains(out, "done") {
-			t.Errorf("%s: the attack did not come to its end", user)
-		}
-		if strings.HasPrefix(out, "0 sockets") {
-			t.Errorf("no socket was found in /run/berth")
-		}
-		b.alive(t)
-		var got string
-		for range 40 { // sudo bounds its callers; idle ones are dropped after a while
-			if got, _ = b.run(t, "agent", "sudo", "id", "-u"); got == "0\n" {
-				break
+	eachMode(t, func(t *testing.T, o local.Options) {
+		b := newBox(t, newManager(t, o))
+		for _, user := range []string{"agent", "root"} {
+			out, _ := b.run(t, user, attackerPath, "tool", "socket", "/run/berth")
+			t.Logf("%s: %s", user, out)
+			if !strings.Contains(out, "done") {
+				t.Errorf("%s: the attack did not come to its end", user)
 			}
-			time.Sleep(500 * time.Millisecond)
+			if strings.HasPrefix(out, "0 sockets") {
+				t.Errorf("no socket was found in /run/berth")
+			}
+			b.alive(t)
+			var got string
+			for range 40 { // sudo bounds its callers; idle ones are dropped after a while
+				if got, _ = b.run(t, "agent", "sudo", "id", "-u"); got == "0\n" {
+					break
+				}
+				time.Sleep(500 * time.Millisecond)
+			}
+			if got != "0\n" {
+				t.Errorf("sudo after the attack: %q", got)
+			}
 		}
-		if got != "0\n" {
-			t.Errorf("sudo after the attack: %q", got)
-		}
-	}
+	})
 }
 
 // TestSystemDirectories ruins the system as root inside. The host's stays.
 func TestSystemDirectories(t *testing.T) {
-	w := newWorld(t)
-	b := newBox(t, newManager(t, local.Options{}))
-	paths := []string{"/usr/bin/env", "/etc/passwd", "/etc/group", "/etc/os-release", "/usr/bin/dpkg", "/dev/null", "/dev/zero", "/usr/bin/sudo"}
-	for _, p := range paths {
-		if _, ok := w.before[p]; !ok && p != "/usr/bin/sudo" {
-			w.before[p] = fingerprint(p)
+	eachMode(t, func(t *testing.T, o local.Options) {
+		w := newWorld(t)
+		b := newBox(t, newManager(t, o))
+		paths := []string{"/usr/bin/env", "/etc/passwd", "/etc/group", "/etc/os-release", "/usr/bin/dpkg", "/dev/null", "/dev/zero", "/usr/bin/sudo"}
+		for _, p := range paths {
+			if _, ok := w.before[p]; !ok && p != "/usr/bin/sudo" {
+				w.before[p] = fingerprint(p)
+			}
 		}
-	}
-	program := fingerprint("/proc/self/exe") // berth's helper, here
-	out, _ := b.run(t, "root", append([]string{attackerPath, "tool", "ruin"}, paths...)...)
-	t.Logf("%s", out)
-	if !strings.Contains(out, "/usr/bin/env: chmod") {
-		t.Error("nothing was ruined, so nothing is shown")
-	}
-	for line := range strings.Lines(out) {
-		path, could, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		if strings.HasPrefix(path, "/dev/") {
-			// Writing and truncating are what these devices are for.
-			for _, what := range strings.Fields(could) {
-				if what == "chmod" || what == "times" || what == "xattr" || what == "rename" || what == "remove" || what == "chown" && b.ids != "single" {
-					t.Errorf("%s, a node of the host: %s", path, what)
+		program := fingerprint("/proc/self/exe") // berth's helper, here
+		out, _ := b.run(t, "root", append([]string{attackerPath, "tool", "ruin"}, paths...)...)
+		t.Logf("%s", out)
+		if !strings.Contains(out, "replace") {
+			t.Error("nothing was ruined, so nothing is shown")
+		}
+		for line := range strings.Lines(out) {
+			path, could, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			if strings.HasPrefix(path, "/dev/") {
+				// Writing and truncating are what these devices are for.
+				for _, what := range strings.Fields(could) {
+					if what == "chmod" || what == "times" || what == "xattr" || what == "rename" || what == "remove" || what == "chown" && b.ids != "single" {
+						t.Errorf("%s, a node of the host: %s", path, what)
+					}
 				}
 			}
 		}
-	}
-	_, _ = b.run(t, "root", "sh", "-c", "mv /usr/src /usr/src2; rm -rf /usr/local/lib /usr/games /etc; mkdir -p /usr/share; echo x > /usr/share/x")
-	w.check(t)
-	if after := fingerprint("/proc/self/exe"); after != program {
-		t.Errorf("the helper program changed:\nbefore %s\nafter  %s", program, after)
-	}
-	if _, err := os.Stat("/usr/share/x"); err == nil {
-		t.Error("/usr/share of the host has a new file")
-	}
-	// A fresh sandbox sees nothing of all that.
-	fresh := newBox(t, newManager(t, local.Options{}))
-	if out, _ := fresh.run(t, "agent", "env", "echo", "whole"); out != "whole\n" {
-		t.Errorf("a fresh sandbox's env: %q", out)
-	}
+		_, _ = b.run(t, "root", "sh", "-c", "mv /usr/src /usr/src2; rm -rf /usr/local/lib /usr/games /etc; mkdir -p /usr/share; echo x > /usr/share/x")
+		w.check(t)
+		if after := fingerprint("/proc/self/exe"); after != program {
+			t.Errorf("the helper program changed:\nbefore %s\nafter  %s", program, after)
+		}
+		if _, err := os.Stat("/usr/share/x"); err == nil {
+			t.Error("/usr/share of the host has a new file")
+		}
+		// A fresh sandbox sees nothing of all that.
+		fresh := newBox(t, newManager(t, o))
+		if out, _ := fresh.run(t, "agent", "env", "echo", "whole"); out != "whole\n" {
+			t.Errorf("a fresh sandbox's env: %q", out)
+		}
+	})
 }
 
 // TestHelperProgram makes berth's helper run itself as the interpreter of a
 // script, and tries to write to it once it has ended.
 func TestHelperProgram(t *testing.T) {
-	program := fingerprint("/proc/self/exe")
-	b := newBox(t, newManager(t, local.Options{}))
-	for _, user := range []string{"agent", "root"} {
-		id, _ := b.spawn(t, user, "watching", attackerPath, "tool", "watchexe")
-		b.write(t, "/home/agent/evil", []byte("#!/proc/self/exe\n"), 0o755)
-		b.write(t, "/home/agent/evil2", []byte("#!/proc/1/exe\n"), 0o755)
-		for range 30 {
-			for _, argv := range [][]string{{"/home/agent/evil"}, {"/home/agent/evil", "init"}, {"/home/agent/evil", "monitor"}, {"/home/agent/evil2"}, {"sudo", "true"}, {"sudo", "/home/agent/evil"}} {
-				_, _ = b.m.ExecuteCommand(t.Context(), b.key, sandbox.RunRequest{Argv: argv, User: user, Cwd: "/"})
+	eachMode(t, func(t *testing.T, o local.Options) {
+		program := fingerprint("/proc/self/exe")
+		b := newBox(t, newManager(t, o))
+		for _, user := range []string{"agent", "root"} {
+			id, _ := b.spawn(t, user, "watching", attackerPath, "tool", "watchexe")
+			b.write(t, "/home/agent/evil", []byte("#!/proc/self/exe\n"), 0o755)
+			b.write(t, "/home/agent/evil2", []byte("#!/proc/1/exe\n"), 0o755)
+			for range 30 {
+				for _, argv := range [][]string{{"/home/agent/evil"}, {"/home/agent/evil", "init"}, {"/home/agent/evil", "monitor"}, {"/home/agent/evil2"}, {"sudo", "true"}, {"sudo", "/home/agent/evil"}} {
+					_, _ = b.m.ExecuteCommand(t.Context(), b.key, sandbox.RunRequest{Argv: argv, User: user, Cwd: "/"})
+				}
 			}
+			p, err := b.m.Process(t.Context(), b.key, id)
+			must(t, err)
+			must(t, p.Wait(t.Context(), sandbox.Cursor{}, true))
+			out, err := p.Read(t.Context(), sandbox.Cursor{}, 1<<20)
+			must(t, err)
+			t.Logf("%s: %s", user, out.Stdout)
+			if strings.Contains(string(out.Stdout), "ESCAPED") {
+				t.Errorf("%s: %s", user, out.Stdout)
+			}
+			b.alive(t)
 		}
-		p, err := b.m.Process(t.Context(), b.key, id)
-		must(t, err)
-		must(t, p.Wait(t.Context(), sandbox.Cursor{}, true))
-		out, err := p.Read(t.Context(), sandbox.Cursor{}, 1<<20)
-		must(t, err)
-		t.Logf("%s: %s", user, out.Stdout)
-		if strings.Contains(string(out.Stdout), "ESCAPED") {
-			t.Errorf("%s: %s", user, out.Stdout)
+		if after := fingerprint("/proc/self/exe"); after != program {
+			t.Errorf("the helper program changed:\nbefore %s\nafter  %s", program, after)
 		}
-		b.alive(t)
-	}
-	if after := fingerprint("/proc/self/exe"); after != program {
-		t.Errorf("the helper program changed:\nbefore %s\nafter  %s", program, after)
-	}
+	})
 }
 
 // TestTwoSandboxes plants one of everything in one sandbox, and looks for it
