@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/internal/driver"
 	"berth/internal/escape"
 	"berth/sandbox"
@@ -171,8 +173,10 @@ func monitors(part string) (all []string) {
 
 // left is what a run of sandboxes could leave behind.
 type left struct {
-	sessions   string          // part of their ids
-	namespaces map[string]bool // of their processes
+	sessions string // part of their ids
+	// namespaces of their processes, and when the sandbox was destroyed: the
+	// kernel gives numbers away again, to processes that start later.
+	namespaces map[string]time.Time
 	cgroups    map[string]bool // names below the hierarchies
 	state      string
 }
@@ -184,7 +188,11 @@ func (l *left) things() (all []string) {
 	}
 	links, _ := filepath.Glob("/proc/[0-9]*/ns/*")
 	for _, link := range links {
-		if ns, err := os.Readlink(link); err == nil && l.namespaces[ns] {
+		ns, err := os.Readlink(link)
+		if err != nil {
+			continue
+		}
+		if gone, ok := l.namespaces[ns]; ok && (gone.IsZero() || started(strings.Split(link, "/")[2]).Before(gone)) {
 			all = append(all, link+" is "+ns)
 		}
 	}
@@ -200,6 +208,20 @@ func (l *left) things() (all []string) {
 		}
 	}
 	return all
+}
+
+// started tells when a process began; the future when it is gone.
+func started(pid string) time.Time {
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	_, rest, ok := strings.Cut(string(b), ") ")
+	f := strings.Fields(rest)
+	if err != nil || !ok || len(f) < 20 {
+		return time.Now().Add(time.Hour)
+	}
+	ticks, _ := strconv.ParseInt(f[19], 10, 64)
+	var up unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
+	return time.Now().Add(-time.Duration(up.Nano())).Add(time.Duration(ticks) * time.Second / 100)
 }
 
 func descriptors(t *testing.T) int {
@@ -222,17 +244,19 @@ func TestCycles(t *testing.T) {
 	}
 	state := filepath.Join(shared.dir, "cycles")
 	m := newManager(t, local.Options{Dir: state})
-	l := &left{sessions: "cycle-" + random(), namespaces: map[string]bool{}, cgroups: map[string]bool{}, state: state}
+	l := &left{sessions: "cycle-" + random(), namespaces: map[string]time.Time{}, cgroups: map[string]bool{}, state: state}
 	ctx := t.Context()
-	var fds, routines, mounts int
+	var fds, routines, mounts, seen int
 	for i := range cycles {
 		key := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(fmt.Sprintf("%s-%d", l.sessions, i))}
 		r, err := m.ExecuteCommand(ctx, key, sandbox.RunRequest{Command: "readlink /proc/self/ns/*; cat /proc/self/cgroup; (setsid sleep 1000 >/dev/null 2>&1 &)"})
 		must(t, err)
+		var own []string
 		for line := range strings.Lines(r.Stdout.Head) {
 			line = strings.TrimSpace(line)
 			if strings.Contains(line, ":[") && !strings.HasPrefix(line, "time") {
-				l.namespaces[line] = true
+				own = append(own, line)
+				l.namespaces[line] = time.Time{}
 			} else if _, path, ok := strings.Cut(line, ":/"); ok && strings.Contains(path, "berth") {
 				l.cgroups["/"+strings.TrimLeft(path, "./")] = true
 			}
@@ -246,13 +270,17 @@ func TestCycles(t *testing.T) {
 		}
 		_, err = m.DestroySandbox(ctx, key)
 		must(t, err)
+		seen += len(own)
+		for _, ns := range own {
+			l.namespaces[ns] = time.Now()
+		}
 		if i == 2 { // what is made once is made by now
 			fds, routines, mounts = descriptors(t), runtime.NumGoroutine(), mountCount(t)
 		}
 	}
-	t.Logf("%d namespaces, %d control groups seen", len(l.namespaces), len(l.cgroups))
-	if len(l.namespaces) < 6*cycles {
-		t.Errorf("only %d namespaces were seen in %d cycles", len(l.namespaces), cycles)
+	t.Logf("%d namespaces, %d control groups seen", seen, len(l.cgroups))
+	if seen < 7*cycles {
+		t.Errorf("only %d namespaces were seen in %d cycles", seen, cycles)
 	}
 	var things []string
 	for range 50 { // the kernel lets go of some things a little later
