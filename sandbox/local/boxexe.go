@@ -3,6 +3,8 @@
 package local
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"runtime"
@@ -40,6 +42,49 @@ var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
 	}
 	return f, true, nil
 })
+
+// helperName is the name of the embedded program's copy on disk.
+var helperName = onceOK(func() (name string, b []byte, err error) {
+	b = boxbin.Bytes(runtime.GOARCH)
+	if b == nil {
+		return "", nil, nil
+	}
+	sum := sha256.Sum256(b)
+	return "box-" + hex.EncodeToString(sum[:12]), b, nil
+})
+
+// helper is a copy of the embedded program on disk, for the one use that a
+// memory file does not fit: it cannot be mounted. Sandboxes see it read-only.
+// Empty when nothing is embedded.
+func (s *store) helper() (string, error) {
+	name, b, err := helperName()
+	if err != nil || name == "" {
+		return "", err
+	}
+	path := s.path("bin", name)
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == int64(len(b)) {
+		return path, nil
+	}
+	f, err := os.CreateTemp(s.path("bin"), ".box-")
+	if err != nil {
+		return "", fmt.Errorf("keep the helper program: %w", err)
+	}
+	defer os.Remove(f.Name()) // nothing there after the rename
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Chmod(0o555)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the helper program: %w", err)
+	}
+	return path, nil
+}
 
 // onceOK remembers a success, and tries again after a failure.
 func onceOK[T, U any](f func() (T, U, error)) func() (T, U, error) {

@@ -266,5 +266,9 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 	if r.MadeOn.Fingerprint == "" {
 		r.MadeOn = b.name
 	}
-	return p.compose(s, id, r, b), nil
+	l := p.compose(s, id, r, b)
+	if l.Helper, err = s.helper(); err != nil {
+		return nil, err
+	}
+	return l, nil
 }

@@ -52,7 +52,7 @@ func (p *Provider) guarantees(v *view) []sandbox.Guarantee {
 	limit("memory_limit", func(r *wire.Ready) wire.Held { return r.Memory }, l.Memory, size(l.Memory))
 	limit("pids_limit", func(r *wire.Ready) wire.Held { return r.PIDs }, l.PIDs, strconv.FormatInt(l.PIDs, 10)+" processes and threads")
 	limit("cpu_limit", func(r *wire.Ready) wire.Held { return r.CPU }, l.CPUMilli, strconv.FormatFloat(float64(l.CPUMilli)/1000, 'f', -1, 64)+" cores")
-	return append(g, sandbox.Guarantee{Name: "disk_limit", State: sandbox.NotEnforced, Detail: "files may fill the file system of " + p.opts.Dir})
+	return append(g, sandbox.Guarantee{Name: "disk_limit", State: sandbox.NotEnforced, Detail: "files may fill the disk of this machine"})
 }
 
 func userIDs(ids wire.IDs, why string) sandbox.Guarantee {

@@ -32,7 +32,7 @@ import (
 // A sandbox exists when sandboxes/ID does; it comes and goes by one rename.
 type store struct{ dir string }
 
-var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "tmp", "trash"}
+var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "tmp", "trash", "bin"}
 
 // sandboxID is the name of a key's sandbox in the state directory. Nobody can
 // choose another's, and it is short and safe as a file name.

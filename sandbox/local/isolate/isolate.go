@@ -220,9 +220,12 @@ func (b *builder) add(kind string, fd int) {
 // programs adds what stands at /usr/bin/sudo and /dev/fuse inside: in the
 // range mode as mounts made here, else as paths that init looks up.
 func (b *builder) programs(setup *guest.Setup) error {
-	exe, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return err
+	exe := b.launch.Helper
+	if exe == "" {
+		var err error
+		if exe, err = os.Readlink("/proc/self/exe"); err != nil {
+			return err
+		}
 	}
 	fuse := fuseNode(b.launch)
 	if b.launch.IDs.Mode != wire.IDsRange {

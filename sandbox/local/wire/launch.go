@@ -22,6 +22,9 @@ type Launch struct {
 	Limits    Limits    `json:"limits"`
 	Intervals Intervals `json:"intervals"`
 	LogBytes  int64     `json:"log_bytes"` // per stream; 0: 64 MiB
+	// Helper is a file on the host that holds this program; it stands as
+	// /usr/bin/sudo inside. Empty: the file that the monitor runs from.
+	Helper string `json:"helper,omitempty"`
 	// KeepProcesses and KeepLogBytes bound finished processes and all logs.
 	KeepProcesses int   `json:"keep_processes"`
 	KeepLogBytes  int64 `json:"keep_log_bytes"`
