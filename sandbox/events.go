@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -71,7 +72,7 @@ func (m *Manager) Record(key Key, e Event) {
 		e.Session = key.Session
 	}
 	if err := m.events.add(key, e); err != nil {
-		m.log.Warn("event not recorded", "session", string(key.Session), "tool", e.Tool, "err", err)
+		m.log.Warn("event not recorded", slog.String("session", string(key.Session)), slog.String("tool", e.Tool), slog.Any("err", err))
 	}
 }
 
@@ -201,7 +202,7 @@ func (m *Manager) Events(ctx context.Context, key Key) ([]Event, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read the event log: %v", err)
+			return nil, fmt.Errorf("read the event log: %w", err)
 		}
 		lines := bufio.NewScanner(bytes.NewReader(b))
 		lines.Buffer(nil, 2*maxEventLine)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"path"
 	"slices"
@@ -381,7 +382,7 @@ func (m *Manager) await(ctx context.Context, s *spawned, w waiting, began time.T
 	defer cancel()
 	if left && foreground && errors.Is(context.Cause(ctx), ErrCancelled) {
 		if err := s.process.Kill(actx, "TERM", 2*time.Second, "the call was cancelled"); err != nil {
-			m.log.Warn("cancelled command not killed", "session", string(s.key.Session), "process", string(s.process.ID()), "err", err)
+			m.log.Warn("cancelled command not killed", slog.String("session", string(s.key.Session)), slog.String("process", string(s.process.ID())), slog.Any("err", err))
 		}
 		kctx, kcancel := context.WithTimeout(actx, killWait)
 		_ = s.process.Wait(kctx, Cursor{}, true)

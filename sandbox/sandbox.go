@@ -93,7 +93,7 @@ const (
 	Bash       Language = "bash"
 )
 
-// Never, as an AutoDelete interval, means that the sandbox is never deleted by
+// Never means, as an AutoDelete interval, that the sandbox is never deleted by
 // itself.
 const Never time.Duration = -1
 

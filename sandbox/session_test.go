@@ -20,7 +20,6 @@ type script struct {
 	mu      sync.Mutex
 	status  sandbox.Status // "" = never seen
 	reason  string
-	spawnOK bool
 	spawns  int
 	starts  int
 	creates int

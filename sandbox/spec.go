@@ -229,17 +229,17 @@ func plainPath(p string) bool {
 	return len(p) <= MaxPath && utf8.ValidString(p) && !strings.ContainsRune(p, 0)
 }
 
-// updated is the spec in force once given is applied to it: what is given wins,
+// updated is the spec in force once s is applied to it: what is given wins,
 // given maps replace those in force. Only a new sandbox can be made ephemeral.
-func (given Spec) updated(inForce, defaults Spec) Spec {
-	want := given.over(Spec{Env: map[string]string{}, Labels: map[string]string{}})
-	if given.Env != nil {
-		want.Env = given.over(Spec{Env: defaults.Env}).Env
+func (s Spec) updated(inForce, defaults Spec) Spec {
+	want := s.over(Spec{Env: map[string]string{}, Labels: map[string]string{}})
+	if s.Env != nil {
+		want.Env = s.over(Spec{Env: defaults.Env}).Env
 	} else {
 		want.Env = maps.Clone(inForce.Env)
 	}
-	if given.Labels != nil {
-		want.Labels = given.over(Spec{Labels: defaults.Labels}).Labels
+	if s.Labels != nil {
+		want.Labels = s.over(Spec{Labels: defaults.Labels}).Labels
 	} else {
 		want.Labels = maps.Clone(inForce.Labels)
 	}

@@ -123,7 +123,6 @@ func (w waiting) output(ctx context.Context, p Process) error {
 			return nil
 		}
 		if len(o.Stdout) > incomplete(o.Stdout) || len(o.Stderr) > incomplete(o.Stderr) {
-			at = o.Next
 			break
 		}
 		at = o.Next // half a rune: wait for its rest

@@ -73,7 +73,7 @@ func (r *registry) wrap(t tool, v *validator) server.ToolHandlerFunc {
 func guard(r *registry, c *call, f func() (*mcp.CallToolResult, error)) (res *mcp.CallToolResult, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.Error("tool panicked", "tool", c.tool.name, "session", string(c.key.Session), "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			r.log.Error("tool panicked", slog.String("tool", c.tool.name), slog.String("session", string(c.key.Session)), slog.String("panic", fmt.Sprint(p)), slog.String("stack", string(debug.Stack())))
 			res, err = nil, fmt.Errorf("panic: %v", p)
 		}
 	}()
@@ -178,7 +178,7 @@ func (r *registry) record(c *call, res *mcp.CallToolResult, err error, took time
 		outcome = "error"
 		problem = textOf(res)
 	}
-	r.log.Debug("tool called", "tool", c.tool.name, "session", string(c.key.Session), "outcome", outcome, "duration", took)
+	r.log.Debug("tool called", slog.String("tool", c.tool.name), slog.String("session", string(c.key.Session)), slog.String("outcome", outcome), slog.Duration("duration", took))
 	if c.ctx == nil || c.key.Session == "" || c.looked || c.tool.reach == noSession || errors.Is(err, sandbox.ErrNotFound) {
 		return // it never came to a sandbox
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strings"
 
 	"berth/sandbox"
@@ -87,8 +88,8 @@ func (r *registry) explain(c *call, err error) string {
 	}
 	for _, s := range sentences {
 		if errors.Is(err, s.kind) {
-			if s.kind == context.DeadlineExceeded || s.kind == sandbox.ErrUnavailable {
-				r.log.Warn("tool failed", "tool", c.tool.name, "session", string(c.key.Session), "err", err)
+			if errors.Is(s.kind, context.DeadlineExceeded) || errors.Is(s.kind, sandbox.ErrUnavailable) {
+				r.log.Warn("tool failed", slog.String("tool", c.tool.name), slog.String("session", string(c.key.Session)), slog.Any("err", err))
 			}
 			return s.text(c)
 		}
@@ -98,7 +99,7 @@ func (r *registry) explain(c *call, err error) string {
 		return more.Error()
 	}
 	reference := newReference()
-	r.log.Error("internal error", "reference", reference, "tool", c.tool.name, "session", string(c.key.Session), "err", err)
+	r.log.Error("internal error", slog.String("reference", reference), slog.String("tool", c.tool.name), slog.String("session", string(c.key.Session)), slog.Any("err", err))
 	return fmt.Sprintf("internal error, reference %s: the operator finds it in the server's log under that word; try again, or go on another way", reference)
 }
 

@@ -22,7 +22,7 @@ func oneShots(ctx context.Context, dir string) (cs []contender, absent []string)
 			a := argv(i)
 			out, err := exec.CommandContext(ctx, a[0], a[1:]...).CombinedOutput()
 			if err != nil {
-				return fmt.Errorf("%v: %.200s", err, out)
+				return fmt.Errorf("%w: %.200s", err, out)
 			}
 			return nil
 		}

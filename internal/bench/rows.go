@@ -27,7 +27,7 @@ type bench struct {
 }
 
 // legacy clients ask nothing of the server before initialize: one round trip.
-var legacy = client.WithLegacyProtocolOnly()
+var legacy = client.WithLegacyProtocolOnly() //nolint:staticcheck // deprecated with the protocol that it measures
 
 func (b *bench) stdio() (*driver.Session, error) { return b.program.Stdio(b.ctx, legacy) }
 

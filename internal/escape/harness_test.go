@@ -150,7 +150,6 @@ const attackerPackage = "berth/internal/escape/attacker"
 type world struct {
 	escape.Outside
 	victim *exec.Cmd
-	folder string // shown read-only by providers with folders
 	before map[string]string
 }
 

@@ -14,7 +14,7 @@ import (
 func localProvider(t testing.TB) sandbox.Provider {
 	t.Helper()
 	// Not t.TempDir: its long names would not leave room for socket paths.
-	dir, err := os.MkdirTemp("", "berth")
+	dir, err := os.MkdirTemp("", "berth") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}

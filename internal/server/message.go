@@ -156,7 +156,7 @@ func checkHeaders(s *mcpserver.MCPServer, get func(string) string, lookup func(s
 		Name string `json:"name"`
 	}
 	if json.Unmarshal(m.envelope.Params, &call) != nil {
-		return nil // reported with the parameters
+		return nil //nolint:nilerr // reported with the parameters
 	}
 	tool := s.GetTool(call.Name)
 	if tool == nil {

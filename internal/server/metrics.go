@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log"
 	"log/slog"
 	"net/http"
@@ -71,7 +72,7 @@ func (m *metrics) tool(next mcpserver.ToolHandlerFunc) mcpserver.ToolHandlerFunc
 		result, err := next(ctx, r)
 		outcome := "ok"
 		switch cause := context.Cause(ctx); {
-		case cause == sandbox.ErrCancelled:
+		case errors.Is(cause, sandbox.ErrCancelled):
 			outcome = "cancelled"
 		case cause != nil:
 			outcome = "disconnected"

@@ -136,7 +136,9 @@ func (s *Server) ServeHTTP(ctx context.Context, l net.Listener) error {
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 	defer cancel()
 	err := s.Shutdown(stop)
-	<-served
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
 	return err
 }
 
@@ -172,8 +174,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-time.After(lastTime):
 		// What is left are connections on which nothing was ever asked; the
 		// library waits 5 seconds for those.
-		err = errors.Join(err, hs.Close())
-		<-closed
+		err = errors.Join(err, hs.Close(), <-closed)
 	}
 	if sweeper != nil {
 		<-sweeper

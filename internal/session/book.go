@@ -2,6 +2,7 @@ package session
 
 import (
 	"container/list"
+	"errors"
 	"strings"
 	"sync"
 
@@ -62,7 +63,7 @@ func (b *Book) named(c Caller, argument string) (sandbox.SessionID, bool, error)
 	}
 	if c.HeaderSession != "" {
 		id, err := sandbox.ParseSessionID(c.HeaderSession)
-		if fe, ok := err.(*sandbox.FieldError); ok {
+		if fe, ok := errors.AsType[*sandbox.FieldError](err); ok {
 			fe.Field = "header Berth-Session"
 		}
 		return id, true, err

@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -108,7 +109,7 @@ func (in *Instance) archive(ctx context.Context, v *view) error {
 	if err := step("archive:recorded"); err != nil {
 		return err
 	}
-	in.p.log.InfoContext(ctx, "sandbox archived", "session", r.Session, "sandbox", in.id, "bytes", a.Size)
+	in.p.log.InfoContext(ctx, "sandbox archived", slog.String("session", string(r.Session)), slog.String("sandbox", in.id), slog.Int64("bytes", a.Size))
 	return in.freeLayers(ctx, r)
 }
 

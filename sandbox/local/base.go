@@ -300,7 +300,7 @@ func mkdirLike(dst, src string) error {
 
 func hideLocalEtc(layer string) error {
 	if _, err := os.Stat("/usr/local/etc"); err != nil {
-		return nil
+		return nil //nolint:nilerr // nothing to hide
 	}
 	if err := mkdirLike(filepath.Join(layer, "local"), "/usr/local"); err != nil {
 		return err

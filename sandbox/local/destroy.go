@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -59,7 +60,7 @@ func (in *Instance) destroyLocked(ctx context.Context, reason string) error {
 		if t.Session != "" {
 			// On a full disk deleting matters more than remembering.
 			if err := writeJSON(in.s.tombstonePath(in.id), &t, true); err != nil {
-				in.p.log.WarnContext(ctx, "no tombstone", "sandbox", in.id, "err", err)
+				in.p.log.WarnContext(ctx, "no tombstone", slog.String("sandbox", in.id), slog.Any("err", err))
 			}
 		}
 		if err := step("destroy:remembered"); err != nil {
@@ -69,7 +70,7 @@ func (in *Instance) destroyLocked(ctx context.Context, reason string) error {
 	if err := in.trash(ctx, ids); err != nil {
 		return err
 	}
-	in.p.log.InfoContext(ctx, "sandbox destroyed", "session", in.key.Session, "sandbox", in.id)
+	in.p.log.InfoContext(ctx, "sandbox destroyed", slog.String("session", string(in.key.Session)), slog.String("sandbox", in.id))
 	return nil
 }
 
@@ -198,7 +199,7 @@ func (in *Instance) Retire(ctx context.Context, reason string) (string, error) {
 			return "", err
 		}
 	}
-	in.p.log.WarnContext(ctx, "sandbox set aside", "session", in.key.Session, "sandbox", in.id, "reason", reason, "to", to)
+	in.p.log.WarnContext(ctx, "sandbox set aside", slog.String("session", string(in.key.Session)), slog.String("sandbox", in.id), slog.String("reason", reason), slog.String("to", to))
 	return to + ", until " + now.Add(retireTime).Format(time.DateOnly), nil
 }
 

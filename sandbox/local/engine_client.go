@@ -119,7 +119,7 @@ func (e *clientEngine) kill(ctx context.Context, dir string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		e.log.WarnContext(ctx, "monitor record cannot be read", "dir", dir, "err", err)
+		e.log.WarnContext(ctx, "monitor record cannot be read", slog.String("dir", dir), slog.Any("err", err))
 	case r.Boot == bootID():
 		// The monitor first, so that it does not report what follows. Then
 		// init, and with it the kernel ends everything inside.

@@ -71,13 +71,13 @@ func copyEtc(dst string) error {
 func copyShown(src, dst string, depth int) error {
 	fi, err := os.Lstat(src)
 	if err != nil || depth > 12 || neverEtc.MatchString(filepath.Base(src)) {
-		return nil // gone meanwhile, or not to be shown
+		return nil //nolint:nilerr // gone meanwhile, or not to be shown
 	}
 	switch {
 	case fi.IsDir():
 		names, err := os.ReadDir(src)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // not shown
 		}
 		if err := os.MkdirAll(dst, 0o755); err != nil {
 			return err
@@ -91,7 +91,7 @@ func copyShown(src, dst string, depth int) error {
 	case fi.Mode()&fs.ModeSymlink != 0:
 		to, err := os.Readlink(src)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // not shown
 		}
 		// A link to a place that is not shown dangles inside, which tells
 		// no more than a name.
@@ -99,7 +99,7 @@ func copyShown(src, dst string, depth int) error {
 	case fi.Mode().IsRegular() && fi.Mode().Perm()&0o004 != 0 && fi.Size() <= maxEtcFile:
 		b, err := os.ReadFile(src)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // not shown
 		}
 		if !bytes.Contains(b, []byte{0}) && credential.Match(b) {
 			return nil

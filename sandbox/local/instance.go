@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -73,7 +74,7 @@ func (in *Instance) look() (view, error) {
 			return v, fs.ErrNotExist
 		}
 		// The record of a dead monitor is no reason to lose a sandbox.
-		in.p.log.Warn("monitor record cannot be read", "sandbox", in.id, "err", err)
+		in.p.log.Warn("monitor record cannot be read", slog.String("sandbox", in.id), slog.Any("err", err))
 	}
 	v.crashed = !v.alive && v.mon.Version != 0 && v.mon.Stopped == 0
 	op := operation(in.s.lockPath(in.id))
@@ -266,7 +267,7 @@ func (in *Instance) note(l *lost) {
 	}
 	rec.Lost = l
 	if err := in.s.writeRecord(in.id, rec); err != nil {
-		in.p.log.Warn("lost processes not noted", "sandbox", in.id, "err", err)
+		in.p.log.Warn("lost processes not noted", slog.String("sandbox", in.id), slog.Any("err", err))
 	}
 }
 
@@ -338,7 +339,7 @@ func (in *Instance) start(ctx context.Context, v *view) error {
 	if err := p.engine.launch(ctx, launch, r.Session); err != nil {
 		return launchError(err)
 	}
-	p.log.InfoContext(ctx, "sandbox started", "session", r.Session, "sandbox", in.id)
+	p.log.InfoContext(ctx, "sandbox started", slog.String("session", string(r.Session)), slog.String("sandbox", in.id))
 	return nil
 }
 
@@ -387,7 +388,7 @@ func (in *Instance) halt(ctx context.Context, reason string) error {
 		err = c.Stop(ctx, reason)
 	}
 	if err != nil && !errors.Is(err, sandbox.ErrNotRunning) {
-		in.p.log.WarnContext(ctx, "sandbox stopped by force", "sandbox", in.id, "err", err)
+		in.p.log.WarnContext(ctx, "sandbox stopped by force", slog.String("sandbox", in.id), slog.Any("err", err))
 	}
 	if err != nil {
 		if kerr := in.p.engine.kill(ctx, in.dir()); kerr != nil {

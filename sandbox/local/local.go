@@ -127,7 +127,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 		return nil, full(s, err)
 	}
 	created = true
-	p.log.InfoContext(ctx, "sandbox created", "session", key.Session, "owner", key.Owner, "sandbox", in.id)
+	p.log.InfoContext(ctx, "sandbox created", slog.String("session", string(key.Session)), slog.String("owner", string(key.Owner)), slog.String("sandbox", in.id))
 	return in, nil
 }
 
@@ -151,7 +151,7 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec) (err error) {
 		_ = p.engine.kill(clean, dir)
 		_ = as.Remove(clean, tmp)
 		if terr := in.trash(clean, r.IDs); terr != nil {
-			p.log.WarnContext(clean, "leftovers of a failed create", "sandbox", in.id, "err", terr)
+			p.log.WarnContext(clean, "leftovers of a failed create", slog.String("sandbox", in.id), slog.Any("err", terr))
 		}
 		s.releaseRange(in.id, r.IDs)
 	}()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,7 +49,7 @@ func (p *Provider) sweepSandboxes(ctx context.Context, s *store) []error {
 		}
 		in := &Instance{p: p, s: s, id: e.Name()}
 		if err := in.sweep(ctx); err != nil && !errors.Is(err, errLocked) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, sandbox.ErrNotFound) {
-			p.log.WarnContext(ctx, "sweep", "sandbox", in.id, "err", err)
+			p.log.WarnContext(ctx, "sweep", slog.String("sandbox", in.id), slog.Any("err", err))
 			errs = append(errs, err)
 		}
 	}
@@ -249,7 +250,7 @@ func (p *Provider) sweepBases(ctx context.Context, s *store) error {
 		r, err := readRecord(s.sandboxDir(e.Name()))
 		if err != nil {
 			if r, err = readCopy(s.sandboxDir(e.Name())); err != nil {
-				return nil // it may use any of them
+				return nil //nolint:nilerr // it may use any of them
 			}
 		}
 		used[r.Base.Fingerprint] = true

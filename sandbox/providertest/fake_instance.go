@@ -72,11 +72,11 @@ func (b *fakeBox) endAll(grace time.Duration, reason string) {
 		if grace == 0 {
 			sig = "KILL"
 		}
-		p.kill(sig, grace, reason)
+		_ = p.kill(sig, grace, reason)
 	}
 	for _, p := range b.processes() {
 		<-p.done
-		killTree(p.id, p.pid, "KILL")
+		_ = killTree(p.id, p.pid, "KILL")
 	}
 }
 

@@ -163,7 +163,7 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 			}
 			p.mu.Unlock()
 			if !late {
-				p.kill("KILL", 0, fmt.Sprintf("timed out after %v", c.Timeout))
+				_ = p.kill("KILL", 0, fmt.Sprintf("timed out after %v", c.Timeout))
 			}
 		})
 	}
@@ -280,7 +280,7 @@ func (p *fakeProcess) lose(reason string) {
 		p.notify()
 	}
 	p.mu.Unlock()
-	killTree(p.id, p.pid, "KILL")
+	_ = killTree(p.id, p.pid, "KILL")
 }
 
 func (p *fakeProcess) running() bool {

@@ -229,7 +229,7 @@ func (l *link) call(ctx context.Context, op string, body any, data []byte, out a
 	if out != nil {
 		if err := json.Unmarshal(f.Body, out); err != nil {
 			closeFiles(f.Files)
-			return nil, fmt.Errorf("the monitor's answer to %s cannot be understood: %v", op, err)
+			return nil, fmt.Errorf("the monitor's answer to %s cannot be understood: %w", op, err)
 		}
 	}
 	return f, nil

@@ -197,7 +197,7 @@ func awaitReady(ctx context.Context, ready *wire.Conn, cmd *exec.Cmd, dir string
 	}
 	r := &wire.Ready{}
 	if err := json.Unmarshal(f.Body, r); err != nil {
-		return nil, fmt.Errorf("the monitor's ready message cannot be understood: %v", err)
+		return nil, fmt.Errorf("the monitor's ready message cannot be understood: %w", err)
 	}
 	return r, nil
 }

@@ -137,7 +137,7 @@ func parseSudo(args []string) (r *sudoRequest, status int, err error) {
 		if list {
 			return nil, 0, nil
 		}
-		return nil, 1, errors.New("nothing to run\n" + sudoUsage)
+		return nil, 1, errors.New("nothing to run\n" + sudoUsage) //nolint:staticcheck // shown to a person as it is
 	}
 	return r, 0, nil
 }

@@ -365,7 +365,7 @@ func (g *guest) create(r *wire.Create) (body any, files []*os.File, err error) {
 	}
 	out, err := unix.FcntlInt(uintptr(w.file), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		g.finish(w, true)
+		_, _ = g.finish(w, true)
 		return nil, nil, pathError("", err)
 	}
 	g.mu.Lock()

@@ -256,7 +256,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	n, err := report.Read(buf[:])
 	if err != nil || n != len(buf) {
 		// Somebody killed the shim, perhaps its command, which has thus started.
-		return s, nil
+		return s, nil //nolint:nilerr // the start is no failure
 	}
 	e := raw.Decode(buf[:])
 	if e.Kind != raw.Started {

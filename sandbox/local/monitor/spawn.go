@@ -280,7 +280,7 @@ func (m *monitor) kill(k *wire.Kill) *wire.Error {
 	m.mu.Lock()
 	if p.gone && !p.running() || p.failed != nil {
 		m.mu.Unlock()
-		return nil
+		return nil //nolint:nilerr // there is nothing to kill
 	}
 	if p.running() && !p.ending {
 		p.killSignal, p.killReason = sig, cut(k.Reason, 1000)

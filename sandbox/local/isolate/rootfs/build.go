@@ -47,7 +47,7 @@ func Build(mounts []wire.Mount, maps *Maps) (fds []int, err error) {
 	}
 	for i := range mounts {
 		m := &mounts[i]
-		fd := -1
+		var fd int
 		switch m.Type {
 		case "overlay":
 			fd, err = overlay(m, maps)
