@@ -36,7 +36,7 @@ const (
 	kindReport        // the report descriptor has this number from here on
 	kindFork          // forks; the parent goes on at step a[1]
 	kindProbe         // forks a child that does nothing, to see whether it may
-	kindWatch         // reports and reaps until there are no children, exits
+	kindWatch         // reports and reaps until there are no children, exits; ends the steps
 )
 
 // Saved as an argument stands for the result of the last Save.
@@ -163,6 +163,7 @@ func Decode(b []byte) Event {
 
 type scratch struct {
 	event  Event
+	report uintptr
 	status int32
 	_      int32
 	usage  syscall.Rusage
@@ -190,24 +191,21 @@ func (p *Program) Start(flags uintptr, cgroup int) (pid int, err error) {
 	return int(r), nil
 }
 
-// run forks and, in the child, interprets steps. The child calls nothing but
-// RawSyscall6, which does not split the stack. It must not return there.
+// vfork makes a child that shares the caller's memory, stack included, and
+// returns in the caller when the child has executed something or has ended.
+// The child must not return from the function that called vfork.
+//
+//go:noescape
+func vfork(flags uintptr) (pid uintptr, errno syscall.Errno)
+
+// run forks; the child never returns. It calls nothing but RawSyscall6, which
+// does not split the stack, and what is here.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
-	var (
-		r      uintptr
-		kept   syscall.Errno
-		saved  uintptr
-		main   uintptr
-		report uintptr
-		pc     uintptr
-		i      int
-		a      [6]uintptr
-		st     *step
-	)
+	var r, main, report, pc uintptr
 	beforeFork()
 	if s.clone.flags != 0 {
 		r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0, 0, 0, 0)
@@ -219,84 +217,26 @@ func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Er
 		return r, errno
 	}
 
-	for pc < uintptr(len(steps)) {
-		st = &steps[pc]
-		pc++
-		for i = 0; i < 6; i++ {
-			a[i] = st.a[i]
-			if a[i] == Saved {
-				a[i] = saved
-			}
+	pc = interpret(steps, s, 0)
+	if steps[pc].kind == kindFork {
+		report = s.report
+		// The second child takes this memory as it is, since to copy it for
+		// the few calls before it executes something would cost the most of a start.
+		main, errno = vfork(unix.CLONE_VM | unix.CLONE_VFORK | uintptr(unix.SIGCHLD))
+		if main == 0 && errno == 0 {
+			interpret(steps, s, pc+1)
+			exit(127) // programs end with Fail
 		}
-		switch st.kind {
-		case kindReport:
-			report = a[0]
-			continue
-		case kindFail:
-			errno = kept
-			goto failed
-		case kindFork:
-			// With CLONE_VFORK the parent waits until the child has executed
-			// something or has ended, without sharing its memory.
-			main, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-			if errno != 0 {
-				goto failed
-			}
-			if main != 0 {
-				pc = a[1]
-			}
-			continue
-		case kindProbe:
-			r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_VFORK|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-			if errno != 0 {
-				goto failed
-			}
-			if r == 0 {
-				for {
-					syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
-				}
-			}
-			syscall.RawSyscall6(unix.SYS_WAIT4, r, 0, unix.WALL, 0, 0, 0)
-			continue
-		case kindWatch:
-			goto watch
+		s.report = report
+		if errno != 0 {
+			fail(s, steps[pc].stage, errno)
 		}
-		r, _, errno = syscall.RawSyscall6(st.nr, a[0], a[1], a[2], a[3], a[4], a[5])
-		switch st.kind {
-		case kindSave:
-			saved = r
-		case kindExec:
-			if errno != unix.ENOENT && errno != unix.ENOTDIR && errno != unix.EACCES {
-				goto failed
-			}
-			if kept != unix.EACCES {
-				kept = errno
-			}
-		case kindMust:
-			if errno != 0 {
-				goto failed
-			}
-		case kindFull:
-			if errno != 0 || r == 0 {
-				goto failed
-			}
-		}
-	}
-	syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
-
-failed:
-	s.event.Kind = Failed
-	s.event.Stage = st.stage
-	s.event.Value = int64(errno)
-	syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
-	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 127, 0, 0, 0, 0, 0)
+		pc = interpret(steps, s, steps[pc].a[1])
 	}
 
-watch:
 	s.event.Kind = Started
 	s.event.Value = int64(main)
-	syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+	syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
 	for {
 		r, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.usage)), 0, 0)
 		if errno == unix.EINTR {
@@ -310,10 +250,99 @@ watch:
 			s.event.Kind = Ended
 			s.event.Value = int64(s.status)
 			s.event.CPUNS = (int64(s.usage.Utime.Sec)+int64(s.usage.Stime.Sec))*1e9 + (int64(s.usage.Utime.Usec)+int64(s.usage.Stime.Usec))*1e3
-			syscall.RawSyscall6(unix.SYS_WRITE, report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+			syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
 		}
 	}
+	exit(0)
+	return 0, 0
+}
+
+// interpret does steps from number pc on, and returns at one that is run's:
+// a fork or the watch. Where the steps end it exits.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func interpret(steps []step, s *scratch, pc uintptr) uintptr {
+	var (
+		r     uintptr
+		errno syscall.Errno
+		kept  syscall.Errno
+		saved uintptr
+		i     int
+		a     [6]uintptr
+		st    *step
+	)
+	for ; pc < uintptr(len(steps)); pc++ {
+		st = &steps[pc]
+		for i = 0; i < 6; i++ {
+			a[i] = st.a[i]
+			if a[i] == Saved {
+				a[i] = saved
+			}
+		}
+		switch st.kind {
+		case kindFork, kindWatch:
+			return pc
+		case kindReport:
+			s.report = a[0]
+			continue
+		case kindFail:
+			fail(s, st.stage, kept)
+		case kindProbe:
+			r, errno = vfork(unix.CLONE_VM | unix.CLONE_VFORK | uintptr(unix.SIGCHLD))
+			if errno != 0 {
+				fail(s, st.stage, errno)
+			}
+			if r == 0 {
+				exit(0)
+			}
+			syscall.RawSyscall6(unix.SYS_WAIT4, r, 0, unix.WALL, 0, 0, 0)
+			continue
+		}
+		r, _, errno = syscall.RawSyscall6(st.nr, a[0], a[1], a[2], a[3], a[4], a[5])
+		switch st.kind {
+		case kindSave:
+			saved = r
+		case kindExec:
+			if errno != unix.ENOENT && errno != unix.ENOTDIR && errno != unix.EACCES {
+				fail(s, st.stage, errno)
+			}
+			if kept != unix.EACCES {
+				kept = errno
+			}
+		case kindMust:
+			if errno != 0 {
+				fail(s, st.stage, errno)
+			}
+		case kindFull:
+			if errno != 0 || r == 0 {
+				fail(s, st.stage, errno)
+			}
+		}
+	}
+	exit(0)
+	return 0
+}
+
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func fail(s *scratch, stage uint32, errno syscall.Errno) {
+	s.event.Kind = Failed
+	s.event.Stage = stage
+	s.event.Value = int64(errno)
+	syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+	exit(127)
+}
+
+//go:nosplit
+//go:noinline
+//go:norace
+func exit(code uintptr) {
 	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
 	}
 }
