@@ -299,13 +299,17 @@ func TestKillAndTimeout(t *testing.T) {
 // prints later is kept.
 func TestLeftovers(t *testing.T) {
 	c, _ := launch(t, nil)
-	p := spawn(t, c, shell("(sleep 0.3; echo late; sleep 100) & echo main"))
+	gate := t.TempDir() + "/gate" // the fake init runs commands on the host
+	p := spawn(t, c, shell("(while [ ! -e "+gate+" ]; do sleep 0.01; done; echo late; sleep 100) & echo main"))
 	i := finish(t, p)
 	if code(i) != 0 || len(i.Leftovers) == 0 {
 		t.Fatalf("exit %d, leftovers %v", code(i), i.Leftovers)
 	}
 	if out, _ := output(t, p); out != "main\n" {
 		t.Errorf("at the exit stdout is %q", out)
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
