@@ -108,7 +108,7 @@ func spawnMonitor(box *os.File, l *wire.Launch, session string) (*exec.Cmd, *wir
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/fd/" + strconv.Itoa(int(program.Fd())),
 		Args:        []string{"box", "monitor", session},
-		Env:         []string{},
+		Env:         []string{"GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"},
 		Dir:         "/",
 		Stdout:      log,
 		Stderr:      log,

@@ -229,7 +229,7 @@ func (m *monitor) resize(r *wire.Resize) *wire.Error {
 	case q.out == nil:
 		return &wire.Error{Code: wire.CodeStopping, Text: "the process is not started yet; try again"}
 	}
-	err := q.out.raw.Control(func(fd uintptr) {
+	err := q.out.control(func(fd uintptr) {
 		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: r.Cols, Row: r.Rows})
 	})
 	if err != nil {

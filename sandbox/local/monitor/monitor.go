@@ -291,7 +291,7 @@ func (m *monitor) forget(p *proc) {
 	delete(m.procs, p.info.ID)
 	m.order = slices.DeleteFunc(m.order, func(o *proc) bool { return o == p })
 	for _, s := range []*stream{p.out, p.err} {
-		if s != nil && s.file != nil {
+		if s != nil {
 			s.forget()
 		}
 	}
@@ -314,7 +314,7 @@ func (m *monitor) relieve() {
 	var streams []*stream
 	for _, p := range m.order {
 		for _, s := range []*stream{p.out, p.err} {
-			if s != nil && s.file != nil {
+			if s != nil {
 				streams = append(streams, s)
 			}
 		}
@@ -355,5 +355,6 @@ func (m *monitor) release() {
 		return
 	}
 	m.resting.Store(false)
+	restChunks()
 	debug.FreeOSMemory()
 }

@@ -377,9 +377,11 @@ func (m *monitor) finish(p *proc) {
 	p.ending = false
 	if p.timer != nil {
 		p.timer.Stop()
+		p.timer = nil
 	}
 	if p.grace != nil && p.gone {
 		p.grace.Stop()
+		p.grace = nil
 	}
 	if p.in != nil {
 		p.in.close()
@@ -387,6 +389,7 @@ func (m *monitor) finish(p *proc) {
 	m.note(p)
 	m.unbusy(p)
 	m.answerWaiters(p)
+	p.in, p.waiters = nil, nil // many ended processes are kept
 	m.reap()
 	m.used()
 }

@@ -20,22 +20,53 @@ const (
 	chunks    = 4 // buffers in use at once
 )
 
-// chunkPool holds the buffers, which are freed when nothing prints. The
-// semaphore bounds them, however many streams print at once.
-var (
-	chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
-	chunkSem  = make(chan struct{}, chunks)
-)
+// chunkPool holds the buffers. Their number bounds them, however many streams
+// print at once. They lie outside of the heap: so a page is taken when there is
+// something to read into it, and goes back when the monitor rests.
+var chunkPool = func() chan []byte {
+	pool := make(chan []byte, chunks)
+	for range chunks {
+		pool <- nil // made when it is first used
+	}
+	return pool
+}()
+
+// chunk takes a buffer; it waits while all are in use.
+func chunk() []byte {
+	buf := <-chunkPool
+	if buf == nil {
+		var err error
+		if buf, err = unix.Mmap(-1, 0, chunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+			buf = make([]byte, chunkSize)
+		}
+	}
+	return buf
+}
+
+// restChunks gives the memory of unused buffers back.
+func restChunks() {
+	for range chunks {
+		select {
+		case buf := <-chunkPool:
+			if buf != nil && unix.Madvise(buf, unix.MADV_DONTNEED) != nil {
+				buf = nil // not one of Mmap's
+			}
+			chunkPool <- buf
+		default:
+			return
+		}
+	}
+}
 
 // stream moves what a process prints from its pipe or terminal into a log.
 type stream struct {
-	file  *os.File
-	raw   syscall.RawConn
 	tty   bool
-	moved func()        // called after moves, without locks
+	moved func()        // called by run after moves, without locks
 	total *atomic.Int64 // bytes on disk of all streams
 
 	mu   sync.Mutex // held while bytes move, so that none is between pipe and log
+	file *os.File   // nil, as raw and log are, when done
+	raw  syscall.RawConn
 	log  *logs.Writer
 	big  bool
 	done bool
@@ -56,6 +87,7 @@ func newStream(f *os.File, tty bool, log *logs.Writer, total *atomic.Int64, move
 // the pipe is empty, or of much at once: a word for each chunk would cost more
 // than the chunk.
 func (s *stream) run() {
+	file := s.file
 	_ = s.raw.Read(func(fd uintptr) bool {
 		told := s.produced.Load()
 		for {
@@ -75,14 +107,26 @@ func (s *stream) run() {
 	s.mu.Lock()
 	s.done = true
 	s.log.Close()
+	s.file, s.raw, s.log, s.moved = nil, nil, nil, nil // many ended streams are kept
 	s.mu.Unlock()
-	_ = s.file.Close() // waits for drain, which may wait for mu
+	_ = file.Close() // waits for drain, which may wait for mu
+}
+
+// control calls f with the descriptor, unless the stream has ended.
+func (s *stream) control(f func(fd uintptr)) error {
+	s.mu.Lock()
+	raw := s.raw
+	s.mu.Unlock()
+	if raw == nil {
+		return os.ErrClosed
+	}
+	return raw.Control(f)
 }
 
 // drain moves what is in the pipe now, without waiting for more. A leftover
 // that prints without end does not keep it.
 func (s *stream) drain() {
-	_ = s.raw.Control(func(fd uintptr) {
+	_ = s.control(func(fd uintptr) {
 		s.mu.Lock()                          // else a chunk on its way would be counted twice
 		left, at := 1<<20, s.produced.Load() // a terminal does not tell how much it holds
 		if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil && !s.tty {
@@ -107,15 +151,13 @@ func (s *stream) move(fd int) int {
 		s.mu.Unlock()
 		return moveEnd
 	}
-	chunkSem <- struct{}{}
-	buf := chunkPool.Get().(*[chunkSize]byte)
-	n, err := unix.Read(fd, buf[:])
+	buf := chunk()
+	n, err := unix.Read(fd, buf)
 	if n > 0 {
 		s.log.Write(buf[:n])
 		s.publish()
 	}
-	chunkPool.Put(buf)
-	<-chunkSem
+	chunkPool <- buf
 	if n >= 64<<10 && !s.big && !s.tty {
 		s.big = true
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize) // or go on with what there is
@@ -160,6 +202,6 @@ func (s *stream) forget() {
 	if !s.done {
 		s.done = true
 		s.log.Close()
-		go s.file.Close() // waits for those who move bytes; they may wait for our caller's locks
+		go s.file.Close() // by run too; waits for those who move bytes; they may wait for our caller's locks
 	}
 }
