@@ -35,8 +35,12 @@ var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
 		_ = f.Close()
 		return nil, false, fmt.Errorf("memory file for the helper program: %w", err)
 	}
-	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	seals := unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
+	// Its mode too: where root inside is this user, it could be made
+	// unusable for later starts. Linux 6.3 and newer can.
+	const sealExec = 0x20
+	_, _ = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, sealExec)
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals|unix.F_SEAL_SEAL); err != nil {
 		_ = f.Close()
 		return nil, false, fmt.Errorf("seal the helper program: %w", err)
 	}

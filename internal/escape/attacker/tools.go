@@ -339,7 +339,7 @@ func watchExe() error {
 			var st unix.Stat_t
 			if unix.Fstat(fd, &st) == nil && unix.Fchmod(fd, st.Mode&0o7777) == nil && !changed[to] {
 				changed[to] = true
-				fmt.Printf("note: the mode of %s can be changed\n", to)
+				fmt.Printf("ESCAPED: the mode of %s can be changed\n", to)
 			}
 			for range 200 {
 				w, err := unix.Open(again, unix.O_WRONLY, 0)

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -187,6 +188,15 @@ func (b *builder) fork() (gate int, err error) {
 	// of these is intact until it is used.
 	high := uintptr(200)
 	p.Must(3, unix.SYS_DUP3, uintptr(exe), high, unix.O_CLOEXEC)
+	// What runs inside can reach the file of a running program by
+	// /proc/PID/exe. Where root inside owns it, a read-only mount is what keeps
+	// its mode from being changed. A memory file cannot be mounted: it is sealed.
+	if name, err := os.Readlink("/proc/self/exe"); err == nil && unix.Access(name, unix.X_OK) == nil {
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		p.Save(unix.SYS_OPEN_TREE, ^uintptr(99), p.String(name), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		p.Try(unix.SYS_MOUNT_SETATTR, raw.Saved, p.String(""), unix.AT_EMPTY_PATH, raw.Keep(p, attr), unsafe.Sizeof(*attr))
+		p.Try(unix.SYS_DUP3, raw.Saved, high, unix.O_CLOEXEC)
+	}
 	if pair[1] != 3 {
 		p.Must(3, unix.SYS_DUP3, uintptr(pair[1]), 3, 0)
 	} else {
