@@ -74,6 +74,7 @@ func (c *serveCommand) Run(a *App) error {
 		if a.terminal(a.Stdin) {
 			fmt.Fprintln(a.Stderr, "berth: waiting for an MCP client on stdin; berth client-config prints how to set one up, Ctrl-C ends")
 		}
+		widen(a.Stdout)
 		return s.ServeStdio(a.ctx, a.Stdin, a.Stdout)
 	}
 	return a.serveHTTP(cfg, s, log)
