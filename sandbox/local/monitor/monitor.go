@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,7 @@ type monitor struct {
 // when the sandbox has ended.
 func Run(start Starter) int {
 	runtime.LockOSThread()
+	closeStrays()
 	// A heap of a few hundred KiB must not grow to Go's usual 4 MiB first.
 	debug.SetGCPercent(20)
 	// Caught and dropped. Ignored ones would stay ignored in every command,
@@ -112,6 +114,26 @@ func Run(start Starter) int {
 	m.rest()
 	<-m.quit
 	return 0
+}
+
+// closeStrays closes what this program was started with beyond its own
+// descriptors: files that berth's own starter, a shell perhaps, left open in
+// it. They would stay open as long as the sandbox lives. What this program has
+// opened itself is close-on-exec.
+func closeStrays() {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		fd, err := strconv.Atoi(n.Name())
+		if err != nil || fd <= wire.FDReady {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 // launch does all that must succeed before the monitor is of use.
