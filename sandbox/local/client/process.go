@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"berth/sandbox"
@@ -28,10 +29,13 @@ func (c *Conn) Spawn(ctx context.Context, cmd sandbox.Command) (sandbox.Process,
 	if err != nil {
 		return nil, err
 	}
-	_, err = l.call(ctx, wire.OpSpawn, w, cmd.Stdin, &wire.Process{})
+	state := &wire.Process{}
+	_, err = l.call(ctx, wire.OpSpawn, w, cmd.Stdin, state)
 	switch {
 	case err == nil:
-		return c.Handle(cmd.ID), nil
+		p := &process{c: c, dir: c.dir, id: cmd.ID}
+		p.learn(state)
+		return p, nil
 	case errors.Is(err, errBroken):
 		return c.afterBreak(ctx, l, cmd.ID)
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
@@ -123,6 +127,20 @@ type process struct {
 	c   *Conn // nil: the sandbox does not run
 	dir string
 	id  sandbox.ProcessID
+
+	mu   sync.Mutex
+	last *wire.Process // its end, as an answer just told it; for one Info
+}
+
+// learn keeps what a start or a wait answered, when that is the end: the
+// Info that follows need not ask again. With leftovers it must, for their sake.
+func (p *process) learn(state *wire.Process) {
+	if state.State == "" || state.State == journal.Running || len(state.Leftovers) > 0 {
+		return
+	}
+	p.mu.Lock()
+	p.last = state
+	p.mu.Unlock()
 }
 
 var _ sandbox.Process = (*process)(nil)
@@ -130,6 +148,13 @@ var _ sandbox.Process = (*process)(nil)
 func (p *process) ID() sandbox.ProcessID { return p.id }
 
 func (p *process) Info(ctx context.Context) (sandbox.ProcessInfo, error) {
+	p.mu.Lock()
+	last := p.last
+	p.last = nil // the next one sees what is kept by then
+	p.mu.Unlock()
+	if last != nil {
+		return info(last), nil
+	}
 	if p.c != nil {
 		i, err := p.c.Process(ctx, p.id)
 		if !p.history(ctx, err) {
@@ -170,8 +195,18 @@ func (p *process) Read(ctx context.Context, c sandbox.Cursor, max int64) (sandbo
 }
 
 func (p *process) Wait(ctx context.Context, c sandbox.Cursor, exitOnly bool) error {
+	p.mu.Lock()
+	ended := p.last != nil
+	p.mu.Unlock()
+	if ended {
+		return ctx.Err()
+	}
 	if p.c != nil {
-		_, err := p.c.call(ctx, wire.OpWait, wire.Wait{ID: string(p.id), Stdout: c.Stdout, Stderr: c.Stderr, ExitOnly: exitOnly}, &wire.Process{})
+		state := &wire.Process{}
+		_, err := p.c.call(ctx, wire.OpWait, wire.Wait{ID: string(p.id), Stdout: c.Stdout, Stderr: c.Stderr, ExitOnly: exitOnly}, state)
+		if err == nil {
+			p.learn(state)
+		}
 		if !p.history(ctx, err) {
 			return err
 		}

@@ -31,6 +31,7 @@ type Conn struct {
 	send sync.Mutex
 	in   []byte // received and not yet consumed
 	fds  []int  // received and not yet handed out
+	oob  []byte // room for descriptors
 }
 
 // NewConn takes over f, a unix stream socket, and makes it non-blocking and
@@ -204,11 +205,13 @@ func (c *Conn) fill(n int) error {
 			copy(grown, c.in)
 			c.in = grown
 		}
-		oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
+		if c.oob == nil {
+			c.oob = make([]byte, unix.CmsgSpace(4*MaxFiles))
+		}
 		var got, oobn, flags int
 		var err error
 		rerr := c.raw.Read(func(fd uintptr) bool {
-			got, oobn, flags, _, err = unix.Recvmsg(int(fd), c.in[have:have+want], oob, unix.MSG_CMSG_CLOEXEC)
+			got, oobn, flags, _, err = unix.Recvmsg(int(fd), c.in[have:have+want], c.oob, unix.MSG_CMSG_CLOEXEC)
 			return err != unix.EAGAIN
 		})
 		if rerr != nil {
@@ -221,7 +224,7 @@ func (c *Conn) fill(n int) error {
 			return err
 		}
 		if oobn > 0 {
-			if err := c.take(oob[:oobn]); err != nil {
+			if err := c.take(c.oob[:oobn]); err != nil {
 				return err
 			}
 		}
