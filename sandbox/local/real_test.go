@@ -13,6 +13,7 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local"
+	"berth/sandbox/local/journal"
 	"berth/sandbox/local/wire"
 )
 
@@ -170,4 +171,37 @@ func TestLinkedStateDirectory(t *testing.T) {
 	again, err := provider(t, local.Options{Dir: dir}).Lookup(t.Context(), testKey)
 	must(t, err)
 	wantRun(t, again, "agent", "echo again", "again")
+}
+
+// Init's end, whoever caused it, ends the sandbox: what ran is lost and says
+// why, the sandbox counts as stopped, and starts again with its files.
+func TestInitKilled(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "agent", "echo kept > ~/f", "")
+	c := sandbox.Command{ID: sandbox.NewProcessID(), Shell: "echo before; sleep 100", Display: "sleep", Cwd: "/", Busy: true}
+	proc, err := in.Spawn(t.Context(), c)
+	must(t, err)
+	must(t, proc.Wait(t.Context(), sandbox.Cursor{}, false))
+	rec, err := journal.ReadRecord(in.(*local.Instance).Dir())
+	must(t, err)
+	must(t, syscall.Kill(rec.Ready.InitPID, syscall.SIGKILL))
+	must(t, proc.Wait(t.Context(), sandbox.Cursor{}, true))
+	i, err := proc.Info(t.Context())
+	must(t, err)
+	if i.State != sandbox.ProcessLost || i.ExitCode != nil || i.Reason == "" {
+		t.Errorf("what ran: %+v, want it lost, with a reason and no exit code", i)
+	}
+	if o, err := proc.Read(t.Context(), sandbox.Cursor{}, 100); err != nil || string(o.Stdout) != "before\n" {
+		t.Errorf("its output = %q, %v", o.Stdout, err)
+	}
+	for end := time.Now().Add(10 * time.Second); status(t, in) != sandbox.StatusStopped; {
+		if time.Now().After(end) {
+			t.Fatalf("status = %q, want stopped", status(t, in))
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/f", "kept")
 }
