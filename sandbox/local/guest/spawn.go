@@ -353,8 +353,16 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	g.execs(p, t, c)
 
 	parent()
+	keep := report
+	if c.tty {
+		// Without this the terminal would be gone, and whoever is on it hung up,
+		// as soon as its programs have all closed theirs, which many do a moment
+		// before they exit.
+		keep = report + 1
+		p.Must(stageShim, unix.SYS_DUP3, uintptr(c.in), uintptr(keep), unix.O_CLOEXEC)
+	}
 	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 0, uintptr(report-1), 0)
-	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(report+1), ^uintptr(0)>>32, 0)
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(keep+1), ^uintptr(0)>>32, 0)
 	p.Watch()
 	return p
 }
