@@ -13,6 +13,7 @@ var (
 	ErrNotRunning   = errors.New("sandbox is not running")
 	ErrMaybeStarted = errors.New("connection lost; the command may have started")
 	ErrNoProcess    = errors.New("no such process")
+	ErrNoProgram    = errors.New("no such program")
 	ErrExited       = errors.New("process has exited")
 	ErrStdinClosed  = errors.New("stdin is closed")
 	ErrUnsupported  = errors.New("not supported")

@@ -24,9 +24,11 @@ import (
 
 // The exit codes that are berth's own.
 const (
-	exitFailed = 1
-	exitUsage  = 2
-	exitNotRun = 125
+	exitFailed    = 1
+	exitUsage     = 2
+	exitNotRun    = 125
+	exitDenied    = 126 // as shells tell it
+	exitNoProgram = 127
 )
 
 // commands is the whole command line. A flag with a key tag sets that key of
@@ -154,7 +156,7 @@ func (a *App) code(err error) int {
 	if !strings.HasPrefix(text, "berth") {
 		text = "berth: " + text
 	}
-	fmt.Fprintln(a.Stderr, text)
+	fmt.Fprintln(a.Stderr, printable(text))
 	if _, ok := errors.AsType[*config.Error](err); ok {
 		return exitUsage
 	}

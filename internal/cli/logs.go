@@ -51,7 +51,7 @@ func (c *logsCommand) Run(a *App) error {
 	for n, info := range list {
 		if c.Process == "" {
 			// On stderr, so that stdout is the output alone.
-			fmt.Fprintln(a.Stderr, a.paint(a.Stderr, "1", fmt.Sprintf("==> %s: %s (%s)", info.ID, info.Command, stateOf(info))))
+			fmt.Fprintln(a.Stderr, a.paint(a.Stderr, "1", fmt.Sprintf("==> %s: %s (%s)", info.ID, printable(info.Command), stateOf(info))))
 		}
 		p, err := b.Process(a.ctx, key, info.ID)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"berth/sandbox"
@@ -151,6 +152,17 @@ func (t *table) write(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// printable makes text that may come from a sandbox harmless to a terminal,
+// which would act upon escape sequences, and even answer some as if typed.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return utf8.RuneError
+	}, s)
 }
 
 // visible counts the characters of s that are not part of a colour code.

@@ -171,8 +171,12 @@ func (a *App) serveHTTP(cfg *config.Config, s *server.Server, log *slog.Logger) 
 		return errors.Join(err, l.Close())
 	}
 	defer forget()
+	auth := "token"
+	if len(cfg.Auth.Tokens) == 0 && !cfg.Auth.Generate {
+		auth = "none: whoever reaches this address may call"
+	}
 	log.Info("serving", slog.String("url", "http://"+l.Addr().String()+"/mcp"), slog.String("sse", "http://"+l.Addr().String()+"/sse"),
-		slog.String("version", a.Version))
+		slog.String("auth", auth), slog.String("version", a.Version))
 	return s.ServeHTTP(a.ctx, l)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"time"
 
 	"berth/sandbox"
@@ -114,8 +115,13 @@ func (a *App) notRun(err error) error {
 	if err == nil {
 		return nil
 	}
-	if code := a.code(err); code == exitUsage {
+	switch code := a.code(err); {
+	case code == exitUsage:
 		return exit(code)
+	case errors.Is(err, sandbox.ErrNoProgram):
+		return exit(exitNoProgram)
+	case errors.Is(err, fs.ErrPermission):
+		return exit(exitDenied)
 	}
 	return exit(exitNotRun)
 }

@@ -275,11 +275,13 @@ func (e *Error) Error() string {
 
 // loader collects settings, where they came from, and what is wrong with them.
 type loader struct {
-	config   *Config
-	lookup   func(string) (string, bool) // the real environment
-	origin   map[string]string           // key → where its value was given
-	hidden   map[string]bool             // keys whose value is not shown in messages
-	problems []Problem
+	config *Config
+	lookup func(string) (string, bool) // the real environment
+	origin map[string]string           // key → where its value was given
+	hidden map[string]bool             // keys whose value is not shown in messages
+	// emptyToken tells that BERTH_TOKEN is there and empty, as of a command that failed.
+	emptyToken bool
+	problems   []Problem
 }
 
 func (l *loader) report(key, where, text, allowed, hint string) {

@@ -71,7 +71,9 @@ func (l *loader) environment(env variables) {
 			l.set(key, name, value, false)
 		}
 	}
-	if token := env["BERTH_TOKEN"]; token != "" {
+	if token, set := env["BERTH_TOKEN"]; set && token == "" {
+		l.emptyToken = true
+	} else if token != "" {
 		if l.config.Auth.Tokens == nil {
 			l.config.Auth.Tokens = map[string]secret.Text{}
 		}

@@ -134,6 +134,9 @@ func (l *loader) validateHTTP() {
 				"set BERTH_TOKEN or auth.tokens, listen on 127.0.0.1, or pass --insecure")
 		}
 	}
+	if c.HTTP != "" && l.emptyToken && len(c.Auth.Tokens) == 0 && !c.Auth.Generate {
+		bad("auth.tokens", "BERTH_TOKEN is set and empty, so nobody would be asked for a token", "", "give it a value, or unset it")
+	}
 	for i, o := range c.AllowedOrigins {
 		u, err := url.Parse(o)
 		if o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {

@@ -24,7 +24,7 @@ import (
 )
 
 // baseFormat changes whenever the layers would be built differently.
-const baseFormat = "1"
+const baseFormat = "2"
 
 const (
 	agentHome = "/home/agent"

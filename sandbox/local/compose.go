@@ -31,7 +31,10 @@ func baseEnv() map[string]string {
 		"PIP_ROOT_USER_ACTION":          "ignore",
 		"NPM_CONFIG_UPDATE_NOTIFIER":    "false",
 		"NPM_CONFIG_FUND":               "false",
-		"PYTHONUNBUFFERED":              "1",
+		// Without a network, trying again only makes the answer late.
+		"NPM_CONFIG_FETCH_RETRIES": "0",
+		"PIP_RETRIES":              "0",
+		"PYTHONUNBUFFERED":         "1",
 	}
 }
 

@@ -237,6 +237,8 @@ func writeEtc(etc, shell string, single bool) error {
 		"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\nethers: files\nrpc: files\n",
 		"mtab":          "", // a link, below
 		"fstab":         "# nothing is mounted by hand here\n",
+		// So that a first commit works; ~/.gitconfig wins.
+		"gitconfig": "[user]\n\tname = agent\n\temail = agent@berth.invalid\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n",
 	}
 	if _, err := os.Stat("/etc/apt"); err == nil {
 		conf := "// berth: the sandbox is the wall\nAPT::Get::Assume-Yes \"true\";\nDPkg::Lock::Timeout \"60\";\n"

@@ -48,7 +48,7 @@ func convert(e *wire.Error) error {
 	case wire.CodeNoUser:
 		return &sandbox.FieldError{Field: "user", Problem: e.Text}
 	case wire.CodeNoProgram:
-		return &sandbox.UserError{Text: e.Text}
+		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrNoProgram}
 	case wire.CodeBadCwd:
 		return &fs.PathError{Op: "chdir", Path: e.Path, Err: &kindError{text: e.Text, kind: fs.ErrNotExist}}
 	}
