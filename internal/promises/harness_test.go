@@ -1,0 +1,375 @@
+//go:build linux
+
+package promises_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth/internal/driver"
+)
+
+// program is the berth that all tests run.
+var program string
+
+// TestMain builds berth once, with the embedded helper program, unless
+// BERTH_TEST_PROGRAM names one that is built already.
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "berth-promises")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		if program = os.Getenv("BERTH_TEST_PROGRAM"); program == "" {
+			program = filepath.Join(dir, "berth")
+			for _, args := range [][]string{{"generate", "berth/sandbox/local/boxbin"}, {"build", "-o", program, "berth"}} {
+				cmd := exec.Command("go", args...)
+				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(args, " "), err, out)
+					return 1
+				}
+			}
+		}
+		return m.Run()
+	}())
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// site is a state directory and the servers over it.
+type site struct {
+	t testing.TB
+	driver.Program
+}
+
+func newSite(t testing.TB) *site {
+	t.Helper()
+	// Not t.TempDir: its long names would not leave room for socket paths.
+	dir, err := os.MkdirTemp("", "bp") //nolint:usetesting // see above
+	must(t, err)
+	s := &site{t: t, Program: driver.Program{Path: program, State: filepath.Join(dir, "s")}}
+	t.Cleanup(func() {
+		if ids := strings.Fields(s.cli("ls", "-q")); len(ids) > 0 {
+			s.cli(append([]string{"rm"}, ids...)...)
+		}
+		// What files of other ids are left lies in the layers and in retired,
+		// which berth alone may remove.
+		if err := os.RemoveAll(dir); err != nil && os.Geteuid() == 0 {
+			t.Errorf("remove the state: %v", err)
+		}
+	})
+	return s
+}
+
+// cli runs another command of berth over the same state.
+func (s *site) cli(args ...string) string {
+	s.t.Helper()
+	cmd := exec.Command(s.Path, args...)
+	cmd.Env = append(os.Environ(), "BERTH_STATE="+s.State)
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Errorf("berth %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// listen starts an HTTP server, ended with the test.
+func (s *site) listen(t testing.TB) *driver.Server {
+	t.Helper()
+	srv, err := s.ListenAndServe(t.Context(), 0)
+	must(t, err)
+	t.Cleanup(srv.Kill)
+	return srv
+}
+
+var transports = []driver.Transport{driver.Stdio, driver.HTTP, driver.SSE}
+
+// dial connects a client to a server of its own over how.
+func (s *site) dial(t testing.TB, how driver.Transport) *box {
+	t.Helper()
+	if how != driver.Stdio {
+		return connect(t, s.listen(t), how)
+	}
+	c, err := s.Stdio(t.Context())
+	must(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return newBox(t, c)
+}
+
+func connect(t testing.TB, srv *driver.Server, how driver.Transport) *box {
+	t.Helper()
+	c, err := srv.Dial(t.Context(), how, "")
+	must(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return newBox(t, c)
+}
+
+// each runs f over all transports, each with a server and a state of its own.
+func each(t *testing.T, f func(t *testing.T, s *site, b *box)) {
+	for _, how := range transports {
+		t.Run(string(how), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			f(t, s, s.dial(t, how))
+		})
+	}
+}
+
+var sessions atomic.Int64
+
+// box is a session's sandbox through a client.
+type box struct {
+	*driver.Session
+	t  testing.TB
+	id string
+}
+
+func newBox(t testing.TB, c *driver.Session) *box {
+	return &box{Session: c, t: t, id: "p" + strconv.FormatInt(sessions.Add(1), 10)}
+}
+
+// as is the same session through another client.
+func (b *box) as(c *box) *box { return &box{Session: c.Session, t: c.t, id: b.id} }
+
+// other is another session of the same client.
+func (b *box) other() *box { return newBox(b.t, b.Session) }
+
+type args = map[string]any
+
+func (b *box) with(a args) args {
+	out := args{"session_id": b.id}
+	for k, v := range a {
+		out[k] = v
+	}
+	return out
+}
+
+// call calls a tool that must succeed.
+func (b *box) call(tool string, a args) *driver.Answer {
+	b.t.Helper()
+	r, err := b.Must(b.t.Context(), tool, b.with(a))
+	must(b.t, err)
+	return r
+}
+
+// refused calls a tool that must answer with an error, whose text it returns.
+func (b *box) refused(tool string, a args) string {
+	b.t.Helper()
+	r, err := b.Call(b.t.Context(), tool, b.with(a))
+	must(b.t, err)
+	if !r.IsError {
+		b.t.Fatalf("%s(%v) succeeded: %s", tool, a, r.Text)
+	}
+	return r.Text
+}
+
+// sh runs shell text that must exit with 0, and returns its output, trimmed.
+func (b *box) sh(command string) string {
+	b.t.Helper()
+	return b.run(args{"command": command}, 0)
+}
+
+// run executes a command that must exit with code.
+func (b *box) run(a args, code int) string {
+	b.t.Helper()
+	r := b.call("execute_command", a)
+	if got := exit(r); got != code {
+		b.t.Fatalf("%v exits with %d, want %d: %s", a, got, code, r.Text)
+	}
+	return strings.TrimSuffix(r.Output(), "\n")
+}
+
+func (b *box) want(command, want string) {
+	b.t.Helper()
+	if got := b.sh(command); got != want {
+		b.t.Errorf("%s prints %q, want %q", command, got, want)
+	}
+}
+
+// exit is the exit code of an answer, -1 for none.
+func exit(r *driver.Answer) int {
+	if r.Result.ExitCode == nil {
+		return -1
+	}
+	return *r.Result.ExitCode
+}
+
+// sandbox is the record of get_sandbox.
+func (b *box) sandbox() args {
+	b.t.Helper()
+	return record(b.t, b.call("get_sandbox", nil))
+}
+
+func (b *box) status() string {
+	b.t.Helper()
+	return fmt.Sprint(b.sandbox()["status"])
+}
+
+// record is the sandbox in an answer.
+func record(t testing.TB, r *driver.Answer) args {
+	t.Helper()
+	m, ok := r.Structured["sandbox"].(args)
+	if !ok {
+		t.Fatalf("no sandbox in the answer: %s", r.Text)
+	}
+	return m
+}
+
+// start calls start_sandbox, which must have this outcome.
+func (b *box) start(a args, outcome string) *driver.Answer {
+	b.t.Helper()
+	r := b.call("start_sandbox", a)
+	if r.Structured["outcome"] != outcome {
+		b.t.Fatalf("start_sandbox: outcome %v, want %s: %s", r.Structured["outcome"], outcome, r.Text)
+	}
+	return r
+}
+
+// processes are the rows of list_processes.
+func (b *box) processes() map[string]args {
+	b.t.Helper()
+	list, _ := b.call("list_processes", nil).Structured["processes"].([]any)
+	out := map[string]args{}
+	for _, p := range list {
+		row := p.(args)
+		out[row["process_id"].(string)] = row
+	}
+	return out
+}
+
+// listed tells whether list_sandboxes shows the session.
+func (b *box) listed() bool {
+	b.t.Helper()
+	r := b.call("list_sandboxes", nil)
+	list, ok := r.Structured["sandboxes"].([]any)
+	if !ok {
+		b.t.Fatalf("no list: %s", r.Text)
+	}
+	return len(list) > 0
+}
+
+// dir is where the site keeps the session's sandbox.
+func (s *site) dir(b *box) string {
+	b.t.Helper()
+	found, _ := filepath.Glob(filepath.Join(s.State, "sandboxes", "*", "sandbox.json"))
+	for _, f := range found {
+		var r struct {
+			Session string `json:"session"`
+		}
+		data, err := os.ReadFile(f)
+		if err == nil && json.Unmarshal(data, &r) == nil && r.Session == b.id {
+			return filepath.Dir(f)
+		}
+	}
+	b.t.Fatalf("no directory of session %s", b.id)
+	return ""
+}
+
+// monitor is what the sandbox's monitor says of itself.
+func (s *site) monitor(b *box) map[string]any {
+	b.t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.dir(b), "monitor.json"))
+	must(b.t, err)
+	d := json.NewDecoder(strings.NewReader(string(data)))
+	d.UseNumber() // times are in nanoseconds
+	var m map[string]any
+	must(b.t, d.Decode(&m))
+	return m
+}
+
+// backdate lets the sandbox, which is stopped, have stopped so long ago.
+func (s *site) backdate(b *box, ago time.Duration) {
+	b.t.Helper()
+	m := s.monitor(b)
+	if _, ok := m["stopped"]; !ok {
+		b.t.Fatal("the sandbox has not stopped in order")
+	}
+	m["stopped"] = time.Now().Add(-ago).UnixNano()
+	data, err := json.Marshal(m)
+	must(b.t, err)
+	must(b.t, os.WriteFile(filepath.Join(s.dir(b), "monitor.json"), data, 0o600))
+}
+
+// crash kills the sandbox's monitor and its init, as a reboot would.
+func (s *site) crash(b *box) {
+	b.t.Helper()
+	m := s.monitor(b)
+	find := func(name string) int {
+		var walk func(v any) int
+		walk = func(v any) int {
+			o, ok := v.(map[string]any)
+			if !ok {
+				return 0
+			}
+			if n, ok := o[name].(json.Number); ok {
+				i, err := n.Int64()
+				must(b.t, err)
+				return int(i)
+			}
+			for _, inner := range o {
+				if n := walk(inner); n > 0 {
+					return n
+				}
+			}
+			return 0
+		}
+		n := walk(m)
+		if n <= 1 {
+			b.t.Fatalf("no %s in %v", name, m)
+		}
+		return n
+	}
+	monitor, guest := find("monitor_pid"), find("init_pid")
+	must(b.t, syscall.Kill(monitor, syscall.SIGKILL))
+	// Init may end with its monitor.
+	if err := syscall.Kill(guest, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+		b.t.Fatal(err)
+	}
+	wait(b.t, 10*time.Second, "monitor and init are dead", func() bool { return dead(monitor) && dead(guest) })
+}
+
+// dead tells whether a process is gone or a zombie.
+func dead(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	return strings.HasPrefix(rest, "Z")
+}
+
+// wait polls until ok, which another program makes true, and fails after limit.
+func wait(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+	}
+}
+
+func contains(t testing.TB, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("%q lacks %q", text, p)
+		}
+	}
+}

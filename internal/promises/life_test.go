@@ -1,0 +1,429 @@
+//go:build linux
+
+package promises_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/internal/driver"
+)
+
+func TestPromise19Ephemeral(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.start(args{"ephemeral": true}, "created")
+	b.sh("echo x > ~/f")
+	b.call("stop_sandbox", nil)
+	if b.status() != "destroyed" || b.listed() {
+		t.Errorf("after its stop: %v", b.sandbox())
+	}
+	contains(t, fmt.Sprint(b.start(nil, "replaced").Structured["notice"]), "destroyed (stopped)")
+	b.want("ls -A ~/f 2>/dev/null | wc -l", "0")
+}
+
+// 20 and 42: the same id finds the same sandbox from a new server; 24: a
+// destroyed one is made afresh.
+func TestPromise20Reconnect(t *testing.T) {
+	t.Parallel()
+	for _, how := range transports {
+		t.Run(string(how), func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			var b *box
+			if how == driver.Stdio {
+				b = s.dial(t, how)
+				b.start(nil, "created")
+				b.sh("echo kept > ~/f")
+				b.call("stop_sandbox", nil)
+				b.Kill()
+			} else {
+				srv := s.listen(t)
+				b = connect(t, srv, how)
+				b.start(nil, "created")
+				b.sh("echo kept > ~/f")
+				b.call("stop_sandbox", nil)
+				srv.Kill()
+			}
+			b = b.as(s.dial(t, how))
+			b.start(nil, "connected")
+			b.want("cat ~/f", "kept")
+		})
+	}
+}
+
+func TestPromise21Packages(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.start(args{"env": args{"MARK": "set"}}, "created")
+	b.sh(`mkdir -p ~/deb/DEBIAN ~/deb/usr/bin && cd ~/deb &&
+		printf 'Package: promised\nVersion: 1.0\nArchitecture: all\nMaintainer: nobody <n@example.org>\nDescription: shows that packages stay\n' > DEBIAN/control &&
+		printf '#!/bin/sh\necho promised works\n' > usr/bin/promised && chmod 755 usr/bin/promised && chmod 755 . DEBIAN usr usr/bin &&
+		dpkg-deb --root-owner-group -b . ~/promised.deb`)
+	b.sh("sudo dpkg -i ~/promised.deb")
+	b.call("write_file", args{"path": "lib/setup.py", "content": "from setuptools import setup\nsetup(name='promisedpy', version='1', py_modules=['promisedpy'])\n"})
+	b.call("write_file", args{"path": "lib/promisedpy.py", "content": "def f(): return 'python works'\n"})
+	b.sh("python3 -m venv --system-site-packages ~/venv && site=$(~/venv/bin/python -c 'import site; print(site.getsitepackages()[0])') && cp ~/lib/promisedpy.py $site/")
+	b.call("write_file", args{"path": "node/promisedjs/package.json", "content": `{"name":"promisedjs","version":"1.0.0","main":"index.js"}`})
+	b.call("write_file", args{"path": "node/promisedjs/index.js", "content": "module.exports = 'node works'\n"})
+	b.sh("mkdir -p ~/app && cd ~/app && npm init -y >/dev/null && npm install --offline --no-audit --no-fund ~/node/promisedjs")
+	b.call("stop_sandbox", nil)
+	b.want("promised; dpkg-query -W -f '${Status}\\n' promised", "promised works\ninstall ok installed")
+	b.want("cd / && ~/venv/bin/python -c 'import promisedpy; print(promisedpy.f())'", "python works")
+	b.want(`cd ~/app && node -e 'console.log(require("promisedjs"))'`, "node works")
+	b.want("echo $MARK; pwd", "set\n/home/agent")
+}
+
+func TestPromise22StoppedRestarts(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.sh("echo x > ~/f")
+	b.call("stop_sandbox", nil)
+	b.want("cat ~/f", "x")
+	if b.status() != "running" {
+		t.Errorf("status %s", b.status())
+	}
+	b.call("stop_sandbox", nil)
+	b.start(nil, "connected")
+}
+
+func TestPromise23ArchivedRestarts(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.sh("echo x > ~/f; ln -s f ~/l")
+	if got := record(t, b.call("stop_sandbox", args{"archive": true}))["status"]; got != "archived" {
+		t.Fatalf("status %v", got)
+	}
+	b.start(nil, "connected")
+	b.want("cat ~/l; readlink ~/l", "x\nf")
+}
+
+func TestPromise24DestroyedIsFresh(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.start(nil, "created")
+	b.sh("echo x > ~/f")
+	b.call("destroy_sandbox", nil)
+	// It is a new sandbox, and the answer says that there was another.
+	contains(t, fmt.Sprint(b.start(nil, "replaced").Structured["notice"]), "the former one was destroyed")
+	b.run(args{"command": "cat ~/f"}, 1)
+}
+
+func TestPromise25ErroredIsReplaced(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(t *testing.T, dir string){
+		"record": func(t *testing.T, dir string) {
+			for _, f := range []string{"sandbox.json", "sandbox.json.copy"} {
+				must(t, os.WriteFile(filepath.Join(dir, f), []byte(`{"version": 1, "ow`), 0o600))
+			}
+		},
+		"layers": func(t *testing.T, dir string) {
+			must(t, os.Rename(filepath.Join(dir, "layers"), filepath.Join(dir, "lost")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			b := s.dial(t, driver.Stdio)
+			b.sh("echo x > ~/f")
+			b.call("stop_sandbox", nil)
+			damage(t, s.dir(b))
+			info := b.sandbox()
+			if info["status"] != "error" || info["reason"] == "" {
+				t.Errorf("a damaged one is %v: %v", info["status"], info["reason"])
+			}
+			r := b.start(nil, "replaced")
+			t.Log(r.Structured["notice"])
+			contains(t, fmt.Sprint(r.Structured["notice"]), "replaced")
+			b.want("ls ~/f 2>/dev/null | wc -l", "0")
+			kept, err := os.ReadDir(filepath.Join(s.State, "retired"))
+			if err != nil || len(kept) == 0 {
+				t.Errorf("the old one is not kept: %v, %v", kept, err)
+			}
+		})
+	}
+}
+
+func TestPromise42ID(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	r, err := c.Must(t.Context(), "start_sandbox", args{})
+	must(t, err)
+	made, _ := record(t, r)["session_id"].(string)
+	if made == "" {
+		t.Fatalf("no id in %s", r.Text)
+	}
+	b := &box{Session: c.Session, t: t, id: made}
+	b.sh("echo x > ~/f")
+	b.start(nil, "connected")
+	b.want("cat ~/f", "x")
+	b.other().run(args{"command": "cat ~/f"}, 1)
+}
+
+func TestPromise45Env(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.start(args{"env": args{"A": "one", "B": "two words"}}, "created")
+	b.want(`echo "$A|$B"`, "one|two words")
+	if got := b.run(args{"command": `echo "$A|$B|${C-unset}"`, "env": args{"A": "other", "B": nil, "C": "c"}}, 0); got != "other||c" {
+		t.Errorf("for one call: %q", got)
+	}
+	b.want(`echo "$A|$B|${C-unset}"`, "one|two words|unset")
+	r := b.call("spawn_process", args{"command": `echo "$A|$C"`, "env": args{"C": "c"}, "wait_for": "exit", "wait_seconds": 10})
+	if r.Output() != "one|c\n" {
+		t.Errorf("a process: %s", r.Text)
+	}
+	bad := b.other()
+	contains(t, bad.refused("start_sandbox", args{"env": args{"1=bad": "x"}}), "env", "1=bad")
+	contains(t, b.refused("execute_command", args{"command": "true", "env": args{"a b": "x"}}), "env", "a b")
+	if bad.status() != "pending" {
+		t.Error("a refused start made a sandbox")
+	}
+}
+
+func TestPromise46Labels(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	a, b := c.other(), c.other()
+	a.start(args{"labels": args{"team": "x", "kind": "one"}}, "created")
+	b.start(args{"labels": args{"team": "x", "kind": "two"}}, "created")
+	list := func(labels args) string {
+		t.Helper()
+		r, err := c.Must(t.Context(), "list_sandboxes", args{"labels": labels})
+		must(t, err)
+		var ids []string
+		for _, row := range r.Structured["sandboxes"].([]any) {
+			ids = append(ids, row.(args)["session_id"].(string))
+		}
+		return strings.Join(ids, " ")
+	}
+	for _, w := range []struct {
+		labels args
+		want   string
+	}{{args{"team": "x"}, a.id + " " + b.id}, {args{"team": "x", "kind": "two"}, b.id}, {args{"team": "y"}, ""}} {
+		if got := list(w.labels); got != w.want {
+			t.Errorf("%v: %q, want %q", w.labels, got, w.want)
+		}
+	}
+}
+
+func TestPromise47Name(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	a, b := c.other(), c.other()
+	a.start(args{"name": "A name"}, "created")
+	b.start(nil, "created")
+	if n := a.sandbox()["name"]; n != "A name" {
+		t.Errorf("name %v", n)
+	}
+	if n := b.sandbox()["name"]; n != b.id {
+		t.Errorf("the default name is %v, want %s", n, b.id)
+	}
+	a.sh("echo x > ~/f")
+	a.start(args{"name": "Another"}, "connected")
+	a.want("cat ~/f", "x")
+}
+
+func TestPromise48User(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.want("id -un", "agent")
+	if got := b.run(args{"command": "id -un; id -u; echo $HOME", "user": "root"}, 0); got != "root\n0\n/root" {
+		t.Errorf("as root: %q", got)
+	}
+	r := b.other()
+	r.start(args{"user": "root"}, "created")
+	r.want("id -un", "root")
+	contains(t, r.other().refused("start_sandbox", args{"user": "nobody"}), "user", "agent", "root")
+}
+
+// The shortest interval there is, a minute, in real time: an idle sandbox
+// stops, one that runs a process and one set to 0 do not.
+func TestPromise50IdleStop(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	standard, idle, busy, never := c.other(), c.other(), c.other(), c.other()
+	standard.start(nil, "created")
+	if got := standard.sandbox()["spec"].(args)["auto_stop_minutes"]; fmt.Sprint(got) != "15" {
+		t.Errorf("the default is %v", got)
+	}
+	begin := time.Now()
+	idle.start(args{"auto_stop_minutes": 1}, "created")
+	busy.start(args{"auto_stop_minutes": 1}, "created")
+	never.start(args{"auto_stop_minutes": 0}, "created")
+	busy.call("spawn_process", args{"command": "sleep 1000"})
+	// Being looked at is no use: nothing here keeps it awake.
+	wait(t, 90*time.Second, "the idle one stops", func() bool { return idle.status() == "stopped" })
+	if took := time.Since(begin); took < 59*time.Second {
+		t.Errorf("it stopped after %s already", took)
+	}
+	if idle.sandbox()["stopped"] == nil {
+		t.Error("it is not told when it stopped")
+	}
+	for name, b := range map[string]*box{"default": standard, "busy": busy, "never": never} {
+		if got := b.status(); got != "running" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	idle.want("echo back", "back")
+}
+
+// Stopped sandboxes are dated back; the server that sweeps is a real one.
+func TestPromise51Archive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	day := 24 * time.Hour
+	cases := []struct {
+		name string
+		set  args
+		ago  time.Duration
+		want string
+	}{
+		{"six days of the default seven", nil, 6 * day, "stopped"},
+		{"the default of seven days", nil, 7*day + time.Minute, "archived"},
+		{"a minute", args{"auto_archive_minutes": 1}, 61 * time.Second, "archived"},
+		{"29 days of the maximum", args{"auto_archive_minutes": 0}, 29 * day, "stopped"},
+		{"the maximum of 30 days", args{"auto_archive_minutes": 0}, 30*day + time.Minute, "archived"},
+	}
+	boxes := make([]*box, len(cases))
+	for i, k := range cases {
+		boxes[i] = c.other()
+		boxes[i].start(k.set, "created")
+		boxes[i].sh("echo kept > ~/f")
+		boxes[i].call("stop_sandbox", nil)
+		s.backdate(boxes[i], k.ago)
+	}
+	s.listen(t) // sweeps at its start
+	for i, k := range cases {
+		if k.want == "archived" {
+			wait(t, 90*time.Second, k.name+" is archived", func() bool { return boxes[i].status() == "archived" })
+		}
+	}
+	for i, k := range cases {
+		if got := boxes[i].status(); got != k.want {
+			t.Errorf("%s: %s, want %s", k.name, got, k.want)
+		}
+		boxes[i].want("cat ~/f", "kept")
+	}
+}
+
+func TestPromise52Delete(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	c := s.dial(t, driver.Stdio)
+	never, atOnce, later, soon := c.other(), c.other(), c.other(), c.other()
+	never.start(args{"auto_delete_minutes": -1}, "created")
+	atOnce.start(args{"auto_delete_minutes": 0}, "created")
+	later.start(args{"auto_delete_minutes": 2}, "created")
+	soon.start(args{"auto_delete_minutes": 20}, "created")
+	for _, b := range []*box{never, atOnce, later, soon} {
+		b.call("stop_sandbox", nil)
+	}
+	if atOnce.status() != "destroyed" {
+		t.Errorf("0: %s", atOnce.status())
+	}
+	s.backdate(never, 6*24*time.Hour)
+	s.backdate(later, 2*time.Minute+time.Second)
+	s.backdate(soon, 10*time.Minute)
+	s.listen(t)
+	wait(t, 90*time.Second, "the one of two minutes is deleted", func() bool { return later.status() == "destroyed" })
+	for name, b := range map[string]*box{"never": never, "20 minutes": soon} {
+		if got := b.status(); got != "stopped" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestPromise53Validated(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	for _, c := range []struct {
+		args args
+		want []string
+	}{
+		{args{"auto_stop_minutes": -1}, []string{"auto_stop_minutes", "-1", "0 to 525600"}},
+		{args{"auto_archive_minutes": -5}, []string{"auto_archive_minutes", "0 to 43200"}},
+		{args{"auto_stop_minutes": 0.5}, []string{"auto_stop_minutes", "0.5", "a whole number"}},
+		{args{"auto_delete_minutes": 1e9}, []string{"auto_delete_minutes", "525600"}},
+		{args{"auto_stop_minutes": "soon"}, []string{"auto_stop_minutes", "soon"}},
+		{args{"autostop": 1}, []string{"autostop", "no such argument"}},
+		{args{"labels": "x"}, []string{"labels"}},
+		{args{"ephemeral": "perhaps"}, []string{"ephemeral"}},
+		{args{"env": args{"A": 1.5, "b=": "x"}}, []string{"env"}},
+		{args{"working_directory": "relative"}, []string{"working_directory", "absolute"}},
+		{args{"timeout_seconds": -1}, []string{"timeout_seconds", "0 to 86400"}},
+		{args{"auto_stop_minutes": -1, "language": "cobol", "nonsense": true}, []string{"auto_stop_minutes", "language", "nonsense"}},
+	} {
+		contains(t, b.refused("start_sandbox", c.args), c.want...)
+	}
+	if b.status() != "pending" || b.listed() {
+		t.Error("a refused start made a sandbox")
+	}
+	if entries, err := os.ReadDir(filepath.Join(s.State, "sandboxes")); err == nil && len(entries) > 0 {
+		t.Errorf("on disk: %v", entries)
+	}
+}
+
+func TestPromise54Properties(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	var walk []string
+	note := func() {
+		t.Helper()
+		i := b.sandbox()
+		if i["session_id"] != b.id || i["name"] != b.id {
+			t.Errorf("%v", i)
+		}
+		walk = append(walk, fmt.Sprint(i["status"]))
+	}
+	note()
+	b.start(nil, "created")
+	note()
+	if p := b.sandbox()["provider"]; p != "local" {
+		t.Errorf("provider %v", p)
+	}
+	b.call("stop_sandbox", nil)
+	note()
+	b.call("destroy_sandbox", nil)
+	note()
+	if got := strings.Join(walk, " "); got != "pending running stopped destroyed" {
+		t.Error(got)
+	}
+}
+
+func TestPromise55NotReady(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	for tool, a := range map[string]args{
+		"read_file": {"path": "f"}, "write_file": {"path": "f", "content": "x"}, "list_processes": nil,
+		"edit_file": {"path": "f", "edits": []args{{"old": "a", "new": "b"}}},
+	} {
+		t.Logf("%s: %s", tool, b.refused(tool, a))
+	}
+	if b.status() != "pending" {
+		t.Error("a refused call made a sandbox")
+	}
+	b.start(nil, "created")
+	b.call("write_file", args{"path": "f", "content": "x\n"})
+	contains(t, b.call("read_file", args{"path": "f"}).Text, "x")
+	b.want("cat f", "x")
+}
