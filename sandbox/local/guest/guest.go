@@ -62,7 +62,7 @@ type Setup struct {
 // Main is init's main function; it returns when the monitor is gone.
 func Main() {
 	harden()
-	debug.SetGCPercent(40) // a heap of 1.6 MiB at least, before it is collected
+	debug.SetGCPercent(20) // a heap of 0.8 MiB at least, before it is collected
 	debug.SetMemoryLimit(16 << 20)
 	conn, err := wire.Socket(3, 0)
 	if err != nil {

@@ -83,7 +83,7 @@ func Run(start Starter) int {
 	runtime.LockOSThread()
 	closeStrays()
 	// A heap of a few hundred KiB must not grow to Go's usual 4 MiB first.
-	debug.SetGCPercent(40)
+	debug.SetGCPercent(20)
 	// Caught and dropped. Ignored ones would stay ignored in every command,
 	// as would those that our creator ignores.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT)
