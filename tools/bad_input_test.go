@@ -226,6 +226,7 @@ func TestBadInputIsRefusedAndChangesNothing(t *testing.T) {
 	c := s.Client(t, mcptest.InProcess)
 	c.Must("execute_command", args{"session_id": "base", "command": `echo -n 'kept: e e' > kept; mkfifo pipe; printf 'a\000b\377' > binary`})
 	process := c.Must("spawn_process", args{"session_id": "base", "command": "cat > got"}).Facts["process_id"].(string)
+	c.Must("execute_command", args{"session_id": "base", "command": "until [ -e got ]; do sleep 0.01; done"})
 	ok := valid(process)
 
 	state := func() string {

@@ -378,7 +378,7 @@ func (c *cgroups) remove() error {
 
 func removeCgroup(dir string) error {
 	var err error
-	for wait := time.Millisecond; wait < time.Second; wait *= 2 {
+	for wait := time.Millisecond; wait < 5*time.Second; wait *= 2 {
 		// The last processes leave a little after they have ended.
 		if err = unix.Rmdir(dir); err == nil || err == unix.ENOENT {
 			_ = unix.Rmdir(filepath.Dir(dir)) // when it was the last one
