@@ -359,7 +359,9 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 		// as soon as its programs have all closed theirs, which many do a moment
 		// before they exit.
 		keep = report + 1
-		p.Must(stageShim, unix.SYS_DUP3, uintptr(c.in), uintptr(keep), unix.O_CLOEXEC)
+		if c.in != keep { // dup3 refuses a descriptor that is there already
+			p.Must(stageShim, unix.SYS_DUP3, uintptr(c.in), uintptr(keep), unix.O_CLOEXEC)
+		}
 	}
 	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 0, uintptr(report-1), 0)
 	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(keep+1), ^uintptr(0)>>32, 0)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -167,6 +168,38 @@ func TestTerminal(t *testing.T) {
 			if _, err := io.ReadAll(p.master); err != nil && !errors.Is(err, unix.EIO) {
 				t.Errorf("read at the end: %v", err)
 			}
+		})
+	}
+}
+
+// A program that reads its terminal to the end exits by itself: it is not hung
+// up, though it closes the terminal first, whose master is closed at once when
+// nothing more can come from it. Several at a time, since numbers of
+// descriptors and processes are used again.
+func TestTerminalEnd(t *testing.T) {
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			b := start(t, launch(t, mode))
+			var group sync.WaitGroup
+			for range 8 {
+				group.Go(func() {
+					for range 12 {
+						p, err := b.spawn(wire.StartProcess{Shell: "read l; echo got $l; cat", Cols: 80, Rows: 24})
+						if err != nil {
+							t.Errorf("start: %v", err)
+							return
+						}
+						_, err = p.master.WriteString("hello\n\x04")
+						text, _ := io.ReadAll(p.master)
+						_ = p.master.Close()
+						if e := p.wait(); err != nil || e.Code != 0 || !strings.Contains(string(text), "got hello") {
+							t.Errorf("got %+v, write %v, terminal said %q; want exit 0", e, err, text)
+						}
+						p.waitGone()
+					}
+				})
+			}
+			group.Wait()
 		})
 	}
 }
