@@ -69,7 +69,7 @@ func TestPromise21Packages(t *testing.T) {
 	b.sh("sudo dpkg -i ~/promised.deb")
 	b.call("write_file", args{"path": "lib/setup.py", "content": "from setuptools import setup\nsetup(name='promisedpy', version='1', py_modules=['promisedpy'])\n"})
 	b.call("write_file", args{"path": "lib/promisedpy.py", "content": "def f(): return 'python works'\n"})
-	b.sh("python3 -m venv --system-site-packages ~/venv && site=$(~/venv/bin/python -c 'import site; print(site.getsitepackages()[0])') && cp ~/lib/promisedpy.py $site/")
+	b.sh("python3 -m venv --without-pip ~/venv && site=$(~/venv/bin/python -c 'import site; print(site.getsitepackages()[0])') && cp ~/lib/promisedpy.py $site/")
 	b.call("write_file", args{"path": "node/promisedjs/package.json", "content": `{"name":"promisedjs","version":"1.0.0","main":"index.js"}`})
 	b.call("write_file", args{"path": "node/promisedjs/index.js", "content": "module.exports = 'node works'\n"})
 	b.sh("mkdir -p ~/app && cd ~/app && npm init -y >/dev/null && npm install --offline --no-audit --no-fund ~/node/promisedjs")
@@ -415,9 +415,9 @@ func TestPromise55NotReady(t *testing.T) {
 	b := s.dial(t, driver.Stdio)
 	for tool, a := range map[string]args{
 		"read_file": {"path": "f"}, "write_file": {"path": "f", "content": "x"}, "list_processes": nil,
-		"edit_file": {"path": "f", "edits": []args{{"old": "a", "new": "b"}}},
+		"edit_file": {"path": "f", "edits": []args{{"old_text": "a", "new_text": "b"}}},
 	} {
-		t.Logf("%s: %s", tool, b.refused(tool, a))
+		contains(t, b.refused(tool, a), "session "+b.id+" has no sandbox", "start_sandbox")
 	}
 	if b.status() != "pending" {
 		t.Error("a refused call made a sandbox")
