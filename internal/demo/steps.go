@@ -103,15 +103,15 @@ func (d *demo) walls(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, err := d.call(ctx, "execute_command", map[string]any{"command": "id -un", "user": "root"})
+	root, err := d.run1(ctx, "sudo id -un")
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(who, "agent ") || body(a) != "root" {
-		return off("who am I, and as root: %q, %q", who, a.Text)
+	if !strings.HasPrefix(who, "agent ") || root != "root" {
+		return off("who am I, and with sudo: %q, %q", who, root)
 	}
-	d.say("%s; root is root in there only", who)
-	a, err = d.call(ctx, "execute_command", map[string]any{"command": "cat " + marker})
+	d.say("%s; sudo makes root, in there only", who)
+	a, err := d.call(ctx, "execute_command", map[string]any{"command": "cat " + marker})
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,14 @@ func conform(t *testing.T) {
 		must(t, err)
 		return in.(*local.Instance)
 	}
+	cannot := map[providertest.Ability]string{}
+	for _, c := range local.Diagnose(t.Context(), local.Options{Dir: stateDir(t)}) {
+		if c.Name == "user_ids" && c.State != local.OK {
+			cannot[providertest.RootsOwn] = "user and root are one id: " + c.Detail
+		}
+	}
 	providertest.Run(t, providertest.Harness{
+		Cannot: cannot,
 		Open: func(t *testing.T) sandbox.Provider {
 			dir := stateDir(t)
 			p := open(t, dir)

@@ -48,6 +48,7 @@ const (
 	Terminals  Ability = "terminals"  // Command.TTY
 	Isolation  Ability = "isolation"  // the host cannot be reached
 	RootUser   Ability = "root user"  // Command.User root
+	RootsOwn   Ability = "root's own" // what root closes is closed to the sandbox's user
 	Archives   Ability = "archives"   // Archiver
 	Updates    Ability = "updates"    // Updater
 	Retirement Ability = "retirement" // Retirer

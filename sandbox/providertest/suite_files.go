@@ -181,7 +181,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("permission", func(t *testing.T) {
-		if !s.can(t, RootUser) {
+		if !s.can(t, RootUser) || !s.can(t, RootsOwn) {
 			return
 		}
 		b := on(t)

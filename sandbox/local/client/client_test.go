@@ -654,7 +654,13 @@ func TestFiles(t *testing.T) {
 	stop()
 	pw.Close()
 	<-wrote
-	list, err := f.ReadDir(ctx, dir)
+	// It is dropped when its turn comes, after the call has returned.
+	var list []sandbox.FileInfo
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if list, err = f.ReadDir(ctx, dir); err != nil || len(list) == 1 || time.Now().After(end) {
+			break
+		}
+	}
 	if err != nil || len(list) != 1 || list[0].Size != 9 {
 		t.Errorf("ReadDir = %+v, %v", list, err)
 	}
