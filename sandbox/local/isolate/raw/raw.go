@@ -231,7 +231,7 @@ func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Er
 		if errno != 0 {
 			fail(s, steps[pc].stage, errno)
 		}
-		pc = interpret(steps, s, steps[pc].a[1])
+		interpret(steps, s, steps[pc].a[1]) // up to the watch
 	}
 
 	s.event.Kind = Started
