@@ -201,7 +201,7 @@ func TestPromise68Files(t *testing.T) {
 	b.want("cat t; ls; rm t; ls", "a ü\ndir\nt\ndir")
 }
 
-// Both ways a sandbox dies: with its monitor, and init alone.
+// The sandbox dies between two calls: monitor and init are killed from outside.
 func TestPromise75DeadSandbox(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
