@@ -181,19 +181,36 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("permission", func(t *testing.T) {
-		if !s.can(t, RootUser) || !s.can(t, RootsOwn) {
+		if !s.can(t, RootUser) {
 			return
 		}
 		b := on(t)
-		c := b.command("mkdir -p /opt/closed && echo x >/opt/closed/f && chmod 700 /opt/closed")
-		c.User = "root"
-		if info, _, errs := b.ended(b.spawn(c)); code(info) != 0 {
-			t.Fatalf("got exit %d, %s", code(info), errs)
+		// What the user has closed is closed to the user, too.
+		b.must("mkdir own; echo x >own/f; echo x >own/g; chmod 000 own/f; chmod 400 own/g; chmod 500 own; mkdir shut; echo x >shut/f; chmod 000 shut")
+		closed := map[string]string{"open": home + "/own/f", "open_within": home + "/shut/f", "write": home + "/own/g", "make": home + "/own/new", "write_within": home + "/shut/f"}
+		if s.can(t, RootsOwn) {
+			c := b.command("mkdir -p /opt/closed && echo x >/opt/closed/f && chmod 700 /opt/closed")
+			c.User = "root"
+			if info, _, errs := b.ended(b.spawn(c)); code(info) != 0 {
+				t.Fatalf("got exit %d, %s", code(info), errs)
+			}
+			closed["open_roots"], closed["make_roots"] = "/opt/closed/f", "/opt/closed/g"
 		}
-		_, _, err := files.Open(s.ctx(t), "/opt/closed/f")
-		wantErr(t, "Open of a closed file", err, fs.ErrPermission)
-		_, err = files.Write(s.ctx(t), "/opt/closed/g", strings.NewReader(""), sandbox.WriteOptions{})
-		wantErr(t, "Write to a closed directory", err, fs.ErrPermission)
+		for what, path := range closed {
+			var err error
+			if strings.HasPrefix(what, "open") {
+				var r io.ReadCloser
+				if r, _, err = files.Open(s.ctx(t), path); err == nil {
+					_ = r.Close()
+				}
+			} else {
+				_, err = files.Write(s.ctx(t), path, strings.NewReader("y"), sandbox.WriteOptions{})
+			}
+			wantErr(t, what+" of "+path, err, fs.ErrPermission)
+		}
+		if out := b.must("chmod 700 own shut; chmod 600 own/f; cat own/f own/g shut/f; ls own"); out != "x\nx\nx\nf\ng\n" {
+			t.Errorf("after what was refused: got %q", out)
+		}
 	})
 }
 

@@ -315,26 +315,44 @@ func (g *guest) describe(id string) (*wire.Tree, error) {
 // name describes processes as "pid command".
 func name(list []proc) []string {
 	var out []string
+	patience := 20
 	for _, p := range list {
 		if len(out) == maxNamed {
 			break
 		}
-		out = append(out, strconv.Itoa(p.pid)+" "+commandLine(p))
+		out = append(out, strconv.Itoa(p.pid)+" "+commandLine(p, &patience))
 	}
 	return out
 }
 
-func commandLine(p proc) string {
+// commandLine is p's arguments. A program that is just being executed has none
+// for a moment, for which it waits, some milliseconds in all for all of a list:
+// what runs inside can also do away with its arguments.
+func commandLine(p proc, patience *int) string {
+	for {
+		text := arguments(p)
+		if text != "" {
+			return text
+		}
+		if now, ok := readProc(p.pid); *patience == 0 || !ok || now.start != p.start || now.dead() {
+			return p.comm
+		}
+		*patience--
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func arguments(p proc) string {
 	var buf [200]byte
 	fd, err := unix.Open("/proc/"+strconv.Itoa(p.pid)+"/cmdline", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return p.comm
+		return ""
 	}
 	// The name may lie in memory that is slow to come, so only what is asked for.
 	n, err := unix.Read(fd, buf[:])
 	_ = unix.Close(fd)
 	if err != nil || n <= 0 {
-		return p.comm
+		return ""
 	}
 	text := strings.ToValidUTF8(strings.TrimRight(string(buf[:n]), "\x00"), "")
 	return strings.Map(func(r rune) rune {
