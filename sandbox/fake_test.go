@@ -11,8 +11,6 @@ import (
 	"berth/sandbox/providertest"
 )
 
-var key = sandbox.Key{Owner: "o", Session: "s1"}
-
 // newFake is a manager over a fake provider that runs host processes.
 func newFake(t *testing.T, o sandbox.Options) (*sandbox.Manager, *providertest.Fake) {
 	t.Helper()

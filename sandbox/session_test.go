@@ -14,6 +14,8 @@ import (
 	"berth/sandbox/providertest"
 )
 
+var key = sandbox.Key{Owner: "o", Session: "s1"}
+
 // script is a provider of one sandbox whose status the test sets.
 type script struct {
 	providertest.Stub

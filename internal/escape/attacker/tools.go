@@ -335,9 +335,11 @@ func watchExe() error {
 			}
 			caught++
 			seen[to]++
-			// Its owner may change its mode: the same mode again, here.
+			// Whoever owns it could take away that it can be executed. A sealed
+			// memory file refuses just that.
 			var st unix.Stat_t
-			if unix.Fstat(fd, &st) == nil && unix.Fchmod(fd, st.Mode&0o7777) == nil && !changed[to] {
+			if unix.Fstat(fd, &st) == nil && unix.Fchmod(fd, st.Mode&0o7777&^0o111) == nil && !changed[to] {
+				_ = unix.Fchmod(fd, st.Mode&0o7777)
 				changed[to] = true
 				fmt.Printf("ESCAPED: the mode of %s can be changed\n", to)
 			}
