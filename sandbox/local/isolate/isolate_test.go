@@ -233,6 +233,8 @@ type process struct {
 	out    chan string
 	stdin  *os.File
 	master *os.File
+	exited chan wire.Exited
+	gone   chan struct{}
 }
 
 func (b *box) spawn(r wire.StartProcess) (*process, error) {
@@ -240,9 +242,9 @@ func (b *box) spawn(r wire.StartProcess) (*process, error) {
 	b.mu.Lock()
 	b.id++
 	r.ID = "p" + strconv.FormatUint(b.id, 10)
-	b.exited[r.ID], b.gone[r.ID] = make(chan wire.Exited, 1), make(chan struct{})
+	p := &process{b: b, id: r.ID, out: make(chan string, 1), exited: make(chan wire.Exited, 1), gone: make(chan struct{})}
+	b.exited[r.ID], b.gone[r.ID] = p.exited, p.gone
 	b.mu.Unlock()
-	p := &process{b: b, id: r.ID, out: make(chan string, 1)}
 	if r.Cwd == "" {
 		r.Cwd = "/"
 	}
@@ -283,7 +285,7 @@ func (b *box) spawn(r wire.StartProcess) (*process, error) {
 func (p *process) wait() wire.Exited {
 	p.b.t.Helper()
 	select {
-	case e := <-p.b.exited[p.id]:
+	case e := <-p.exited:
 		return e
 	case <-time.After(30 * time.Second):
 		p.b.t.Fatalf("process %s has not ended within 30 s", p.id)
@@ -294,7 +296,7 @@ func (p *process) wait() wire.Exited {
 func (p *process) waitGone() {
 	p.b.t.Helper()
 	select {
-	case <-p.b.gone[p.id]:
+	case <-p.gone:
 	case <-time.After(30 * time.Second):
 		p.b.t.Fatalf("the tree of process %s is not gone within 30 s", p.id)
 	}
