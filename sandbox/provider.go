@@ -85,8 +85,17 @@ type Files interface {
 	// written through; mode and owner of an existing file are kept unless
 	// Mode is given.
 	Write(ctx context.Context, path string, r io.Reader, o WriteOptions) (WriteResult, error)
-	// ReadDir lists a directory by name.
+	// ReadDir lists a directory by name; ErrLimit when it has more entries
+	// than the provider can tell, at least 10,000.
 	ReadDir(ctx context.Context, path string) ([]FileInfo, error)
+	// Mkdir makes a directory with the permission bits of mode, and missing
+	// parents with 0755. One that is there, also by way of a link, stays as it
+	// is; ErrNotDir when something else has that name.
+	Mkdir(ctx context.Context, path string, mode fs.FileMode) error
+	// Symlink makes path a link that holds exactly target, in place of a file
+	// or link of that name, at once; ErrIsDir when a directory has it. Missing
+	// parents are made. Where target leads, if anywhere, does not matter.
+	Symlink(ctx context.Context, target, path string) error
 }
 
 // FileInfo describes a file inside.

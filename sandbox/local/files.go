@@ -5,6 +5,7 @@ package local
 import (
 	"context"
 	"io"
+	"io/fs"
 
 	"berth/sandbox"
 )
@@ -50,4 +51,20 @@ func (f files) ReadDir(ctx context.Context, path string) ([]sandbox.FileInfo, er
 		return nil, err
 	}
 	return c.ReadDir(ctx, path)
+}
+
+func (f files) Mkdir(ctx context.Context, path string, mode fs.FileMode) error {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Mkdir(ctx, path, mode)
+}
+
+func (f files) Symlink(ctx context.Context, target, path string) error {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Symlink(ctx, target, path)
 }

@@ -129,6 +129,48 @@ func (f fakeFiles) ReadDir(ctx context.Context, path string) ([]sandbox.FileInfo
 	return infos, nil
 }
 
+func (f fakeFiles) Mkdir(ctx context.Context, path string, mode fs.FileMode) error {
+	path = filepath.Clean(path)
+	dir, err := f.find(ctx, filepath.Dir(path))
+	if err != nil {
+		return fileError(err)
+	}
+	p := filepath.Join(dir, filepath.Base(path))
+	if st, err := os.Stat(p); err == nil {
+		if !st.IsDir() {
+			return sandbox.ErrNotDir
+		}
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fileError(err)
+	}
+	if err := os.Mkdir(p, mode); err != nil {
+		return fileError(err)
+	}
+	return os.Chmod(p, mode) // whatever the umask
+}
+
+func (f fakeFiles) Symlink(ctx context.Context, target, path string) error {
+	dir, err := f.find(ctx, filepath.Dir(path))
+	if err != nil {
+		return fileError(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fileError(err)
+	}
+	p := filepath.Join(dir, filepath.Base(path))
+	if st, err := os.Lstat(p); err == nil {
+		if st.IsDir() {
+			return sandbox.ErrIsDir
+		}
+		if err := os.Remove(p); err != nil { // as good as at once, for a fake
+			return fileError(err)
+		}
+	}
+	return fileError(os.Symlink(target, p))
+}
+
 func fileInfo(path string, st fs.FileInfo) sandbox.FileInfo {
 	return sandbox.FileInfo{Path: path, Mode: st.Mode(), Size: st.Size(), ModTime: st.ModTime()}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -180,6 +181,63 @@ func testFiles(t *testing.T, s *suite) {
 			t.Errorf("ReadDir: got %+v, %v", l, err)
 		}
 	})
+	t.Run("mkdir", func(t *testing.T) {
+		b := on(t)
+		if err := files.Mkdir(s.ctx(t), home+"/made/deep er/dir", 0o750); err != nil {
+			t.Fatalf("Mkdir: %v", err)
+		}
+		b.must("chmod 711 made; ln -s made made-link; echo x >made-file; ln -s nowhere made-dangling")
+		for _, p := range []string{"/made", "/made/", "/made-link", "/made/deep er/dir"} {
+			if err := files.Mkdir(s.ctx(t), home+p, 0o700); err != nil {
+				t.Errorf("Mkdir of %s, which is there: %v", p, err)
+			}
+		}
+		if err := files.Mkdir(s.ctx(t), home+"/made-link/second", 0o700); err != nil {
+			t.Errorf("Mkdir through a link: %v", err)
+		}
+		if out := b.must("stat -c %a made 'made/deep er' 'made/deep er/dir' made/second"); out != "711\n755\n750\n700\n" {
+			t.Errorf("modes: got %q", out)
+		}
+		wantErr(t, "Mkdir of a file", files.Mkdir(s.ctx(t), home+"/made-file", 0o755), sandbox.ErrNotDir)
+		wantErr(t, "Mkdir in a file", files.Mkdir(s.ctx(t), home+"/made-file/x", 0o755), sandbox.ErrNotDir)
+		if err := files.Mkdir(s.ctx(t), home+"/made-dangling", 0o755); err == nil {
+			t.Error("Mkdir of a dangling link succeeded")
+		}
+	})
+	t.Run("symlink", func(t *testing.T) {
+		b := on(t)
+		link := func(target, path string) {
+			t.Helper()
+			if err := files.Symlink(s.ctx(t), target, home+path); err != nil {
+				t.Errorf("Symlink(%s, %s): %v", target, path, err)
+			}
+		}
+		b.must("mkdir sl; echo x >sl/file; echo y >sl/target; ln -s file sl/old")
+		link("../no where/at-all", "/sl/new/er/link")
+		link("target", "/sl/file")
+		link("/", "/sl/old")
+		link(".", "/sl/self")
+		if out := b.must("cd sl; readlink new/er/link file old self; cat target; ls -A"); out != "../no where/at-all\ntarget\n/\n.\ny\nfile\nnew\nold\nself\ntarget\n" {
+			t.Errorf("got %q", out)
+		}
+		wantErr(t, "Symlink over a directory", files.Symlink(s.ctx(t), "x", home+"/sl/new"), sandbox.ErrIsDir)
+		wantErr(t, "Symlink in a file", files.Symlink(s.ctx(t), "x", home+"/sl/target/x"), sandbox.ErrNotDir)
+		if out := b.must("ls -A sl | grep -c berth || true"); out != "0\n" {
+			t.Errorf("names are left behind: %q", b.must("ls -A sl"))
+		}
+	})
+	t.Run("many", func(t *testing.T) {
+		b := on(t)
+		b.must("mkdir many; cd many; seq 9000 | xargs touch")
+		if l, err := files.ReadDir(s.ctx(t), home+"/many"); err != nil || len(l) != 9000 {
+			t.Errorf("ReadDir of 9,000 entries: got %d, %v", len(l), err)
+		}
+		// Beyond what can be told, all or an error, and never a part.
+		b.must("cd many; seq 12000 | xargs touch")
+		if l, err := files.ReadDir(s.ctx(t), home+"/many"); err == nil && len(l) != 12000 || err != nil && !errors.Is(err, sandbox.ErrLimit) {
+			t.Errorf("ReadDir of 12,000 entries: got %d, %v", len(l), err)
+		}
+	})
 	t.Run("permission", func(t *testing.T) {
 		if !s.can(t, RootUser) {
 			return
@@ -187,7 +245,8 @@ func testFiles(t *testing.T, s *suite) {
 		b := on(t)
 		// What the user has closed is closed to the user, too.
 		b.must("mkdir own; echo x >own/f; echo x >own/g; chmod 000 own/f; chmod 400 own/g; chmod 500 own; mkdir shut; echo x >shut/f; chmod 000 shut")
-		closed := map[string]string{"open": home + "/own/f", "open_within": home + "/shut/f", "write": home + "/own/g", "make": home + "/own/new", "write_within": home + "/shut/f"}
+		closed := map[string]string{"open": home + "/own/f", "open_within": home + "/shut/f", "write": home + "/own/g", "make": home + "/own/new", "write_within": home + "/shut/f",
+			"mkdir": home + "/own/dir", "mkdir_within": home + "/shut/dir/x", "symlink": home + "/own/link", "symlink_over": home + "/own/g", "symlink_within": home + "/shut/link"}
 		if s.can(t, RootsOwn) {
 			c := b.command("mkdir -p /opt/closed && echo x >/opt/closed/f && chmod 700 /opt/closed")
 			c.User = "root"
@@ -198,12 +257,17 @@ func testFiles(t *testing.T, s *suite) {
 		}
 		for what, path := range closed {
 			var err error
-			if strings.HasPrefix(what, "open") {
+			switch {
+			case strings.HasPrefix(what, "open"):
 				var r io.ReadCloser
 				if r, _, err = files.Open(s.ctx(t), path); err == nil {
 					_ = r.Close()
 				}
-			} else {
+			case strings.HasPrefix(what, "mkdir"):
+				err = files.Mkdir(s.ctx(t), path, 0o755)
+			case strings.HasPrefix(what, "symlink"):
+				err = files.Symlink(s.ctx(t), "x", path)
+			default:
 				_, err = files.Write(s.ctx(t), path, strings.NewReader("y"), sandbox.WriteOptions{})
 			}
 			wantErr(t, what+" of "+path, err, fs.ErrPermission)
@@ -238,6 +302,13 @@ func testWalls(t *testing.T, s *suite) {
 			}
 		}
 		_, _ = files.Write(s.ctx(t), p, strings.NewReader("inside"), sandbox.WriteOptions{})
+		if made := p + "-made"; s.can(t, Isolation) {
+			_ = files.Mkdir(s.ctx(t), made, 0o755)
+			_ = files.Symlink(s.ctx(t), "/", made+"-link")
+			if l, err := os.ReadDir(filepath.Dir(secret)); err != nil || len(l) != 1 {
+				t.Fatalf("Mkdir or Symlink of %s reached the host: %v, %v", made, l, err)
+			}
+		}
 		if data, err := os.ReadFile(secret); err != nil || string(data) != "host" {
 			t.Fatalf("Write(%s) reached the host's file: %q, %v", p, data, err)
 		}

@@ -73,6 +73,9 @@ func (f files) ReadDir(ctx context.Context, name string) ([]sandbox.FileInfo, er
 	if _, err := f.c.call(ctx, wire.OpReadDir, wire.Path{Path: name}, &all); err != nil {
 		return nil, at("readdir", name, err)
 	}
+	if all.Truncated {
+		return nil, at("readdir", name, fmt.Errorf("it has more than %d entries, too many to list: %w", len(all.Files), sandbox.ErrLimit))
+	}
 	list := make([]sandbox.FileInfo, len(all.Files))
 	for i := range all.Files {
 		list[i] = fileInfo(&all.Files[i])
@@ -118,6 +121,16 @@ func (f files) Write(ctx context.Context, name string, r io.Reader, o sandbox.Wr
 	return sandbox.WriteResult{Path: path.Clean("/" + i.Path), Bytes: n, Created: made.Fresh}, nil
 }
 
+func (f files) Mkdir(ctx context.Context, name string, mode fs.FileMode) error {
+	_, err := f.c.call(ctx, wire.OpMkdir, wire.Mkdir{Path: name, Mode: unixMode(mode)}, nil)
+	return at("mkdir", name, err)
+}
+
+func (f files) Symlink(ctx context.Context, target, name string) error {
+	_, err := f.c.call(ctx, wire.OpSymlink, wire.Symlink{Path: name, Target: target}, nil)
+	return at("symlink", name, err)
+}
+
 // gone makes ErrGone of a connection that broke since the monitor has ended.
 func (f files) gone(err error) error {
 	if errors.Is(err, errBroken) {
@@ -143,6 +156,9 @@ func (r *ctxReader) Read(p []byte) (int, error) {
 
 // at names the path, unless the text is the sandbox's own and does already.
 func at(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
 	var k *kindError
 	if errors.As(err, &k) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err

@@ -261,18 +261,19 @@ type write struct {
 	timer  *time.Timer
 }
 
-// dirAt opens the directory name below base, and makes it with its parents.
-func dirAt(base int, name string) (int, error) {
+// dirAt opens the directory name below base, and makes it, with mode, and its
+// parents.
+func dirAt(base int, name string, mode uint32) (int, error) {
 	fd, err := at(base, name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != unix.ENOENT || name == "/" || name == "." {
 		return fd, err
 	}
-	above, err := dirAt(base, path.Dir(name))
+	above, err := dirAt(base, path.Dir(name), 0o755)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(above)
-	if err := unix.Mkdirat(above, path.Base(name), 0o755); err != nil && err != unix.EEXIST {
+	if err := unix.Mkdirat(above, path.Base(name), mode); err != nil && err != unix.EEXIST {
 		return -1, err
 	}
 	return at(above, path.Base(name), unix.O_PATH|unix.O_DIRECTORY)
@@ -286,7 +287,7 @@ func (g *guest) locate(w *write) error {
 		if base == "/" || base == "." || base == ".." || strings.HasSuffix(name, "/") {
 			return unix.EISDIR
 		}
-		fd, err := dirAt(dir, path.Dir(name))
+		fd, err := dirAt(dir, path.Dir(name), 0o755)
 		if dir >= 0 {
 			_ = unix.Close(dir)
 		}

@@ -318,6 +318,16 @@ func (g *guest) serve(f *wire.Frame) {
 		if err = decode(f, &r); err == nil {
 			body, err = g.commit(&r)
 		}
+	case wire.OpMkdir:
+		var r wire.Mkdir
+		if err = decode(f, &r); err == nil {
+			err = g.mkdir(&r)
+		}
+	case wire.OpSymlink:
+		var r wire.Symlink
+		if err = decode(f, &r); err == nil {
+			err = g.symlink(&r)
+		}
 	default:
 		err = &wire.Error{Code: wire.CodeUnsupported, Text: "init does not know " + f.Op}
 	}

@@ -102,6 +102,45 @@ func TestFiles(t *testing.T) {
 					t.Errorf("a file open to all: %q", out)
 				}
 			}
+			// Directories and links are made with the user's rights, and not through
+			// what only init itself may follow.
+			for _, c := range []struct {
+				path, user, mkdir, symlink string
+			}{
+				{"/workspace/made", "agent", "", wire.CodeIsDir},
+				{"/workspace/../workspace/made/", "agent", "", wire.CodeIsDir},
+				{"/root/made", "root", "", wire.CodeIsDir},
+				{"/proc/self/cwd/x", "root", wire.CodeInvalid, wire.CodeInvalid},
+				{"/proc/self/root/x", "agent", wire.CodeInvalid, wire.CodeInvalid},
+				{"/workspace/loop/x", "root", wire.CodeInvalid, wire.CodeInvalid},
+				{"/workspace/fifo", "agent", wire.CodeNotDir, ""},
+				{"/etc", "no-one", wire.CodeNoUser, wire.CodeNoUser},
+				{"relative", "root", wire.CodeInvalid, wire.CodeInvalid},
+				{"/workspace/\x00", "root", wire.CodeInvalid, wire.CodeInvalid},
+				{"/", "root", "", wire.CodeIsDir},
+			} {
+				_, err := b.call(wire.OpMkdir, wire.Mkdir{Path: c.path, User: c.user, Mode: 0o755}, nil)
+				if code(err) != c.mkdir {
+					t.Errorf("mkdir %q as %s: %v (code %q), want code %q", c.path, c.user, err, code(err), c.mkdir)
+				}
+				_, err = b.call(wire.OpSymlink, wire.Symlink{Path: c.path, User: c.user, Target: "x"}, nil)
+				if code(err) != c.symlink {
+					t.Errorf("symlink %q as %s: %v (code %q), want code %q", c.path, c.user, err, code(err), c.symlink)
+				}
+			}
+			for _, r := range []any{wire.Mkdir{Path: "/workspace/m", Mode: 0o10000}, wire.Mkdir{Path: "/workspace/m", Mode: 1 << 31}} {
+				if _, err := b.call(wire.OpMkdir, r, nil); code(err) != wire.CodeInvalid {
+					t.Errorf("%+v: %v", r, err)
+				}
+			}
+			for _, target := range []string{"", "a\x00b"} {
+				if _, err := b.call(wire.OpSymlink, wire.Symlink{Path: "/workspace/l", Target: target}, nil); code(err) != wire.CodeInvalid {
+					t.Errorf("symlink to %q: %v", target, err)
+				}
+			}
+			if out, _ := b.sh("root", "stat -c '%n %F %U %a' /workspace/made; rmdir /workspace/made; rm /workspace/fifo; mkfifo -m 666 /workspace/fifo"); out != "/workspace/made directory agent 755\n" && mode != wire.IDsSingle {
+				t.Errorf("made: %q", out)
+			}
 			// Through a link to nowhere, with parents; then mode and owner stay.
 			if f, err := b.write(wire.Create{Path: "/workspace/link", Mode: 0o750}, "one"); err != nil || f.Path != "/workspace/sub/target" {
 				t.Errorf("write through a link: %+v, %v", f, err)

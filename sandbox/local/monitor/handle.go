@@ -23,7 +23,7 @@ func (p *peer) handle(f *wire.Frame) {
 		m.mu.Unlock()
 	}
 	switch f.Op {
-	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit:
+	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink:
 		p.forward(f)
 		return
 	}

@@ -86,6 +86,8 @@ const (
 	OpReadDir   = "readdir"   // Path -> Files (init)
 	OpCreate    = "create"    // Create -> Created + one descriptor to write to (init)
 	OpCommit    = "commit"    // Commit -> File (init)
+	OpMkdir     = "mkdir"     // Mkdir -> (init)
+	OpSymlink   = "symlink"   // Symlink -> (init)
 )
 
 // Ops between the monitor and init.
@@ -247,6 +249,21 @@ type Create struct {
 	User   string `json:"user,omitempty"`
 	Append bool   `json:"append,omitempty"`
 	Mode   int64  `json:"mode"` // permission bits; -1: keep, or 0644
+}
+
+// Mkdir makes a directory, and its parents with 0755; one that is there stays
+// as it is.
+type Mkdir struct {
+	Path string `json:"path"`
+	User string `json:"user,omitempty"`
+	Mode uint32 `json:"mode"` // permission bits
+}
+
+// Symlink makes Path a link that holds Target, in place of what is no directory.
+type Symlink struct {
+	Path   string `json:"path"`
+	User   string `json:"user,omitempty"`
+	Target string `json:"target"`
 }
 
 // Created answers Create. Token is given to Commit; a token that is not

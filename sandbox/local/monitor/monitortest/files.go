@@ -48,6 +48,14 @@ func (g *Guest) file(f *wire.Frame) {
 			}
 		}
 		g.answer(f.ID, all, err)
+	case wire.OpMkdir:
+		var m wire.Mkdir
+		_ = json.Unmarshal(f.Body, &m)
+		g.answer(f.ID, nil, os.MkdirAll(m.Path, os.FileMode(m.Mode)))
+	case wire.OpSymlink:
+		var l wire.Symlink
+		_ = json.Unmarshal(f.Body, &l)
+		g.answer(f.ID, nil, os.Symlink(l.Target, l.Path))
 	case wire.OpCreate:
 		g.create(f)
 	case wire.OpCommit:
