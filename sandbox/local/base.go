@@ -15,8 +15,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
 	"berth/sandbox/local/tree"
@@ -24,7 +22,7 @@ import (
 )
 
 // baseFormat changes whenever the layers would be built differently.
-const baseFormat = "2"
+const baseFormat = "3"
 
 const (
 	agentHome = "/home/agent"
@@ -84,7 +82,7 @@ func fingerprint(kind baseKind) baseName {
 		fmt.Fprintln(h, p, st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec, st.Mode)
 	}
 	host := hex.EncodeToString(h.Sum(nil)[:8])
-	fmt.Fprintln(h, baseFormat, os.Geteuid(), os.Getegid(), kind.skeleton, kind.single, kind.shift, kind.extra)
+	fmt.Fprintln(h, baseFormat, os.Geteuid(), os.Getegid(), kind.skeleton, kind.single, kind.shift, kind.extra, overDirs())
 	if m := kind.as.Map; m != nil {
 		fmt.Fprintln(h, *m)
 	}
@@ -145,7 +143,6 @@ func (b base) build(ctx context.Context, kind baseKind) error {
 	if err := buildRoot(root, kind); err != nil {
 		return err
 	}
-	over := []string{"/usr"}
 	for _, d := range systemDirs {
 		fi, err := os.Lstat("/" + d)
 		switch {
@@ -160,18 +157,12 @@ func (b base) build(ctx context.Context, kind baseKind) error {
 				return err
 			}
 		case fi.IsDir():
-			over = append(over, "/"+d)
 			if err := mkdir(filepath.Join(root, d), 0o755); err != nil {
 				return err
 			}
 		}
 	}
-	for _, d := range packageDirs {
-		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
-			over = append(over, d)
-		}
-	}
-	for _, d := range over {
+	for _, d := range overDirs() {
 		if err := buildOver(ctx, b.layer(d), d, kind.skeleton); err != nil {
 			return err
 		}
@@ -249,79 +240,6 @@ func mkdir(path string, mode uint32) error {
 	return unix.Chmod(path, mode)
 }
 
-// buildOver makes the layer over the host's directory dir. Everywhere it hides
-// /usr/local/etc: configuration of the host's own programs. With skeleton it
-// repeats all directories, and copies those package files that are changed in
-// place, so that inside's root owns what it must write.
-func buildOver(ctx context.Context, layer, dir string, skeleton bool) error {
-	if err := mkdirLike(layer, dir); err != nil {
-		return err
-	}
-	if dir == "/usr" {
-		if err := hideLocalEtc(layer); err != nil {
-			return err
-		}
-	}
-	if !skeleton {
-		return nil
-	}
-	sk := skeletonBuilder{ctx: ctx, slots: make(chan struct{}, 4)}
-	sk.walk(dir, layer)
-	sk.wait.Wait()
-	if sk.err != nil {
-		return sk.err
-	}
-	switch dir {
-	case "/var/lib/dpkg":
-		for _, p := range []string{"status", "status-old", "available", "available-old", "diversions", "diversions-old", "statoverride", "statoverride-old", "lock", "lock-frontend", "cmethopt", "arch",
-			"triggers/File", "triggers/Lock", "triggers/Unincorp"} {
-			if err := copyReadable(filepath.Join(dir, p), filepath.Join(layer, p)); err != nil {
-				return err
-			}
-		}
-	case "/var/lib/apt":
-		for _, p := range []string{"extended_states", "lists/lock", "daily_lock"} {
-			if err := copyReadable(filepath.Join(dir, p), filepath.Join(layer, p)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func mkdirLike(dst, src string) error {
-	mode := uint32(0o755)
-	var st unix.Stat_t
-	if err := unix.Stat(src, &st); err == nil {
-		mode = st.Mode & 0o7777
-	}
-	return mkdir(dst, mode)
-}
-
-func hideLocalEtc(layer string) error {
-	if _, err := os.Stat("/usr/local/etc"); err != nil {
-		return nil //nolint:nilerr // nothing to hide
-	}
-	if err := mkdirLike(filepath.Join(layer, "local"), "/usr/local"); err != nil {
-		return err
-	}
-	hidden := filepath.Join(layer, "local/etc")
-	if err := mkdir(hidden, 0o755); err != nil {
-		return err
-	}
-	// Which of the two names counts depends on who mounts the overlay.
-	err := unix.Setxattr(hidden, "user.overlay.opaque", []byte("y"), 0)
-	if os.Geteuid() == 0 {
-		if terr := unix.Setxattr(hidden, "trusted.overlay.opaque", []byte("y"), 0); terr == nil {
-			err = nil
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("hide /usr/local/etc: %w", err)
-	}
-	return nil
-}
-
 // copyReadable copies a file if there is one and everyone may read it; locks,
 // which may be closed, are made empty.
 func copyReadable(src, dst string) error {
@@ -344,61 +262,6 @@ func copyReadable(src, dst string) error {
 		err = cerr
 	}
 	return err
-}
-
-// skeletonBuilder repeats a tree of directories, a few at a time.
-type skeletonBuilder struct {
-	ctx   context.Context
-	slots chan struct{}
-	wait  sync.WaitGroup
-	mu    sync.Mutex
-	err   error
-}
-
-func (b *skeletonBuilder) walk(src, dst string) {
-	if b.ctx.Err() != nil {
-		b.fail(b.ctx.Err())
-		return
-	}
-	entries, err := os.ReadDir(src)
-	if err != nil {
-		return // not ours to see; empty inside, too
-	}
-	for _, e := range entries {
-		if !e.IsDir() || src == "/usr/local" && e.Name() == "etc" {
-			continue
-		}
-		from, to := filepath.Join(src, e.Name()), filepath.Join(dst, e.Name())
-		var st unix.Stat_t
-		if err := unix.Lstat(from, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			continue
-		}
-		if err := unix.Mkdir(to, st.Mode&0o7777); err != nil && err != syscall.EEXIST {
-			b.fail(&fs.PathError{Op: "mkdir", Path: to, Err: err})
-			return
-		}
-		if err := unix.Chmod(to, st.Mode&0o7777|0o700); err != nil {
-			b.fail(err)
-			return
-		}
-		select {
-		case b.slots <- struct{}{}:
-			b.wait.Go(func() {
-				b.walk(from, to)
-				<-b.slots
-			})
-		default:
-			b.walk(from, to)
-		}
-	}
-}
-
-func (b *skeletonBuilder) fail(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.err == nil {
-		b.err = err
-	}
 }
 
 // own gives the layers to those users inside that are not root. Files of ours

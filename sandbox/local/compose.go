@@ -85,7 +85,7 @@ func (p *Provider) newIDs(s *store, id string, had wire.IDs) (wire.IDs, error) {
 	case wire.IDsSingle:
 		return mode, nil
 	}
-	mode.IDMapped = idMapped(append([]string{s.dir, "/usr"}, p.opts.ExtraPaths...)...)
+	mode.IDMapped = idMapped(s.dir, "/usr")
 	if had.Mode != "" && had.IDMapped != mode.IDMapped {
 		return had, refuse("this sandbox was made where file systems could be id-mapped (%t), and here they can (%t); start it where it was made", had.IDMapped, mode.IDMapped)
 	}
@@ -160,6 +160,8 @@ func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
 	}
 	for _, d := range p.opts.ExtraPaths {
 		d = filepath.Clean(d)
+		// Under no id map: its owners are nobody inside, so that root there can
+		// read what everyone can, and no more.
 		list = append(list, wire.Mount{Target: d, Type: "bind", Source: d, ReadOnly: true})
 	}
 	for _, h := range p.opts.HostDirs {

@@ -198,7 +198,7 @@ func (p *Provider) stateChecks() []Check {
 	list := []Check{c, space}
 	if os.Geteuid() == 0 {
 		m := Check{Name: "id_mapped_mounts", State: OK, Detail: "each sandbox has user ids of its own"}
-		if !idMapped(append([]string{s.dir, "/usr"}, p.opts.ExtraPaths...)...) {
+		if !idMapped(s.dir, "/usr") {
 			m.State, m.Detail = Degraded, "the kernel or a file system cannot show files under other owners; all sandboxes share one range of ids, and the owners of /usr show as nobody"
 			m.Remedy = "Linux 5.19 or later, with the state directory and /usr on ext4, xfs or btrfs"
 		}

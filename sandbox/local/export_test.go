@@ -4,6 +4,7 @@ package local
 
 import (
 	"context"
+	"slices"
 
 	"berth/sandbox"
 	"berth/sandbox/local/wire"
@@ -32,6 +33,14 @@ func (in *Instance) IDs() (wire.IDs, error) {
 		return wire.IDs{}, err
 	}
 	return r.IDs, nil
+}
+
+// ShowDir shows a directory of the host in sandboxes as /usr is shown, until
+// hide is called.
+func ShowDir(dir string) (hide func()) {
+	before := packageDirs
+	packageDirs = append(slices.Clone(before), dir)
+	return func() { packageDirs = before }
 }
 
 // Base builds the layers for ids and returns the directory.

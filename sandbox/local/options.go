@@ -33,7 +33,8 @@ type Options struct {
 	// HostDirs are the operator's folders shown inside every sandbox.
 	HostDirs []sandbox.HostDir
 	// ExtraPaths are more system directories of the host to show inside at
-	// the same place, read-only; absolute.
+	// the same place, read-only; absolute. Run by root, berth shows of them what
+	// everyone on the host may read; run by an ordinary user, what that user may.
 	ExtraPaths []string
 	// Limits are the built-in ones of every sandbox, best effort.
 	Limits Limits

@@ -67,7 +67,8 @@ type Mount struct {
 	// ReadOnly holds against root inside.
 	ReadOnly bool `json:"read_only,omitempty"`
 	// MapOwner, for a bind of a host folder: its owner outside appears as
-	// this user inside. Empty: ids are mapped as the sandbox's layers are.
+	// this user inside. Empty: owners are not mapped, so that in range mode
+	// root inside is a stranger to all files of the bind.
 	MapOwner string `json:"map_owner,omitempty"`
 	NoExec   bool   `json:"no_exec,omitempty"`
 	Size     int64  `json:"size,omitempty"` // tmpfs, bytes; 0: half of memory

@@ -172,7 +172,7 @@ func bind(m *wire.Mount, maps *Maps) (int, error) {
 		return -1, &os.PathError{Op: "open", Path: m.Source, Err: err}
 	}
 	defer unix.Close(source)
-	idmap := maps.Layers
+	idmap := -1
 	if m.MapOwner != "" {
 		var st unix.Stat_t
 		if err := unix.Fstat(source, &st); err != nil {
