@@ -106,33 +106,60 @@ func systemName() string {
 }
 
 // base returns the layers of the present host, building them when they are not
-// there. Several processes may do so at once; the first one done wins.
-func (s *store) base(ctx context.Context, kind baseKind) (base, error) {
+// there. One process builds, the others wait for it and use what it made; when
+// it fails or is killed, the next one builds.
+func (s *store) base(ctx context.Context, kind baseKind, step func(string) error) (base, error) {
 	name := fingerprint(kind)
 	b := base{name: name, dir: s.path("base", name.Fingerprint)}
-	if _, err := os.Stat(b.dir); err == nil {
-		// Its time tells the sweeper that it is in use.
-		now := time.Now()
-		_ = os.Chtimes(b.dir, now, now)
+	if b.use() {
 		return b, nil
 	}
-	tmp, err := os.MkdirTemp(s.path("tmp"), "base-")
+	l, err := acquire(ctx, s.baseLock(name.Fingerprint), opCreating)
 	if err != nil {
 		return b, err
 	}
-	build := base{name: name, dir: tmp}
-	err = build.build(ctx, kind)
+	defer l.release(true)
+	if b.use() {
+		return b, nil
+	}
+	if err := s.makeBase(ctx, b, kind, step); err != nil {
+		return b, fmt.Errorf("layers of the default root: %w", err)
+	}
+	return b, nil
+}
+
+// baseLock is held while the layers are built or removed.
+func (s *store) baseLock(fingerprint string) string { return s.lockPath("base." + fingerprint) }
+
+// use tells whether the layers are there, and the sweeper that they are used.
+func (b base) use() bool {
+	now := time.Now()
+	return os.Chtimes(b.dir, now, now) == nil
+}
+
+func (s *store) makeBase(ctx context.Context, b base, kind baseKind, step func(string) error) error {
+	// What a killed process left: whoever holds the lock is alone.
+	tmp := s.path("tmp", "base."+b.name.Fingerprint)
+	if err := kind.as.Remove(ctx, tmp); err != nil {
+		return err
+	}
+	err := os.Mkdir(tmp, 0o700)
+	if err == nil {
+		err = base{name: b.name, dir: tmp}.build(ctx, kind)
+	}
+	if err == nil {
+		err = step("base:built")
+	}
 	if err == nil {
 		err = os.Rename(tmp, b.dir)
 	}
 	if err != nil {
 		_ = kind.as.Remove(context.WithoutCancel(ctx), tmp)
-		if _, serr := os.Stat(b.dir); serr == nil {
-			return b, nil // another process was faster
+		if b.use() {
+			return nil // where a base directory is shared, another may have made it
 		}
-		return b, fmt.Errorf("layers of the default root: %w", err)
 	}
-	return b, nil
+	return err
 }
 
 func (b base) build(ctx context.Context, kind baseKind) error {

@@ -263,7 +263,7 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 		return nil, err
 	}
 	r.IDs = ids
-	b, err := s.base(ctx, p.kindFor(ids))
+	b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
 	if err != nil {
 		return nil, err
 	}

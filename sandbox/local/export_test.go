@@ -49,8 +49,13 @@ func (p *Provider) Base(ids wire.IDs) (layer func(string) string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.base(context.Background(), p.kindFor(ids))
+	b, err := s.base(context.Background(), p.kindFor(ids), p.opts.step)
 	return b.layer, err
+}
+
+// BuildOver makes the layer over dir.
+func BuildOver(ctx context.Context, layer, dir string, skeleton bool) error {
+	return buildOver(ctx, layer, dir, skeleton)
 }
 
 // SandboxID is the name of a key's directory.

@@ -3,12 +3,16 @@
 package local
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,20 +31,9 @@ import (
 // What the host closes or adds later is as the host has it, until the layers are
 // built again: its user's rights are what then counts.
 func buildOver(ctx context.Context, layer, dir string, skeleton bool) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread ends with this goroutine, and with it the umask of its own
-		// that lets a directory have its mode at once.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- os.NewSyscallError("unshare", err)
-			return
-		}
-		unix.Umask(0)
-		o := overlayer{ctx: ctx, skeleton: skeleton, owned: os.Geteuid() == 0 && !skeleton}
-		done <- o.build(layer, dir)
-	}()
-	if err := <-done; err != nil {
+	o := overlayer{ctx: ctx, skeleton: skeleton, owned: os.Geteuid() == 0 && !skeleton,
+		more: make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWalkers)-1)}
+	if err := o.build(layer, dir); err != nil {
 		return err
 	}
 	if !skeleton {
@@ -56,6 +49,10 @@ func buildOver(ctx context.Context, layer, dir string, skeleton bool) error {
 	return nil
 }
 
+// maxWalkers bounds the goroutines that read directories at the same time;
+// more would only wait for one disk.
+const maxWalkers = 4
+
 // changedInPlace are files that programs inside open for writing where they
 // are, which overlayfs refuses for files of an owner that is nobody inside.
 var changedInPlace = map[string][]string{
@@ -68,7 +65,8 @@ var changedInPlace = map[string][]string{
 type overlayer struct {
 	ctx      context.Context
 	skeleton bool
-	owned    bool // directories of the layer belong to whom the host's do
+	owned    bool          // directories of the layer belong to whom the host's do
+	more     chan struct{} // holds one element for each further goroutine at work
 }
 
 // level is a directory of the host and its place in the layer.
@@ -77,8 +75,19 @@ type level struct {
 	name  string // in above; of the top the whole path
 	path  string
 	host  int // open for reading
-	copy  int // open, -1 as long as the layer does not have it
-	st    unix.Stat_t
+	mode  uint32
+	uid   uint32
+	gid   uint32
+
+	mu   sync.Mutex
+	copy int // open, -1 as long as the layer does not have it
+}
+
+// entry is a name of a directory, and what kind of thing the file system says
+// it is: DT_UNKNOWN where it does not say.
+type entry struct {
+	name string
+	kind uint8
 }
 
 func (o *overlayer) build(layer, dir string) error {
@@ -88,7 +97,7 @@ func (o *overlayer) build(layer, dir string) error {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer top.close()
-	if err := unix.Fstat(top.host, &top.st); err != nil {
+	if err := top.stat(top.host, "", unix.AT_EMPTY_PATH); err != nil {
 		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if err := o.ensure(top); err != nil {
@@ -104,8 +113,28 @@ func (d *level) close() {
 	}
 }
 
+// stat fills in d's mode and owner. What a network file system remembers of them
+// is good enough.
+func (d *level) stat(fd int, name string, flags int) error {
+	var st unix.Statx_t
+	err := statx(fd, name, flags, &st)
+	d.mode, d.uid, d.gid = uint32(st.Mode), st.Uid, st.Gid
+	return err
+}
+
+func statx(fd int, name string, flags int, st *unix.Statx_t) error {
+	for {
+		err := unix.Statx(fd, name, flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MODE|unix.STATX_UID|unix.STATX_GID, st)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
 // ensure makes d, and what is above it, in the layer.
 func (o *overlayer) ensure(d *level) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.copy >= 0 {
 		return nil
 	}
@@ -117,7 +146,7 @@ func (o *overlayer) ensure(d *level) error {
 		at = d.above.copy
 	}
 	fail := func(op string, err error) error { return &os.PathError{Op: op + " in a layer", Path: d.path, Err: err} }
-	mode := d.st.Mode & 0o7777
+	mode := d.mode & 0o7777
 	if o.skeleton {
 		mode |= 0o700
 	}
@@ -129,13 +158,18 @@ func (o *overlayer) ensure(d *level) error {
 		return fail("open", err)
 	}
 	d.copy = fd
-	if o.owned && (d.st.Uid != 0 || d.st.Gid != 0) {
-		if err := unix.Fchown(fd, int(d.st.Uid), int(d.st.Gid)); err != nil {
+	// The umask, and a set-group-id directory above, have changed what was made.
+	var made unix.Statx_t
+	if err := statx(fd, "", unix.AT_EMPTY_PATH, &made); err != nil {
+		return fail("stat", err)
+	}
+	chown := o.owned && (d.uid != made.Uid || d.gid != made.Gid)
+	if chown {
+		if err := unix.Fchown(fd, int(d.uid), int(d.gid)); err != nil {
 			return fail("chown", err)
 		}
 	}
-	// mkdir takes no more than these, and chown may drop some.
-	if mode&^0o1777 != 0 || mode&0o700 != 0o700 {
+	if chown || uint32(made.Mode)&0o7777 != mode { // chown may drop bits
 		if err := unix.Fchmod(fd, mode); err != nil {
 			return fail("chmod", err)
 		}
@@ -143,44 +177,67 @@ func (o *overlayer) ensure(d *level) error {
 	return nil
 }
 
+// walk goes through d. Directories below are read by other goroutines while
+// there is room for them; it returns when they have ended.
 func (o *overlayer) walk(d *level) error {
 	if err := o.ctx.Err(); err != nil {
 		return err
 	}
-	names, err := readNames(d.host)
+	entries, err := readEntries(d.host)
 	if err != nil {
 		return &os.PathError{Op: "read", Path: d.path, Err: err}
 	}
-	for _, name := range names {
-		sub := &level{above: d, name: name, host: -1, copy: -1}
-		if err := unix.Fstatat(d.host, name, &sub.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			if err == unix.ENOENT {
-				continue
-			}
-			return &os.PathError{Op: "stat", Path: d.path + "/" + name, Err: err}
-		}
-		switch sub.st.Mode & unix.S_IFMT {
-		case unix.S_IFLNK:
+	var others sync.WaitGroup
+	var mu sync.Mutex
+	var failed error // of another goroutine, the first
+	for _, e := range entries {
+		if e.kind == unix.DT_LNK {
 			continue
+		}
+		sub := &level{above: d, name: e.name, host: -1, copy: -1}
+		if err = sub.stat(d.host, e.name, 0); err == unix.ENOENT {
+			err = nil
+			continue
+		} else if err != nil {
+			err = &os.PathError{Op: "stat", Path: d.path + "/" + e.name, Err: err}
+			break
+		}
+		switch sub.mode & unix.S_IFMT {
+		case unix.S_IFLNK:
 		case unix.S_IFDIR:
-			sub.path = d.path + "/" + name
-			err = o.directory(sub)
+			sub.path = d.path + "/" + e.name
+			select {
+			case o.more <- struct{}{}:
+				others.Go(func() {
+					defer func() { <-o.more }()
+					if err := o.directory(sub); err != nil {
+						mu.Lock()
+						defer mu.Unlock()
+						failed = cmp.Or(failed, err)
+					}
+				})
+			default:
+				err = o.directory(sub)
+			}
 		case unix.S_IFREG:
-			if sub.st.Mode&0o004 == 0 {
-				err = o.hide(d, name)
+			if sub.mode&0o004 == 0 {
+				err = o.hide(d, e.name)
 			}
 		default:
-			err = o.hide(d, name)
+			err = o.hide(d, e.name)
 		}
 		if err != nil {
-			return err
+			break
 		}
 	}
-	return nil
+	others.Wait()
+	return cmp.Or(err, failed)
 }
 
+// directory shows or hides one; it closes what d holds open.
 func (o *overlayer) directory(d *level) error {
-	open := d.st.Mode&0o001 != 0 && d.path != "/usr/local/etc"
+	defer d.close()
+	open := d.mode&0o001 != 0 && d.path != "/usr/local/etc"
 	if open {
 		// Overlayfs shows what lies below a mount, instead of what is mounted.
 		fd, err := unix.Openat2(d.above.host, d.name, &unix.OpenHow{
@@ -194,24 +251,19 @@ func (o *overlayer) directory(d *level) error {
 		}
 		d.host = fd
 	}
-	if !open {
-		if err := o.ensure(d); err != nil {
-			return err
-		}
-		err := hideContent(d.copy)
-		_ = unix.Close(d.copy)
-		if err != nil {
-			return fmt.Errorf("hide %s: %w", d.path, err)
-		}
-		return nil
+	if open && !o.skeleton {
+		return o.walk(d)
 	}
-	defer d.close()
-	if o.skeleton {
-		if err := o.ensure(d); err != nil {
-			return err
-		}
+	if err := o.ensure(d); err != nil {
+		return err
 	}
-	return o.walk(d)
+	if open {
+		return o.walk(d)
+	}
+	if err := hideContent(d.copy); err != nil {
+		return fmt.Errorf("hide %s: %w", d.path, err)
+	}
+	return nil
 }
 
 // hide makes the file name of d vanish.
@@ -245,16 +297,25 @@ func hideContent(fd int) error {
 	return err
 }
 
-func readNames(fd int) (names []string, err error) {
+// readEntries reads a whole directory.
+func readEntries(fd int) (list []entry, err error) {
 	buf := make([]byte, 16<<10)
 	for {
-		n, err := unix.ReadDirent(fd, buf)
+		n, err := unix.Getdents(fd, buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil || n <= 0 {
-			return names, err
+			return list, err
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		for b := buf[:n]; len(b) > 0; {
+			// struct linux_dirent64: ino, off, reclen, type, name with a NUL.
+			size := int(binary.NativeEndian.Uint16(b[16:]))
+			name, _, _ := bytes.Cut(b[19:size], []byte{0})
+			if n := string(name); n != "." && n != ".." {
+				list = append(list, entry{n, b[18]})
+			}
+			b = b[size:]
+		}
 	}
 }

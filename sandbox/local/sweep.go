@@ -21,7 +21,7 @@ const (
 	tombstoneTime = 30 * 24 * time.Hour
 	maxTombstones = 10_000
 	baseTime      = 7 * 24 * time.Hour // an unused set of layers
-	tmpTime       = 10 * time.Minute   // a set of layers being built
+	tmpTime       = 10 * time.Minute   // what nobody holds a lock for
 )
 
 // Sweep archives and deletes the stopped sandboxes whose time has come, and
@@ -119,6 +119,13 @@ func (s *store) sweepTmp(ctx context.Context) error {
 			errs = append(errs, s.removeTree(ctx, path))
 			_, err = os.Lstat(s.sandboxDir(id))
 			l.release(err != nil)
+			continue
+		}
+		if strings.HasPrefix(e.Name(), "base.") {
+			if l, err := tryAcquire(s.lockPath(e.Name()), opOther); err == nil {
+				errs = append(errs, s.removeTree(ctx, path))
+				l.release(true)
+			}
 			continue
 		}
 		if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) > tmpTime {
@@ -265,13 +272,28 @@ func (p *Provider) sweepBases(ctx context.Context, s *store) error {
 		if err != nil || used[e.Name()] || time.Since(fi.ModTime()) < baseTime {
 			continue
 		}
-		// Renamed first: half of the layers must not look like all of them.
-		to := s.path("trash", "base."+e.Name())
-		if err := os.Rename(s.path("base", e.Name()), to); err != nil {
+		if err := s.removeBase(ctx, e.Name()); err != nil && !errors.Is(err, errLocked) {
 			errs = append(errs, err)
-			continue
 		}
-		errs = append(errs, s.removeTree(ctx, to))
 	}
 	return errors.Join(errs...)
+}
+
+// removeBase removes a set of layers, unless somebody begins to use it.
+func (s *store) removeBase(ctx context.Context, name string) error {
+	l, err := tryAcquire(s.baseLock(name), opOther)
+	if err != nil {
+		return err
+	}
+	defer l.release(true)
+	// Renamed first: half of the layers must not look like all of them.
+	from, to := s.path("base", name), s.path("trash", "base."+name)
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	// Whoever uses layers touches them first, without the lock.
+	if fi, err := os.Lstat(to); err == nil && time.Since(fi.ModTime()) < baseTime {
+		return os.Rename(to, from)
+	}
+	return s.removeTree(ctx, to)
 }
