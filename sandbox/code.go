@@ -39,8 +39,8 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return m.foreground(ctx, key, r.RunRequest, wait, func(info Info) (Command, error) {
-		lang := r.Language
+	return m.foreground(ctx, key, r.RunRequest, wait, func(ctx context.Context, b *box) (Command, error) {
+		info, lang := b.info, r.Language
 		if lang == "" {
 			lang = info.Spec.Language
 		}
@@ -51,43 +51,68 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 		if !ok && lang != Bash {
 			return Command{}, missing(lang, info)
 		}
-		c, err := program2command(lang, program, r.Code, r.Stdin)
+		code := source{text: r.Code}
+		if lang == JavaScript || lang == TypeScript {
+			var err error
+			if code, err = prepare(ctx, b.inst.Files(), resolve(info, r.Cwd), r.Code, lang); err != nil {
+				return Command{}, err
+			}
+		}
+		c, err := program2command(lang, program, code, r.Stdin)
 		c.Display = "run_code " + string(lang)
 		return c, err
 	})
 }
 
+// source is a program as its interpreter gets it.
+type source struct {
+	text   string
+	module bool // an ES module
+	mapped bool // with a source map in it
+}
+
+// prepare makes of JavaScript or TypeScript what any node runs, with the local
+// files that node cannot load in it.
+func prepare(ctx context.Context, files Files, cwd, code string, lang Language) (source, error) {
+	js, ok, err := bundle(ctx, files, cwd, code, lang)
+	switch {
+	case err != nil:
+		return source{}, err
+	case ok:
+		return source{text: js, module: true, mapped: true}, nil
+	case lang == JavaScript:
+		return source{text: code, module: isModule(code)}, nil
+	}
+	js, err = transpile(code)
+	// Always a module: node applies source maps to no other text of this kind.
+	return source{text: js, module: true, mapped: true}, err
+}
+
 // program2command makes the command that runs code. Its stdin is complete only
 // when it is not empty; the caller's is then part of it.
-func program2command(lang Language, program, code string, stdin *string) (Command, error) {
+func program2command(lang Language, program string, code source, stdin *string) (Command, error) {
 	switch lang {
 	case Bash:
-		return Command{Shell: code}, nil
+		return Command{Shell: code.text}, nil
 	case Python:
-		input := code
+		input := code.text
 		if stdin != nil {
 			input += *stdin
 		}
-		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code))}, Stdin: []byte(input)}, nil
-	case TypeScript:
-		js, err := transpile(code)
-		if err != nil {
-			return Command{}, err
-		}
-		// Always a module: node applies source maps to no other text of this kind.
-		return node(program, js, true, stdin, "--enable-source-maps")
+		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code.text))}, Stdin: []byte(input)}, nil
 	default:
-		return node(program, code, isModule(code), stdin)
+		return node(program, code, stdin)
 	}
 }
 
 // pythonRunner reads as many bytes of stdin as its argument says, and runs them
 // as the main module; the rest of stdin is the program's. The source is made
 // known to linecache, so that tracebacks quote it; the runner's own frame is
-// left out of them.
+// left out of them. The name __file__ is a builtin and no attribute of the
+// main module, since multiprocessing would run the file that is named there.
 const pythonRunner = `import sys
 def run():
-    import os, linecache, traceback
+    import os, linecache, traceback, builtins
     left = int(sys.argv[1])
     sys.argv[:] = ['run_code.py']
     parts = []
@@ -104,6 +129,7 @@ def run():
             tb = tb.tb_next
         traceback.print_exception(kind, error, tb)
     sys.excepthook = hook
+    builtins.__file__ = os.path.join(os.getcwd(), 'run_code.py')
     main = sys.modules['__main__'].__dict__
     del main['run'], main['sys']
     exec(compile(text, 'run_code.py', 'exec'), main)
@@ -120,22 +146,25 @@ Object.assign(globalThis, {require: createRequire(d + "/"), module: m, exports: 
 // node makes the command that runs JavaScript. A program with imports, exports
 // or await at its top is an ES module, any other CommonJS, where old code runs
 // as it always did; require works in both.
-func node(program, code string, module bool, stdin *string, options ...string) (Command, error) {
-	kind := "commonjs"
-	if module {
-		kind = "module"
-		code += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals)) + ";"
+func node(program string, code source, stdin *string) (Command, error) {
+	argv := []string{program}
+	if code.mapped {
+		argv = append(argv, "--enable-source-maps")
 	}
-	argv := append([]string{program}, options...)
+	kind, text := "commonjs", code.text
+	if code.module {
+		kind = "module"
+		text += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals)) + ";"
+	}
 	argv = append(argv, "--input-type="+kind)
-	if len(code) <= maxArgCode {
-		return Command{Argv: append(argv, "--eval", code)}, nil
+	if len(text) <= maxArgCode {
+		return Command{Argv: append(argv, "--eval", text)}, nil
 	}
 	if stdin != nil {
-		return Command{}, &FieldError{Field: "code", Problem: fmt.Sprintf("it has %d bytes, and stdin is given too", len(code)),
+		return Command{}, &FieldError{Field: "code", Problem: fmt.Sprintf("it has %d bytes, with what it imports, and stdin is given too", len(text)),
 			Allowed: "at most 102,400 bytes with stdin", Hint: "write it with write_file and run that"}
 	}
-	return Command{Argv: append(argv, "-"), Stdin: []byte(code)}, nil
+	return Command{Argv: append(argv, "-"), Stdin: []byte(text)}, nil
 }
 
 // isModule tells whether a program must be an ES module. One with a fault is
@@ -175,12 +204,7 @@ func transpile(code string) (string, error) {
 		LogLevel: esbuild.LogLevelSilent,
 	})
 	if len(res.Errors) > 0 {
-		e := res.Errors[0]
-		problem := e.Text
-		if l := e.Location; l != nil {
-			problem = fmt.Sprintf("run_code.ts:%d:%d: %s\n%s\n%s^", l.Line, l.Column+1, e.Text, l.LineText, strings.Repeat(" ", l.Column))
-		}
-		return "", &FieldError{Field: "code", Problem: problem, Hint: "nothing was run"}
+		return "", codeFault(res.Errors[0], func(name string) string { return name })
 	}
 	return string(res.Code), nil
 }

@@ -35,17 +35,18 @@ func (m *Manager) ExecuteCommand(ctx context.Context, key Key, r RunRequest) (*R
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return m.foreground(ctx, key, r, wait, func(Info) (Command, error) {
+	return m.foreground(ctx, key, r, wait, func(context.Context, *box) (Command, error) {
 		return Command{Shell: r.Command, Argv: r.Argv, Display: display(r)}, nil
 	})
 }
 
 // foreground runs what fill makes of the sandbox it finds, and waits.
-func (m *Manager) foreground(ctx context.Context, key Key, r RunRequest, wait time.Duration, fill func(Info) (Command, error)) (*RunResult, error) {
+func (m *Manager) foreground(ctx context.Context, key Key, r RunRequest, wait time.Duration, fill func(context.Context, *box) (Command, error)) (*RunResult, error) {
 	ctx = withDeadline(ctx)
 	began := time.Now()
-	s, err := m.spawn(ctx, key, func(info Info) (Command, error) {
-		c, err := fill(info)
+	s, err := m.spawn(ctx, key, func(ctx context.Context, b *box) (Command, error) {
+		info := b.info
+		c, err := fill(ctx, b)
 		if err != nil {
 			return c, err
 		}
@@ -79,8 +80,8 @@ func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*R
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	s, err := m.spawn(ctx, key, func(info Info) (Command, error) {
-		c, err := r.complete(info, Command{Shell: r.Command, Argv: r.Argv, Display: display(r.RunRequest)})
+	s, err := m.spawn(ctx, key, func(_ context.Context, b *box) (Command, error) {
+		c, err := r.complete(b.info, Command{Shell: r.Command, Argv: r.Argv, Display: display(r.RunRequest)})
 		c.OpenStdin, c.TTY = r.OpenStdin, r.TTY
 		return c, err
 	})
@@ -259,7 +260,7 @@ type spawned struct {
 // spawn starts the command that fill makes of the sandbox, which is started or
 // created when it must. A sandbox found dead is revived once, and the command,
 // which surely had not started, is sent again.
-func (m *Manager) spawn(ctx context.Context, key Key, fill func(Info) (Command, error)) (*spawned, error) {
+func (m *Manager) spawn(ctx context.Context, key Key, fill func(context.Context, *box) (Command, error)) (*spawned, error) {
 	id := NewProcessID()
 	var revived string
 	for {
@@ -267,7 +268,12 @@ func (m *Manager) spawn(ctx context.Context, key Key, fill func(Info) (Command, 
 		if err != nil {
 			return nil, sayNoSession(err, key)
 		}
-		c, err := fill(b.info)
+		c, err := fill(ctx, b)
+		if dead(err) && revived == "" {
+			m.forget(key, b)
+			revived = "the sandbox was found " + dying(err) + " and was brought back"
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

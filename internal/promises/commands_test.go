@@ -77,7 +77,12 @@ func TestPromise02Modules(t *testing.T) {
 	b.sh("mkdir -p ~/work")
 	b.call("write_file", args{"path": "work/twice.cjs", "content": "module.exports = n => 2 * n\n"})
 	b.call("write_file", args{"path": "work/thrice.mjs", "content": "export default n => 3 * n\n"})
+	b.call("write_file", args{"path": "work/util.ts", "content": "import {four} from './lib/more.js'\nexport const five: number = four + 1\n"})
+	b.call("write_file", args{"path": "work/lib/more.ts", "content": "export const four: number = 4\n"})
 	for _, l := range []struct{ language, code, want string }{
+		{"typescript", "import {five} from './util'; const n: number = five; console.log(n)", "5"},
+		{"javascript", "import {five} from './util.ts'; console.log(five)", "5"},
+		{"python", "import os; print(os.path.dirname(__file__))", "/home/agent/work"},
 		{"javascript", "const n = await Promise.resolve(21); console.log(n)", "21"},
 		{"javascript", "const twice = require('./twice.cjs'); console.log(twice(21), require('path').basename(process.cwd()))", "42 work"},
 		{"javascript", "import thrice from './thrice.mjs'; console.log(await Promise.resolve(thrice(7)))", "21"},
