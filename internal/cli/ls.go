@@ -223,6 +223,17 @@ func countOrNone(n int) string {
 	return fmt.Sprint(n)
 }
 
+// count writes how many things there are.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	if strings.HasSuffix(thing, "x") {
+		thing += "e"
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // size writes bytes in the largest unit that fits.
 func size(n int64) string {
 	switch {
