@@ -20,9 +20,18 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	// The first signal ends things in order; the second ends them at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop)
+	ctx, end := context.WithCancelCause(context.Background())
+	defer end(nil)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	go func() {
+		s := <-signals
+		signal.Stop(signals)
+		end(cli.Interrupted{Signal: s})
+	}()
 
 	dir, err := os.Getwd()
 	if err != nil {

@@ -25,17 +25,32 @@ func (a *App) terminal(f any) bool {
 
 // getenv reads the environment that the App was given.
 func (a *App) getenv(name string) string {
+	v, _ := a.lookupEnv(name)
+	return v
+}
+
+func (a *App) lookupEnv(name string) (value string, set bool) {
 	for _, e := range slices.Backward(a.Environ) {
 		if n, v, ok := strings.Cut(e, "="); ok && n == name {
-			return v
+			return v, true
 		}
 	}
-	return ""
+	return "", false
 }
 
 // load reads the settings.
 func (a *App) load() (*config.Config, error) {
 	return config.Load(config.Source{Flags: a.flags, Environ: a.Environ, File: a.commands.Config, Dir: a.Dir})
+}
+
+// settings reads the settings for a command for people, and says what is odd
+// about them; serve logs that.
+func (a *App) settings() (*config.Config, error) {
+	c, err := a.load()
+	if err == nil {
+		a.remark(c.Warnings)
+	}
+	return c, err
 }
 
 // logger makes the log, always on stderr: stdout belongs to the transport, or
@@ -80,7 +95,7 @@ type bench struct {
 // open loads the settings and opens the provider and a Manager. The caller
 // closes the bench.
 func (a *App) open() (*bench, error) {
-	c, err := a.load()
+	c, err := a.settings()
 	if err != nil {
 		return nil, err
 	}

@@ -2,9 +2,9 @@
 // Commands for people work on the state directory itself, with no server
 // running, and act as the owner "local".
 //
-// Exit codes: 0 done; 1 it failed; 2 wrong usage or settings. run and exec end
-// with the command's own code, or 125 when berth could not run it or does not
-// know how it ended.
+// Exit codes: 0 done; 1 it failed; 2 wrong usage or settings; 128+n it was
+// interrupted by signal n. run, exec and enter end with the command's own code,
+// see exitCodes.
 package cli
 
 import (
@@ -14,7 +14,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -38,6 +40,8 @@ type commands struct {
 	State     string `help:"The state directory." placeholder:"DIR" key:"state"`
 	LogLevel  string `help:"debug, info, warn or error." placeholder:"LEVEL" key:"log.level"`
 	LogFormat string `help:"auto, text or json." placeholder:"FORMAT" key:"log.format"`
+	// Its name must not be Version, which is the command.
+	VersionFlag kong.VersionFlag `name:"version" help:"Print the version."`
 
 	Serve  serveCommand  `cmd:"" help:"Serve MCP on stdio, or over HTTP with --http."`
 	Doctor doctorCommand `cmd:"" help:"Show what holds on this machine, and fix what can be fixed."`
@@ -56,6 +60,7 @@ type commands struct {
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
 	Healthcheck  healthcheckCommand  `cmd:"" group:"setup" help:"Say whether this berth works, for a container's HEALTHCHECK."`
 	Version      versionCommand      `cmd:"" group:"setup" help:"Print the version."`
+	Help         helpCommand         `cmd:"" group:"setup" help:"Show help, of a command when one is named."`
 }
 
 const description = `berth gives every agent session its own isolated Linux sandbox, over MCP.
@@ -77,12 +82,37 @@ func Run(ctx context.Context, app App, args []string) int {
 			args = []string{"--help"}
 		}
 	}
+	if args[0] == "help" {
+		if len(args) > 2 {
+			return app.code(usagef("help: name one command, or none"))
+		}
+		args = append(slices.Clone(args[1:]), "--help")
+	}
 	var c commands
 	app.commands = &c
-	type helpShown struct{}
-	parser, err := kong.New(&c, kong.Name("berth"), kong.Description(description),
-		kong.Writers(app.Stdout, app.Stderr),
-		kong.Exit(func(int) { panic(helpShown{}) }),
+	parsed, shown, err := app.parse(&c, args)
+	if shown {
+		return 0
+	}
+	if err != nil {
+		return app.usage(err)
+	}
+	for _, f := range parsed.Flags() {
+		if key := f.Tag.Get("key"); key != "" && f.Set {
+			app.flags = append(app.flags, settings(f, key)...)
+		}
+	}
+	return app.code(parsed.Run(&app))
+}
+
+// parse reads a command line into c. shown tells that it asked for help, or for
+// the version, and has got it.
+func (a *App) parse(c *commands, args []string) (parsed *kong.Context, shown bool, err error) {
+	type done struct{}
+	parser, err := kong.New(c, kong.Name("berth"), kong.Description(description),
+		kong.Writers(a.Stdout, a.Stderr),
+		kong.Vars{"version": a.version()},
+		kong.Exit(func(int) { panic(done{}) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "people", Title: "For people:"},
@@ -91,30 +121,15 @@ func Run(ctx context.Context, app App, args []string) int {
 	if err != nil {
 		panic(err) // a programmer's mistake
 	}
-	var parsed *kong.Context
-	shown := func() (shown bool) {
-		defer func() {
-			if r := recover(); r != nil {
-				if _, shown = r.(helpShown); !shown {
-					panic(r)
-				}
+	defer func() {
+		if r := recover(); r != nil {
+			if _, shown = r.(done); !shown {
+				panic(r)
 			}
-		}()
-		parsed, err = parser.Parse(args)
-		return false
-	}()
-	if shown {
-		return 0
-	}
-	if err != nil {
-		return app.usage(err, args)
-	}
-	for _, f := range parsed.Flags() {
-		if key := f.Tag.Get("key"); key != "" && f.Set {
-			app.flags = append(app.flags, settings(f, key)...)
 		}
-	}
-	return app.code(parsed.Run(&app))
+	}()
+	parsed, err = parser.Parse(args)
+	return parsed, false, err
 }
 
 // settings turns a flag into what the config takes.
@@ -135,7 +150,7 @@ func settings(f *kong.Flag, key string) []config.Flag {
 }
 
 // usage explains a command line that cannot be understood.
-func (a *App) usage(err error, args []string) int {
+func (a *App) usage(err error) int {
 	command := ""
 	if pe, ok := errors.AsType[*kong.ParseError](err); ok && pe.Context != nil && pe.Context.Selected() != nil {
 		command = " " + pe.Context.Selected().Name
@@ -152,6 +167,10 @@ func (a *App) code(err error) int {
 	if e, ok := errors.AsType[exit](err); ok {
 		return int(e)
 	}
+	if code, ok := a.interrupted(err); ok {
+		fmt.Fprintln(a.Stderr, "berth: interrupted")
+		return code
+	}
 	text := err.Error()
 	if !strings.HasPrefix(text, "berth") {
 		text = "berth: " + text
@@ -162,6 +181,29 @@ func (a *App) code(err error) int {
 	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
+	}
+	return exitFailed
+}
+
+// Interrupted is the cause of the end of Run's context when a signal ended it.
+type Interrupted struct{ Signal os.Signal }
+
+func (i Interrupted) Error() string { return "interrupted: " + i.Signal.String() }
+
+// interrupted tells whether err comes of a signal that told us to end, and the
+// exit code that says so.
+func (a *App) interrupted(err error) (code int, yes bool) {
+	i, ok := errors.AsType[Interrupted](context.Cause(a.ctx))
+	if !ok || !errors.Is(err, context.Canceled) && !errors.Is(err, i) {
+		return 0, false
+	}
+	return codeOf(i.Signal), true
+}
+
+// codeOf is the exit code of who ends by a signal, as shells tell it.
+func codeOf(s os.Signal) int {
+	if n, ok := s.(syscall.Signal); ok {
+		return 128 + int(n)
 	}
 	return exitFailed
 }

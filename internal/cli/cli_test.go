@@ -23,6 +23,8 @@ type machine struct {
 	t    *testing.T
 	fake *providertest.Fake
 	dir  string
+	// environ is added to the environment.
+	environ []string
 }
 
 func newMachine(t *testing.T) *machine {
@@ -50,7 +52,7 @@ func (m *machine) do(input string, args ...string) answer {
 	var out, errs bytes.Buffer
 	code := cli.Run(m.t.Context(), cli.App{
 		Stdin: r, Stdout: &out, Stderr: &errs, Dir: m.dir, Executable: "/usr/bin/berth", Version: "test",
-		Environ: []string{"BERTH_STATE=" + filepath.Join(m.dir, "state"), "HOME=" + m.dir, "MINE=from here"},
+		Environ: append([]string{"BERTH_STATE=" + filepath.Join(m.dir, "state"), "HOME=" + m.dir, "MINE=from here"}, m.environ...),
 		Provider: func(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
 			return m.fake.Reopen(), "test", nil
 		},
@@ -92,6 +94,30 @@ func TestRun(t *testing.T) {
 	if list, err := m.fake.List(t.Context(), ""); err != nil || len(list) != 0 {
 		t.Errorf("sandboxes left behind: %v, %v", list, err)
 	}
+}
+
+func TestRunFlags(t *testing.T) {
+	m := newMachine(t)
+	m.run(0, "--bogus\n", "", "run", "echo", "--bogus") // the program's
+	m.run(0, "-e\n", "", "run", "--", "printf", "%s\\n", "-e")
+	m.run(0, "-- x\n", "", "run", "echo", "--", "x")
+	m.run(0, "\n", "", "run", "-e", "EMPTY=", "--", "sh", "-c", "echo $EMPTY")
+	m.run(0, "from here\n", "", "run", "-e", "MINE", "sh", "-c", "echo $MINE")
+	m.run(2, "", "*", "run", "-q", "--", "true")
+	m.run(2, "", "berth: --env: NOT_SET is not set here; write NOT_SET=VALUE, or leave it out\n", "run", "-e", "NOT_SET", "--", "true")
+	m.keep("s")
+	m.run(2, "", "*", "exec", "s", "--bogus", "--", "true")
+	m.run(2, "", "*", "exec", "--bogus", "s", "--", "true")
+	m.run(0, "--bogus\n", "", "exec", "s", "echo", "--bogus")
+}
+
+// What a variable of ours is not known for is said by every command, and stops none.
+func TestUnknownVariables(t *testing.T) {
+	m := newMachine(t)
+	m.environ = []string{"BERTH_LIMITS_MAX_SANDBOXS=3"}
+	const said = "berth: environment variable BERTH_LIMITS_MAX_SANDBOXS is not known and has no effect; did you mean BERTH_LIMITS_MAX_SANDBOXES?\n"
+	m.run(0, "", said, "ls", "-q")
+	m.run(0, "hello\n", said, "run", "--", "echo", "hello")
 }
 
 func TestRunBringsEveryByte(t *testing.T) {
@@ -196,6 +222,12 @@ func TestListStopRemove(t *testing.T) {
 		t.Errorf("prune: %q", a.stderr)
 	}
 	m.run(0, "", "*", "prune", "--yes", "--older-than", "1h")
+	a = m.run(0, "", "*", "ls", "--owner", "nobody")
+	if a.stderr != "No sandbox matches.\n" {
+		t.Errorf("ls of an owner without any: %q", a.stderr)
+	}
+	m.run(0, "", "No sandbox matches.\n", "ls", "--status", "archived")
+	m.run(0, "", "", "ls", "--status", "archived", "-q")
 	if a := m.run(0, "*", "*", "prune", "--yes"); !strings.Contains(a.stdout, "two deleted") {
 		t.Errorf("prune --yes: %+v", a)
 	}

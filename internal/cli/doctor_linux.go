@@ -21,7 +21,7 @@ func (*doctorCommand) Help() string {
 }
 
 func (d *doctorCommand) Run(a *App) error {
-	c, err := a.load()
+	c, err := a.settings()
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 	"time"
@@ -26,7 +25,7 @@ type enterCommand struct {
 // Help is shown by --help.
 func (*enterCommand) Help() string {
 	return "Ctrl-] leaves the terminal; what runs in it runs on, and berth enter ID PROCESS returns to it. " +
-		"Everything else, Ctrl-C too, goes to the shell. Ends with the shell's exit code."
+		"Everything else, Ctrl-C too, goes to the shell. Closing the terminal hangs up: it ends the shell and what runs in its foreground.\n\n" + exitCodes
 }
 
 // shell is the sandbox's best login shell.
@@ -71,7 +70,9 @@ func (c *enterCommand) Run(a *App) error {
 	// The last screenful or so; a program that draws is redrawn by the resize.
 	from := info.Produced
 	from.Stdout = max(from.Stdout-4096, info.Kept.Stdout)
-	return a.interact(context.WithoutCancel(a.ctx), key, p, from, detach)
+	signals := catch()
+	defer signals.stop()
+	return a.interact(context.WithoutCancel(a.ctx), key, p, from, detach, signals)
 }
 
 func detachKey(s string) (byte, error) {
@@ -113,10 +114,9 @@ const (
 
 // interact connects our terminal with a process's until the process ends or
 // the detach key is pressed. Without a terminal of ours it is plain streams.
-func (a *App) interact(ctx context.Context, key sandbox.Key, p sandbox.Process, from sandbox.Cursor, detach byte) error {
+func (a *App) interact(ctx context.Context, key sandbox.Key, p sandbox.Process, from sandbox.Cursor, detach byte, signals *signals) error {
 	if !a.terminal(a.Stdin) {
-		stop := passSignals(ctx, p)
-		defer stop()
+		signals.pass(ctx, p)
 		go feed(ctx, p, a.Stdin)
 		info, err := follow(ctx, p, from, a.Stdout, a.Stderr)
 		if err != nil {
@@ -124,14 +124,14 @@ func (a *App) interact(ctx context.Context, key sandbox.Key, p sandbox.Process, 
 		}
 		return a.ended(info)
 	}
-	how, info, err := a.raw(ctx, p, from, detach)
+	how, by, info, err := a.raw(ctx, p, from, detach, signals)
 	switch how {
 	case left:
 		fmt.Fprintf(a.Stderr, "berth: left; berth enter %s %s returns\n", key.Session, p.ID())
 		return nil
 	case signalled:
 		fmt.Fprintf(a.Stderr, "berth: told to end; berth enter %s %s returns\n", key.Session, p.ID())
-		return exit(exitNotRun)
+		return exit(codeOf(by))
 	case broke:
 		return a.notRun(fmt.Errorf("the connection to the sandbox broke: %w; berth enter %s %s tries again", err, key.Session, p.ID()))
 	}
@@ -140,11 +140,11 @@ func (a *App) interact(ctx context.Context, key sandbox.Key, p sandbox.Process, 
 
 // raw is interact while the terminal is in raw mode. The terminal is given
 // back whatever happens, also while panicking.
-func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, detach byte) (how outcome, info sandbox.ProcessInfo, err error) {
+func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, detach byte, signals *signals) (how outcome, by os.Signal, info sandbox.ProcessInfo, err error) {
 	fd := int(a.Stdin.Fd())
 	before, err := term.MakeRaw(fd)
 	if err != nil {
-		return broke, info, err
+		return broke, nil, info, err
 	}
 	how = broke // unless we learn better
 	defer func() {
@@ -156,16 +156,13 @@ func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, d
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
-	defer signal.Stop(signals)
 	go func() {
 		select {
-		case s := <-signals:
+		case s := <-signals.caught:
 			if s == syscall.SIGHUP {
 				_ = p.Kill(ctx, "HUP", 2*time.Second, "its terminal was closed") // it may have ended
 			}
-			cancel(errSignalled)
+			cancel(Interrupted{s})
 		case <-ctx.Done():
 		}
 	}()
@@ -173,21 +170,20 @@ func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, d
 	stop := a.followSize(ctx, p)
 	defer stop()
 	info, err = follow(ctx, p, from, a.Stdout, a.Stderr)
-	switch cause := context.Cause(ctx); {
+	cause := context.Cause(ctx)
+	told, isTold := errors.AsType[Interrupted](cause)
+	switch {
 	case err == nil:
 		how = processEnded
 	case errors.Is(cause, errLeft):
 		how = left
-	case errors.Is(cause, errSignalled):
+	case isTold:
 		how = signalled
 	}
-	return how, info, err
+	return how, told.Signal, info, err
 }
 
-var (
-	errLeft      = errors.New("the detach key was pressed")
-	errSignalled = errors.New("a signal")
-)
+var errLeft = errors.New("the detach key was pressed")
 
 // keys sends what is typed to the process until the detach key is typed.
 func (a *App) keys(ctx context.Context, p sandbox.Process, detach byte, leave func()) {

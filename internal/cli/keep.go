@@ -158,7 +158,7 @@ func (*healthcheckCommand) Help() string {
 }
 
 func (*healthcheckCommand) Run(a *App) error {
-	c, err := a.load()
+	c, err := a.settings()
 	if err != nil {
 		return err
 	}

@@ -118,7 +118,11 @@ func (c *pruneCommand) Run(a *App) error {
 		if !a.terminal(a.Stdin) {
 			return errors.New("nothing was deleted; pass --yes to delete these without being asked")
 		}
-		fmt.Fprintf(a.Stderr, "Delete these %d sandboxes and their files? [y/N] ", len(doomed))
+		question := "Delete this sandbox and its files? [y/N] "
+		if len(doomed) > 1 {
+			question = fmt.Sprintf("Delete these %d sandboxes and their files? [y/N] ", len(doomed))
+		}
+		fmt.Fprint(a.Stderr, question)
 		answer, _ := bufio.NewReader(a.Stdin).ReadString('\n')
 		if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
 			return errors.New("nothing was deleted")

@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"berth/internal/config"
 	"berth/sandbox"
 )
 
@@ -21,6 +22,13 @@ type listCommand struct {
 }
 
 func (c *listCommand) Run(a *App) error {
+	if c.Status != "" && !slices.Contains(statuses, sandbox.Status(c.Status)) {
+		hint := ""
+		if near := config.Nearest(c.Status, words(statuses)); near != "" {
+			hint = "; did you mean " + near + "?"
+		}
+		return usagef("ls: --status: %q is no status; allowed: %s%s", c.Status, strings.Join(words(statuses), ", "), hint)
+	}
 	b, err := a.open()
 	if err != nil {
 		return err
@@ -40,6 +48,9 @@ func (c *listCommand) Run(a *App) error {
 				return err
 			}
 		}
+		return nil
+	case len(list) == 0 && !c.Quiet && (c.Owner != "" || c.Status != ""):
+		fmt.Fprintln(a.Stderr, "No sandbox matches.")
 		return nil
 	case c.Quiet:
 		for _, i := range list {
@@ -73,6 +84,18 @@ func (c *listCommand) Run(a *App) error {
 		t.row(row...)
 	}
 	return t.write(a.Stdout)
+}
+
+// statuses are what ls --status takes, in the order of a life.
+var statuses = []sandbox.Status{sandbox.StatusPending, sandbox.StatusStarting, sandbox.StatusRunning, sandbox.StatusStopping, sandbox.StatusStopped,
+	sandbox.StatusArchiving, sandbox.StatusArchived, sandbox.StatusDestroying, sandbox.StatusDestroyed, sandbox.StatusError}
+
+func words[T ~string](list []T) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = string(s)
+	}
+	return out
 }
 
 var statusStyle = map[sandbox.Status]string{

@@ -10,11 +10,20 @@ import (
 	"syscall"
 	"time"
 
+	"berth/internal/config"
 	"berth/sandbox"
 )
 
-// interrupted is the recorded reason of a command that Ctrl-C ended.
-const interrupted = "interrupted from the keyboard"
+// The recorded reasons of a command that a signal to us ended.
+const (
+	interrupted = "interrupted from the keyboard"
+	toldToEnd   = "berth was told to end"
+)
+
+// exitCodes is the part of the help that run, exec and enter share.
+const exitCodes = "Exit code: the command's own; 128+n when signal n ended it, such as 130 after Ctrl-C; 124 when its time " +
+	"was up; 137 when it was killed for another reason, which is said; 125 when berth could not run it or does not know how it ended; 126 when it may " +
+	"not be run; 127 when there is no such program; 2 for wrong usage."
 
 type runCommand struct {
 	Keep    bool     `help:"Keep the sandbox afterwards, and say its id."`
@@ -24,7 +33,13 @@ type runCommand struct {
 	User    string   `help:"Run as this user: agent or root." placeholder:"USER"`
 	Cwd     string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
 	TTY     bool     `short:"t" name:"tty" help:"Give it a terminal."`
-	Command []string `arg:"" passthrough:"" help:"The command and its arguments."`
+	Command []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
+}
+
+// Help is shown by --help.
+func (*runCommand) Help() string {
+	return "The sandbox is deleted afterwards. Flags for berth come before the command; write -- before a command that begins with -. " +
+		"Ctrl-C interrupts the command, a second one kills it.\n\n" + exitCodes
 }
 
 func (c *runCommand) Run(a *App) error {
@@ -37,6 +52,17 @@ func (c *runCommand) Run(a *App) error {
 		return usagef("run: say which command to run: berth run -- CMD")
 	}
 	a.flags = a.absoluteDirs(a.flags)
+	for _, f := range a.flags {
+		// Else it would be found when the sandbox starts, by the name of a
+		// setting that nobody wrote.
+		if d, err := config.ParseHostDir(f.Value); f.Name == "--dir" && err == nil {
+			if st, err := os.Stat(d.Host); err != nil {
+				return usagef("run: --dir: %s: %s", d.Host, because(err))
+			} else if !st.IsDir() {
+				return usagef("run: --dir: %s is no directory", d.Host)
+			}
+		}
+	}
 	b, err := a.open()
 	if err != nil {
 		return a.notRun(err)
@@ -46,6 +72,9 @@ func (c *runCommand) Run(a *App) error {
 	key := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.NewSessionID()}
 	if c.Session != "" {
 		if key.Session, err = sandbox.ParseSessionID(c.Session); err != nil {
+			if f, ok := errors.AsType[*sandbox.FieldError](err); ok {
+				return usagef("run: --session: %s; allowed: %s", f.Problem, f.Allowed)
+			}
 			return usagef("run: --session: %v", err)
 		}
 	}
@@ -83,7 +112,13 @@ type execCommand struct {
 	Cwd     string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
 	TTY     bool     `short:"t" name:"tty" help:"Give it a terminal."`
 	ID      string   `arg:"" help:"The sandbox."`
-	Command []string `arg:"" passthrough:"" help:"The command and its arguments."`
+	Command []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
+}
+
+// Help is shown by --help.
+func (*execCommand) Help() string {
+	return "A stopped sandbox is started. Flags for berth come before the command; write -- before a command that begins with -. " +
+		"Ctrl-C interrupts the command, a second one kills it.\n\n" + exitCodes
 }
 
 func (c *execCommand) Run(a *App) error {
@@ -127,6 +162,9 @@ func (a *App) attach(b *bench, key sandbox.Key, r sandbox.SpawnRequest, tty bool
 			}
 		}
 	}
+	// From before the start on: what comes in between must reach the command.
+	signals := catch()
+	defer signals.stop()
 	spawned, err := b.SpawnProcess(a.ctx, key, r)
 	if err != nil {
 		return a.notRun(err)
@@ -138,10 +176,9 @@ func (a *App) attach(b *bench, key sandbox.Key, r sandbox.SpawnRequest, tty bool
 		return a.notRun(err)
 	}
 	if tty {
-		return a.interact(ctx, key, p, sandbox.Cursor{}, detach)
+		return a.interact(ctx, key, p, sandbox.Cursor{}, detach, signals)
 	}
-	stop := passSignals(ctx, p)
-	defer stop()
+	signals.pass(ctx, p)
 	go feed(ctx, p, a.Stdin) // ends with the process, or with ours
 	info, err := follow(ctx, p, sandbox.Cursor{}, a.Stdout, a.Stderr)
 	if errors.Is(err, errOutput) {
@@ -154,31 +191,6 @@ func (a *App) attach(b *bench, key sandbox.Key, r sandbox.SpawnRequest, tty bool
 	return a.ended(info)
 }
 
-// passSignals hands the signals that end us on to the process; the second of
-// a kind kills it.
-func passSignals(ctx context.Context, p sandbox.Process) (stop func()) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() {
-		seen := map[os.Signal]bool{}
-		for {
-			select {
-			case <-done:
-				return
-			case s := <-signals:
-				name := map[os.Signal]string{os.Interrupt: "INT", syscall.SIGTERM: "TERM"}[s]
-				if seen[s] {
-					name = "KILL"
-				}
-				seen[s] = true
-				_ = p.Kill(ctx, name, 0, interrupted) // it may have ended
-			}
-		}
-	}()
-	return func() { signal.Stop(signals); close(done) }
-}
-
 // environment reads NAME=VALUE arguments; NAME alone takes the caller's value.
 func (a *App) environment(list []string) (map[string]*string, error) {
 	env := map[string]*string{}
@@ -188,7 +200,9 @@ func (a *App) environment(list []string) (map[string]*string, error) {
 			return nil, usagef("--env: %q names no variable; allowed: NAME=VALUE, or NAME to take yours", e)
 		}
 		if !ok {
-			value = a.getenv(name)
+			if value, ok = a.lookupEnv(name); !ok {
+				return nil, usagef("--env: %s is not set here; write %s=VALUE, or leave it out", name, name)
+			}
 		}
 		env[name] = &value
 	}

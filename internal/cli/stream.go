@@ -101,8 +101,11 @@ func (a *App) ended(info sandbox.ProcessInfo) error {
 		}
 		fmt.Fprintf(a.Stderr, "berth: how the command ended is not known: %s\n", reason)
 		return exit(exitNotRun)
-	case info.TimedOut, info.Killed && info.Reason != "" && info.Reason != interrupted:
+	case info.TimedOut, info.Killed && info.Reason != "" && info.Reason != interrupted && info.Reason != toldToEnd:
 		fmt.Fprintf(a.Stderr, "berth: the command was killed: %s\n", info.Reason)
+	}
+	if code, yes := fromUs(info); yes {
+		return exit(code)
 	}
 	if *info.ExitCode == 0 {
 		return nil
@@ -115,8 +118,9 @@ func (a *App) notRun(err error) error {
 	if err == nil {
 		return nil
 	}
+	_, signalled := a.interrupted(err)
 	switch code := a.code(err); {
-	case code == exitUsage:
+	case code == exitUsage, signalled:
 		return exit(code)
 	case errors.Is(err, sandbox.ErrNoProgram):
 		return exit(exitNoProgram)
