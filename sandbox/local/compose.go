@@ -23,7 +23,7 @@ const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 func baseEnv() map[string]string {
 	return map[string]string{
 		"PATH":                          agentHome + "/.local/bin:" + searchPath,
-		"LANG":                          "C.UTF-8",
+		"LC_CTYPE":                      "C.UTF-8", // not LANG, for which every program would open a dozen files more
 		"TERM":                          "xterm-256color",
 		"DEBIAN_FRONTEND":               "noninteractive",
 		"PIP_BREAK_SYSTEM_PACKAGES":     "1",

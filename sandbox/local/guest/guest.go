@@ -32,13 +32,15 @@ type Files struct {
 	Kinds []string `json:"kinds"`
 }
 
-// The kinds of descriptors. Tasks are files that take "0" from whoever joins
-// the commands' cgroup.
+// The kinds of descriptors. Tasks and Member are files that take "0" from
+// whoever joins a cgroup: a command with its shim, or the command alone. Where
+// memory counts the shim stays out, since it runs in init's memory: killed for
+// its size it would take init along.
 const (
 	FileMount  = "mount"
 	FileTasks  = "tasks"
-	FileCgroup = "cgroup" // the cgroup's directory, to clone into
-	FileOOM    = "oom"    // memory.events or memory.oom_control
+	FileMember = "member"
+	FileOOM    = "oom" // memory.events or memory.oom_control
 	FileFUSE   = "fuse"
 	FileSudo   = "sudo"
 )
@@ -54,6 +56,9 @@ type Setup struct {
 	// user, and on the memory of each process. 0: none.
 	NProc      int64 `json:"nproc,omitempty"`
 	PerProcess int64 `json:"per_process,omitempty"`
+	// Probe says that a limit on processes shows only to what is forked after
+	// the command has joined a cgroup.
+	Probe bool `json:"probe,omitempty"`
 	// Sudo and FUSE are host files to bind, when they do not come as descriptors.
 	Sudo string `json:"sudo,omitempty"`
 	FUSE string `json:"fuse,omitempty"`
@@ -111,7 +116,8 @@ type guest struct {
 	nproc   int64
 	perProc int64
 	tasks   []int
-	cgroup  int
+	member  []int
+	probe   bool
 	oom     int
 	pts     int
 	self    int // /proc/self/fd
@@ -181,7 +187,8 @@ func one(fds map[string][]int, kind string) int {
 
 func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	g.launch, g.nproc, g.perProc = s.Launch, s.NProc, s.PerProcess
-	g.tasks, g.cgroup, g.oom = fds[FileTasks], one(fds, FileCgroup), one(fds, FileOOM)
+	g.tasks, g.member, g.oom = fds[FileTasks], fds[FileMember], one(fds, FileOOM)
+	g.probe = s.Probe || s.NProc > 0
 	single := s.Launch.IDs.Mode == wire.IDsSingle
 	mounts := fds[FileMount]
 	if s.Launch.IDs.Mode != wire.IDsRange {

@@ -134,13 +134,13 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		t.clean()
 		return nil, nil, nil, err
 	}
-	s.ended = func(ws unix.WaitStatus, cpu int64) {
+	s.ended = func(ws unix.WaitStatus, cpu int64, left bool) {
 		t.clean()
 		e := wire.Exited{ID: t.id, Code: ws.ExitStatus(), CPUNS: cpu, OOM: g.oomCount() > t.oom}
 		if ws.Signaled() {
 			e.Code, e.Signal = -1, int(ws.Signal())
 		}
-		if g.hasChildren(s) {
+		if left {
 			e.Leftovers = name(g.members(t))
 		}
 		g.mu.Lock()
@@ -161,14 +161,6 @@ func (t *tree) clean() {
 }
 
 func (g *guest) single() bool { return g.launch.IDs.Mode == wire.IDsSingle }
-
-// hasChildren tells whether anything is left below a shim whose command has
-// ended. When in doubt it is true.
-func (g *guest) hasChildren(s *shim) bool {
-	pid := strconv.Itoa(s.pid)
-	b, err := os.ReadFile("/proc/" + pid + "/task/" + pid + "/children")
-	return err != nil && !os.IsNotExist(err) || len(b) > 0
-}
 
 // env is the base environment of u's commands.
 func (g *guest) env(u *wire.User) map[string]string {
@@ -238,11 +230,11 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 		_ = unix.Close(fds[1])
 		return nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was started"}
 	}
-	cgroup := g.cgroup
-	pid, err := p.Start(0, cgroup)
-	s := &shim{tree: t, pid: pid, report: report, dead: make(chan unix.WaitStatus, 1)}
+	child, err := p.StartShared()
+	s := &shim{tree: t, report: report, dead: make(chan unix.WaitStatus, 1)}
 	if err == nil {
-		g.shims[pid] = s
+		s.child = child
+		g.shims[child.PID] = s
 		t.shims[s] = true
 	}
 	g.mu.Unlock()
@@ -259,6 +251,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 		return s, nil //nolint:nilerr // the start is no failure
 	}
 	e := raw.Decode(buf[:])
+	child.Release()
 	if e.Kind != raw.Started {
 		g.mu.Lock()
 		delete(t.shims, s)
@@ -284,15 +277,19 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 
 	// The shim.
 	zero := p.String("0")
-	for _, fd := range g.tasks {
-		p.Must(stageShim, unix.SYS_WRITE, uintptr(fd), zero, 1)
+	join := func(files []int) {
+		for _, fd := range files {
+			p.Must(stageShim, unix.SYS_WRITE, uintptr(fd), zero, 1)
+		}
 	}
+	join(g.tasks)
 	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1)
 	p.Try(unix.SYS_SETSID)
 	parent := p.Fork(stageFork)
 
 	// The command. Descriptors first: whatever lies above is closed.
 	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 0)
+	join(g.member)
 	if userns >= 0 {
 		p.Must(stageUser, unix.SYS_SETNS, uintptr(userns), unix.CLONE_NEWUSER)
 	}
@@ -331,7 +328,7 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 		p.Must(stageUser, unix.SYS_SETRESGID, gid, gid, gid)
 		p.Must(stageUser, unix.SYS_SETRESUID, uid, uid, uid)
 	}
-	if g.nproc > 0 {
+	if g.probe {
 		p.Probe(stageFork)
 	}
 	caps := &[2]unix.CapUserData{}
@@ -535,7 +532,7 @@ func (g *guest) nestedNS(uid uint32) (int, error) {
 	ready := &raw.Event{Kind: raw.Started}
 	p.Must(stageUser, unix.SYS_WRITE, uintptr(report[1]), raw.Keep(p, ready), raw.EventSize)
 	p.Try(unix.SYS_READ, uintptr(gate[0]), raw.Keep(p, &[8]byte{}), 1)
-	pid, err := p.Start(0, -1)
+	pid, err := p.Start(0)
 	_ = unix.Close(gate[0])
 	_ = unix.Close(report[1])
 	defer unix.Close(report[0])

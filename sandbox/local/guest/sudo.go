@@ -121,7 +121,7 @@ func (g *guest) sudo(fd int) {
 		return
 	}
 	pidfd := -1
-	if p, ok := readProc(s.main); ok && p.ppid == s.pid {
+	if p, ok := readProc(s.main); ok && p.ppid == s.child.PID {
 		pidfd, _ = unix.PidfdOpen(s.main, 0)
 	}
 	defer func() {
@@ -283,7 +283,7 @@ func (g *guest) sudoStart(f *wire.Frame, caller int) (*shim, chan wire.Exited, e
 		return nil, nil, err
 	}
 	ended := make(chan wire.Exited, 1)
-	s.ended = func(ws unix.WaitStatus, _ int64) {
+	s.ended = func(ws unix.WaitStatus, _ int64, _ bool) {
 		e := wire.Exited{Code: ws.ExitStatus()}
 		if ws.Signaled() {
 			e.Code, e.Signal = -1, int(ws.Signal())

@@ -28,12 +28,12 @@ type tree struct {
 // shim is the watcher of one command: all the command's descendants stay below it.
 type shim struct {
 	tree   *tree
-	pid    int
-	main   int // the command
+	child  *raw.Child // not to be dropped before it is dead
+	main   int        // the command
 	report *os.File
-	dead   chan unix.WaitStatus                    // how the shim itself ended
-	ended  func(status unix.WaitStatus, cpu int64) // the command has exited
-	over   bool                                    // ended was called
+	dead   chan unix.WaitStatus                               // how the shim itself ended
+	ended  func(status unix.WaitStatus, cpu int64, left bool) // the command has exited; whether descendants are left
+	over   bool                                               // ended was called
 }
 
 // watch follows a shim until it is gone.
@@ -46,7 +46,7 @@ func (g *guest) watch(s *shim) {
 		}
 		if e := raw.Decode(buf[:]); e.Kind == raw.Ended && !s.over {
 			s.over = true
-			s.ended(unix.WaitStatus(e.Value), e.CPUNS)
+			s.ended(unix.WaitStatus(e.Value), e.CPUNS, e.Stage != 0)
 		}
 	}
 	_ = s.report.Close()
@@ -57,7 +57,7 @@ func (g *guest) watch(s *shim) {
 	}
 	if !s.over {
 		s.over = true
-		s.ended(unix.WaitStatus(unix.SIGKILL), -1)
+		s.ended(unix.WaitStatus(unix.SIGKILL), -1, false)
 	}
 	g.mu.Lock()
 	delete(s.tree.shims, s)
@@ -193,7 +193,7 @@ func (g *guest) members(t *tree) []proc {
 	roots := map[int]bool{}
 	g.mu.Lock()
 	for s := range t.shims {
-		roots[s.pid] = true
+		roots[s.child.PID] = true
 	}
 	g.mu.Unlock()
 	return below(processes(), roots)

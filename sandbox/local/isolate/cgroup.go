@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -154,7 +155,7 @@ func newCgroups(name string, limits wire.Limits, setup *guest.Setup) *cgroups {
 		}
 		var err error
 		for _, place := range h.places() {
-			if err = c.make(&h, place, name, wanted, limits, have); err == nil {
+			if err = c.make(&h, place, name, wanted, limits, have, setup); err == nil {
 				break
 			}
 		}
@@ -192,7 +193,7 @@ func cause(err error) string {
 }
 
 // make makes the cgroup of one hierarchy below place.
-func (c *cgroups) make(h *hierarchy, place, name string, wanted []string, limits wire.Limits, have map[string]string) (err error) {
+func (c *cgroups) make(h *hierarchy, place, name string, wanted []string, limits wire.Limits, have map[string]string, setup *guest.Setup) (err error) {
 	parent := filepath.Join(place, parentName)
 	dir := filepath.Join(parent, name)
 	if h.v2 {
@@ -243,7 +244,12 @@ func (c *cgroups) make(h *hierarchy, place, name string, wanted []string, limits
 	if h.v2 {
 		how, join = "cgroup v2", "cgroup.procs"
 	}
-	if err := open(guest.FileTasks, join, unix.O_WRONLY); err != nil {
+	who := guest.FileTasks
+	if slices.Contains(wanted, "memory") {
+		who = guest.FileMember
+		setup.Probe = setup.Probe || slices.Contains(wanted, "pids") && limits.PIDs > 0
+	}
+	if err := open(who, join, unix.O_WRONLY); err != nil {
 		return err
 	}
 	for _, w := range wanted {

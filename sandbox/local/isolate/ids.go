@@ -194,7 +194,7 @@ func userNS(uid, gid extent) (int, error) {
 	p.Report(report[1])
 	p.Try(unix.SYS_CLOSE, uintptr(gate[1]))
 	p.Try(unix.SYS_READ, uintptr(gate[0]), raw.Keep(p, &[8]byte{}), 1)
-	pid, err := p.Start(unix.CLONE_NEWUSER, -1)
+	pid, err := p.Start(unix.CLONE_NEWUSER)
 	rootfs.Close([]int{gate[0], report[0], report[1]})
 	if err != nil {
 		_ = unix.Close(gate[1])

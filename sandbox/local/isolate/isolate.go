@@ -212,7 +212,7 @@ func (b *builder) fork() (gate int, err error) {
 	}
 	p.Must(3, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, raw.Keep(p, new(uint64)), 0, 8)
 	p.Must(4, unix.SYS_EXECVEAT, high, p.String(""), p.Strings([]string{"berth-init", "init"}), p.Strings([]string{"GOMAXPROCS=1", "GOTRACEBACK=single", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}), unix.AT_EMPTY_PATH)
-	b.pid, err = p.Start(unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWCGROUP, -1)
+	b.pid, err = p.Start(unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
 	if err != nil {
 		b.pid = 0
 		_ = unix.Close(pipe[1])

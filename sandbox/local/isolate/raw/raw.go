@@ -139,7 +139,7 @@ func Keep[T any](p *Program, v *T) uintptr {
 const (
 	Failed  = 1 // Value is the errno
 	Started = 2 // Value is the second child's pid
-	Ended   = 3 // Value is its wait status, CPUNS its processor time
+	Ended   = 3 // Value is its wait status, CPUNS its processor time; Stage is 1 when descendants are left
 )
 
 // Event is one report.
@@ -167,29 +167,100 @@ type scratch struct {
 	status int32
 	_      int32
 	usage  syscall.Rusage
-	clone  cloneArgs
 }
 
-type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
-}
-
-const cloneIntoCgroup = 0x200000000
-
-// Start forks the first child, with clone's flags, and in the cgroup of that
-// descriptor unless it is negative. It returns at once.
-func (p *Program) Start(flags uintptr, cgroup int) (pid int, err error) {
+// Start forks the first child, with clone's flags. It returns at once.
+func (p *Program) Start(flags uintptr) (pid int, err error) {
 	s := &scratch{}
-	if cgroup >= 0 {
-		s.clone = cloneArgs{flags: uint64(flags) | cloneIntoCgroup, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(cgroup)}
-	}
-	r, errno := run(p.steps, s, flags|uintptr(unix.SIGCHLD))
+	r, errno := fork(p.steps, s, flags|uintptr(unix.SIGCHLD))
 	runtime.KeepAlive(p)
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(r), nil
 }
+
+// Child is a first child that runs in its starter's memory.
+type Child struct {
+	PID int
+
+	// What it runs on. Only references from here keep that in place.
+	program *Program
+	scratch *scratch
+	task    *task
+	stack   []byte
+}
+
+// Release lets go of what is used until the second child has executed its
+// program, which the report Started tells.
+func (c *Child) Release() { c.program, c.task = nil, nil }
+
+// task is what the child finds its work by.
+type task struct {
+	steps   []step
+	scratch *scratch
+}
+
+// cloneArgs is struct clone_args of linux/sched.h.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+}
+
+const (
+	cloneClearHandlers = 0x100000000
+	// All functions that run on it are nosplit, so that the linker has checked
+	// that they take less than a kilobyte.
+	stackSize = 4 << 10
+)
+
+// StartShared is Start for a child that shares the caller's memory, which
+// spares the copy of its page tables and all faults that follow from it. The
+// Child must be kept until it has been waited for. Where the kernel has no
+// such call, or a filter forbids it, the child is forked.
+//
+// Whatever the child does to its credentials makes the caller's memory
+// undumpable.
+func (p *Program) StartShared() (*Child, error) {
+	c := &Child{program: p, scratch: &scratch{}, stack: make([]byte, stackSize)}
+	c.task = &task{steps: p.steps, scratch: c.scratch}
+	args := &cloneArgs{flags: unix.CLONE_VM | cloneClearHandlers, exitSignal: uint64(unix.SIGCHLD),
+		stack: uint64(uintptr(unsafe.Pointer(&c.stack[0]))), stackSize: stackSize}
+	pid, errno := share(args, c.task)
+	switch errno {
+	case 0:
+		c.PID = int(pid)
+		return c, nil
+	case unix.ENOSYS, unix.EPERM, unix.EINVAL:
+		var err error
+		c.PID, err = p.Start(0)
+		return c, err
+	}
+	return nil, errno
+}
+
+//go:norace
+//go:nocheckptr
+func share(args *cloneArgs, t *task) (pid uintptr, errno syscall.Errno) {
+	start := child
+	beforeFork()
+	pid, errno = clone3(args, unsafe.Sizeof(*args), **(**uintptr)(unsafe.Pointer(&start)), t)
+	afterFork()
+	return pid, errno
+}
+
+// clone3 makes a child that jumps to start, the address of child, with t, on
+// the stack that args names.
+//
+//go:noescape
+func clone3(args *cloneArgs, size, start uintptr, t *task) (pid uintptr, errno syscall.Errno)
+
+// child is where clone3's child begins.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func child(t *task) { work(t.steps, t.scratch) }
 
 // vfork makes a child that shares the caller's memory, stack included, and
 // returns in the caller when the child has executed something or has ended.
@@ -198,25 +269,33 @@ func (p *Program) Start(flags uintptr, cgroup int) (pid int, err error) {
 //go:noescape
 func vfork(flags uintptr) (pid uintptr, errno syscall.Errno)
 
-// run forks; the child never returns. It calls nothing but RawSyscall6, which
+// fork forks; the child never returns. It calls nothing but RawSyscall6, which
 // does not split the stack, and what is here.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
-func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
-	var r, main, report, pc uintptr
+func fork(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
 	beforeFork()
-	if s.clone.flags != 0 {
-		r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0, 0, 0, 0)
-	} else {
-		r, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		work(steps, s)
 	}
-	if errno != 0 || r != 0 {
-		afterFork()
-		return r, errno
-	}
+	afterFork()
+	return pid, errno
+}
 
+// work is all that a first child does.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func work(steps []step, s *scratch) {
+	var (
+		main, report, pc uintptr
+		errno            syscall.Errno
+	)
 	pc = interpret(steps, s, 0)
 	if steps[pc].kind == kindFork {
 		report = s.report
@@ -233,28 +312,51 @@ func run(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Er
 		}
 		interpret(steps, s, steps[pc].a[1]) // up to the watch
 	}
-
 	s.event.Kind = Started
 	s.event.Value = int64(main)
 	syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+	watch(s, main)
+}
+
+// watch reaps until there is no child, and exits.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func watch(s *scratch, main uintptr) {
+	var (
+		r       uintptr
+		options uintptr = unix.WALL
+		errno   syscall.Errno
+	)
 	for {
-		r, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.usage)), 0, 0)
+		r, _, errno = syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), options, uintptr(unsafe.Pointer(&s.usage)), 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}
+		if options&unix.WNOHANG != 0 && (errno != 0 || r == 0) {
+			// All that has ended by now is reaped, and was the main child.
+			if errno == 0 {
+				s.event.Stage = 1
+			}
+			options = unix.WALL
+			syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+			if errno == 0 {
+				continue
+			}
+		}
 		if errno != 0 {
-			break
+			exit(0)
 		}
 		if r == main {
 			main = 0
 			s.event.Kind = Ended
 			s.event.Value = int64(s.status)
 			s.event.CPUNS = (int64(s.usage.Utime.Sec)+int64(s.usage.Stime.Sec))*1e9 + (int64(s.usage.Utime.Usec)+int64(s.usage.Stime.Usec))*1e3
-			syscall.RawSyscall6(unix.SYS_WRITE, s.report, uintptr(unsafe.Pointer(&s.event)), EventSize, 0, 0, 0)
+			options |= unix.WNOHANG
 		}
 	}
-	exit(0)
-	return 0, 0
 }
 
 // interpret does steps from number pc on, and returns at one that is run's:

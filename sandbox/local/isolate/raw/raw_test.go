@@ -5,77 +5,187 @@ package raw
 import (
 	"io"
 	"os"
+	"runtime"
+	"strconv"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-func events(t *testing.T, p *Program, pid int, r *os.File) []Event {
+// ways are the two in which a program is started.
+var ways = map[string]func(p *Program) (pid int, keep any, err error){
+	"forked": func(p *Program) (int, any, error) {
+		pid, err := p.Start(0)
+		return pid, nil, err
+	},
+	"shared": func(p *Program) (int, any, error) {
+		c, err := p.StartShared()
+		if err != nil {
+			return 0, nil, err
+		}
+		return c.PID, c, nil
+	},
+}
+
+// play starts what build makes of a program with w as report descriptor, and
+// returns its reports and how the first child ended.
+func play(t *testing.T, start func(p *Program) (int, any, error), build func(p *Program)) ([]Event, unix.WaitStatus) {
 	t.Helper()
-	b, err := io.ReadAll(r)
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
+	p := &Program{}
+	p.Report(int(w.Fd()))
+	build(p)
+	pid, keep, err := start(p)
+	w.Close()
+	if err != nil {
+		t.Error(err)
+		return nil, 0
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Error(err)
+	}
 	var ws unix.WaitStatus
 	if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
+	runtime.KeepAlive(keep)
 	var out []Event
 	for ; len(b) >= EventSize; b = b[EventSize:] {
 		out = append(out, Decode(b))
 	}
-	return out
+	return out, ws
 }
 
-// A watcher reports its child's end, and ends only after the orphans.
-func TestWatcher(t *testing.T) {
-	for range 50 {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var p Program
-		p.Report(int(w.Fd()))
+// watched builds a watcher of shell text.
+func watched(text string) func(p *Program) {
+	return func(p *Program) {
 		p.Must(1, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1)
 		parent := p.Fork(2)
-		argv := p.Strings([]string{"sh", "-c", "(sleep 0.02; exit 3) & exit 7"})
+		p.Must(1, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, Keep(p, new(uint64)), 0, 8)
+		argv := p.Strings([]string{"sh", "-c", text})
 		env := p.Strings([]string{"PATH=/bin:/usr/bin"})
 		p.Exec(4, p.String("/nonexistent/sh"), argv, env)
 		p.Exec(4, p.String("/bin/sh"), argv, env)
 		p.Fail(4)
 		parent()
 		p.Watch()
-		pid, err := p.Start(0, -1)
-		w.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := events(t, &p, pid, r)
-		r.Close()
-		if len(got) != 2 || got[0].Kind != Started || got[1].Kind != Ended || unix.WaitStatus(got[1].Value).ExitStatus() != 7 {
-			t.Fatalf("events %+v, want started, ended with 7", got)
-		}
+	}
+}
+
+// A watcher reports its child's end, and whether orphans are left; it ends
+// only after them.
+func TestWatcher(t *testing.T) {
+	for name, start := range ways {
+		t.Run(name, func(t *testing.T) {
+			for i := range 50 {
+				text, left := "exit 7", uint32(0)
+				if i%2 == 1 {
+					text, left = "(sleep 0.02; exit 3) & exit 7", 1
+				}
+				got, ws := play(t, start, watched(text))
+				if len(got) != 2 || got[0].Kind != Started || got[1].Kind != Ended || unix.WaitStatus(got[1].Value).ExitStatus() != 7 ||
+					got[1].Stage != left || ws.ExitStatus() != 0 {
+					t.Fatalf("%s: events %+v, watcher %v; want started, ended with 7, left %d", text, got, ws, left)
+				}
+			}
+		})
 	}
 }
 
 // A program that is not there is reported with its stage and errno.
 func TestFailure(t *testing.T) {
+	for name, start := range ways {
+		t.Run(name, func(t *testing.T) {
+			got, _ := play(t, start, func(p *Program) {
+				p.Exec(9, p.String("/nonexistent/sh"), p.Strings(nil), p.Strings(nil))
+				p.Fail(9)
+			})
+			if len(got) != 1 || got[0] != (Event{Kind: Failed, Stage: 9, Value: int64(unix.ENOENT)}) {
+				t.Fatalf("events %+v, want failed at 9 with ENOENT", got)
+			}
+		})
+	}
+}
+
+// Children that share our memory leave it as it is, however much we allocate
+// and collect meanwhile, and are not hurt by it.
+func TestSharedMemory(t *testing.T) {
+	stop := make(chan struct{})
+	var busy, work sync.WaitGroup
+	for range 2 {
+		busy.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				held := map[string][]byte{}
+				for i := range 2000 {
+					held[strconv.Itoa(i)] = make([]byte, i%700)
+				}
+				for k, v := range held {
+					for i, b := range v {
+						if b != 0 {
+							t.Errorf("byte %d of the fresh %s is %d", i, k, b)
+							return
+						}
+					}
+				}
+				runtime.GC()
+			}
+		})
+	}
+	for range 8 {
+		work.Go(func() {
+			for i := range 60 {
+				got, ws := play(t, ways["shared"], watched("exit "+strconv.Itoa(i)))
+				if len(got) != 2 || unix.WaitStatus(got[1].Value).ExitStatus() != i || ws.ExitStatus() != 0 {
+					t.Errorf("events %+v, watcher %v; want an exit with %d", got, ws, i)
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
+	close(stop)
+	busy.Wait()
+}
+
+// A signal that hits the watcher ends it and does not reach us.
+func TestSharedSignal(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	var p Program
+	p := &Program{}
 	p.Report(int(w.Fd()))
-	p.Exec(9, p.String("/nonexistent/sh"), p.Strings(nil), p.Strings(nil))
-	p.Fail(9)
-	pid, err := p.Start(0, -1)
-	w.Close()
+	watched("exec sleep 100")(p)
+	c, err := p.StartShared()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := events(t, &p, pid, r)
-	if len(got) != 1 || got[0] != (Event{Kind: Failed, Stage: 9, Value: int64(unix.ENOENT)}) {
-		t.Fatalf("events %+v, want failed at 9 with ENOENT", got)
+	w.Close()
+	var b [EventSize]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		t.Fatal(err)
+	}
+	c.Release()
+	if err := unix.Kill(c.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(c.PID, &ws, 0, nil); err != nil || ws.Signal() != unix.SIGKILL {
+		t.Fatalf("the watcher ended with %v, %v; want KILL", ws, err)
+	}
+	if err := unix.Kill(int(Decode(b[:]).Value), unix.SIGKILL); err != nil {
+		t.Fatal(err) // its child is not ours to wait for
 	}
 }
