@@ -13,6 +13,11 @@ import (
 // EditFile replaces texts in a file: all edits or none, one after the other. A
 // text that is found never, or more than once without ReplaceAll, is an error
 // that says where. The file is replaced at once, and keeps its mode.
+//
+// Edits of one file follow each other, also those of other processes that share
+// the event directory. A file that a program inside changed meanwhile is edited
+// as it is then: the file is compared just before it is replaced. What is
+// written in the instant between is lost, as with every editor.
 func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*EditFileResult, error) {
 	ctx = withDeadline(ctx)
 	var f faults
@@ -36,27 +41,37 @@ func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*Ed
 	}
 	var res *EditFileResult
 	notice, err := m.onFiles(ctx, key, r.Path, func(files Files, path string) error {
-		lock := m.editLock(key, path)
-		lock.Lock()
-		defer lock.Unlock()
-		body, info, err := files.Open(ctx, path)
+		// The lock is that of the file, by whatever name it is called.
+		info, err := files.Stat(ctx, path)
 		if err != nil {
 			return err
 		}
-		old, err := io.ReadAll(io.LimitReader(body, MaxEditFile+1))
-		_ = body.Close()
-		if err != nil {
-			return fmt.Errorf("read: %w", err)
-		}
-		if len(old) > MaxEditFile {
-			return &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 16,777,216 that can be edited; use a command such as sed", info.Path, info.Size)}
-		}
-		if mime := sniff(old[:min(len(old), sniffed)]); mime != "text/plain" {
-			return &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s); edit_file changes text", info.Path, mime)}
-		}
-		text, count, err := applyEdits(string(old), r.Edits, info.Path)
+		unlock, err := m.editLock(ctx, key, info.Path)
 		if err != nil {
 			return err
+		}
+		defer unlock()
+		old, info, err := readEditable(ctx, files, path)
+		if err != nil {
+			return err
+		}
+		var text string
+		var count int
+		for tries := 0; ; tries++ {
+			if text, count, err = applyEdits(string(old), r.Edits, info.Path); err != nil {
+				return err
+			}
+			now, _, err := readEditable(ctx, files, path)
+			if err != nil {
+				return err
+			}
+			if bytes.Equal(old, now) {
+				break
+			}
+			if tries == 3 {
+				return &UserError{Err: ErrUnavailable, Text: fmt.Sprintf("%s changes all the time; nothing was changed; stop what writes to it, see list_processes", info.Path)}
+			}
+			old = now
 		}
 		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Until(callDeadline(ctx)))
 		defer cancel()
@@ -74,15 +89,60 @@ func (m *Manager) EditFile(ctx context.Context, key Key, r EditFileRequest) (*Ed
 	return res, nil
 }
 
-// editLock makes two edits of one file by this process follow each other. It is
-// one of a fixed number of locks, so two files may share one.
-func (m *Manager) editLock(key Key, path string) interface {
-	Lock()
-	Unlock()
-} {
+// readEditable reads a file that can be edited, whole.
+func readEditable(ctx context.Context, files Files, path string) ([]byte, FileInfo, error) {
+	body, info, err := files.Open(ctx, path)
+	if err != nil {
+		return nil, info, err
+	}
+	text, err := io.ReadAll(io.LimitReader(body, MaxEditFile+1))
+	_ = body.Close()
+	if err != nil {
+		return nil, info, fmt.Errorf("read: %w", err)
+	}
+	if len(text) > MaxEditFile {
+		return nil, info, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 16,777,216 that can be edited; use a command such as sed", info.Path, info.Size)}
+	}
+	if mime := sniff(text[:min(len(text), sniffed)]); mime != "text/plain" {
+		return nil, info, &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s); edit_file changes text", info.Path, mime)}
+	}
+	return text, info, nil
+}
+
+// editLocks is the number of locks of edits: two files may share one.
+const editLocks = 64
+
+// editLock makes edits of one file follow each other: by this process, and by
+// others with the same event directory. It is waited for until the call's end.
+func (m *Manager) editLock(ctx context.Context, key Key, path string) (unlock func(), err error) {
 	h := fnv.New32a()
 	_, _ = io.WriteString(h, string(key.Owner)+"\x00"+string(key.Session)+"\x00"+path)
-	return &m.edits[h.Sum32()%uint32(len(m.edits))]
+	n := h.Sum32() % editLocks
+	busy := &UserError{Err: ErrUnavailable, Text: "another edit_file of this file does not end; nothing was changed; make the same call again"}
+	release := func() {}
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		if m.edits[n].TryLock() {
+			if m.events == nil {
+				break
+			}
+			if release, err = m.events.lock(fmt.Sprintf(".edit-%d", n)); release != nil {
+				break
+			}
+			m.edits[n].Unlock()
+			if err != nil {
+				return nil, fmt.Errorf("lock the file: %w", err)
+			}
+		}
+		if time.Now().Add(wait).After(callDeadline(ctx)) {
+			return nil, busy
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+	return func() { release(); m.edits[n].Unlock() }, nil
 }
 
 // applyEdits carries out all edits or none.

@@ -98,13 +98,35 @@ func (l *eventLog) add(key Key, e Event) error {
 	}
 	_, err = f.Write(append(b, '\n'))
 	if st, serr := f.Stat(); serr == nil && st.Size() > maxEventFile {
-		// Another process may just have turned the file over: only the one
-		// that was written to is moved.
-		if now, serr := os.Stat(p); serr == nil && os.SameFile(st, now) {
-			err = errors.Join(err, os.Rename(p, p+".old"))
-		}
+		err = errors.Join(err, l.turnOver(p, st))
 	}
 	return errors.Join(err, f.Close())
+}
+
+// lock takes a lock against all processes that share the directory; release is
+// nil when another holds it.
+func (l *eventLog) lock(name string) (release func(), err error) {
+	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+		return nil, err
+	}
+	return tryLock(filepath.Join(l.dir, name))
+}
+
+// turnOver makes the file at p the old half. Of several
+// processes that find it full one does so; the others go on, and a file that
+// nobody turned over is found full again by the next line.
+func (l *eventLog) turnOver(p string, full fs.FileInfo) error {
+	release, err := l.lock(".turnover")
+	if err != nil || release == nil {
+		return err
+	}
+	defer release()
+	// Only the file that was written to is moved: another process may have
+	// been faster, and what is at p now is the new one.
+	if now, err := os.Stat(p); err != nil || !os.SameFile(full, now) {
+		return nil //nolint:nilerr // somebody else's move is just as good
+	}
+	return os.Rename(p, p+".old")
 }
 
 // discreet copies arguments for the log: long texts are clipped, private ones

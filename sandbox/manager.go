@@ -17,7 +17,8 @@ type Options struct {
 	Logger   *slog.Logger // nil discards
 	Defaults Spec         // the operator's; under what a session asks
 	Limits   Limits
-	// EventDir holds one event log a sandbox; empty keeps none.
+	// EventDir holds one event log a sandbox; empty keeps none. Processes that
+	// serve the same sandboxes share it: locks of theirs are there too.
 	EventDir string
 	// ProviderReason tells why this provider was chosen, for get_sandbox.
 	ProviderReason string
@@ -266,7 +267,7 @@ type Manager struct {
 	creating map[Key]bool
 	owned    map[Owner]int // at most so many sandboxes are there, see makeRoom
 
-	edits [64]sync.Mutex // striped by key and path
+	edits [editLocks]sync.Mutex // striped by key and path
 }
 
 // NewManager returns a Manager of p's sandboxes. It fails when the operator's

@@ -115,7 +115,28 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 	if len(p.Leftovers) > 0 && p.State != sandbox.ProcessRunning && !p.Killed {
 		out = append(out, fmt.Sprintf("left running under process_id %s: %s", p.ID, strings.Join(p.Leftovers, ", ")))
 	}
+	if offline && unresolved(r) {
+		out = append(out, "this sandbox has no network")
+	}
 	return out
+}
+
+// noNames are what programs say when a host's name cannot be found.
+var noNames = []string{"could not resolve", "failure in name resolution", "failure resolving", "name or service not known", "unable to resolve",
+	"getaddrinfo e", "getaddrinfo failed", "no such host", "failed to lookup address", "network is unreachable", "no address associated with hostname", "dns error"}
+
+// unresolved tells that a command's output complains of a name or a network
+// that is not there.
+func unresolved(r *sandbox.RunResult) bool {
+	for _, t := range []string{r.Stderr.Tail, r.Stderr.Head, r.Stdout.Tail, r.Stdout.Head} {
+		t = strings.ToLower(t)
+		for _, s := range noNames {
+			if strings.Contains(t, s) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // noticeLine is what happened to the sandbox on the way, as one bracketed
@@ -152,7 +173,7 @@ func (c *call) notices(n sandbox.Notice) []string {
 	for _, w := range n.Warnings {
 		out = append(out, "warning: "+w)
 	}
-	if c.choice.Made {
+	if c.choice.Made && (c.book.Tell(c.caller, c.key.Session) || n.Created || n.Replaced != "") {
 		s := fmt.Sprintf("session_id %s was made by the server: pass it in later calls", c.key.Session)
 		if n.Created || n.Replaced != "" {
 			s += ", the sandbox is archived when stopped for 7 days and deleted after 30, unless start_sandbox says otherwise"

@@ -23,6 +23,10 @@ import (
 // without an answer longer, whatever hangs beneath. Clients give up at 60 s.
 const answerWithin = sandbox.MaxWait + 3*time.Second
 
+// giveUp is when the answer is made without a handler that does not even heed
+// its context.
+const giveUp = answerWithin + time.Second
+
 // registry is what the tools of one server share.
 type registry struct {
 	manager *sandbox.Manager
@@ -89,17 +93,43 @@ func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallT
 	if c.args, err = v.decode(raw); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	c.progress = newProgress(ctx, req, c.tool.name)
+	defer c.progress.finish()
+	// One that hangs is left behind with its own copy of the call, so that
+	// what it still does meets nobody.
+	type answer struct {
+		res *mcp.CallToolResult
+		err error
+	}
+	own := *c
+	done := make(chan answer, 1)
+	go func() {
+		res, err := guard(r, &own, func() (*mcp.CallToolResult, error) { return r.work(ctx, &own) })
+		done <- answer{res, err}
+	}()
+	timer := time.NewTimer(giveUp)
+	defer timer.Stop()
+	select {
+	case a := <-done:
+		*c = own
+		return a.res, a.err
+	case <-timer.C:
+		r.log.Error("tool hangs", slog.String("tool", c.tool.name))
+		return nil, context.DeadlineExceeded
+	}
+}
+
+// work does what a call with checked arguments asks for.
+func (r *registry) work(ctx context.Context, c *call) (*mcp.CallToolResult, error) {
 	if err := r.choose(ctx, c); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
 	if c.choice.Made {
 		ctx = sandbox.WithServerMadeSession(ctx)
 	}
 	c.ctx = ctx
-	c.progress = newProgress(ctx, req, c.tool.name)
-	defer c.progress.finish()
 	res, err := c.tool.handle(c)
 	if err == nil && res == nil {
 		err = errors.New("no result")

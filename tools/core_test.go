@@ -178,7 +178,7 @@ func TestKillProcess(t *testing.T) {
 func TestLeftoversAreNamed(t *testing.T) {
 	c := mcptest.New(t, mcptest.Options{}).Client(t, mcptest.InProcess)
 	start := time.Now()
-	r := c.Must("execute_command", args{"session_id": "s", "command": "sleep 77 & echo done"})
+	r := c.Must("execute_command", args{"session_id": "s", "command": "sleep 77 & sleep 0.3; echo done"})
 	if time.Since(start) > 20*time.Second {
 		t.Error("the command was waited for until its leftovers ended")
 	}
@@ -243,5 +243,20 @@ func TestEventsTellEachCall(t *testing.T) {
 	}
 	if events, err := s.Manager.Events(t.Context(), keyOf("elsewhere")); err == nil && len(events) > 0 {
 		t.Errorf("a sandbox that never was has events: %v", events)
+	}
+}
+
+func TestNoNetworkIsSaid(t *testing.T) {
+	c := mcptest.New(t, mcptest.Options{}).Client(t, mcptest.InProcess)
+	const said = "[this sandbox has no network]"
+	for command, want := range map[string]int{
+		"echo \"curl: (6) Could not resolve host: example.com\" >&2; exit 6":                                              1,
+		"echo \"E: Temporary failure resolving 'deb.debian.org'\"; echo \"W: Temporary failure resolving 'x'\"; exit 100": 1,
+		"echo npm error network request to x failed, reason: getaddrinfo EAI_AGAIN registry.npmjs.org >&2; exit 1":        1,
+		"echo all is well": 0,
+	} {
+		if r := c.Must("execute_command", args{"command": command, "session_id": "s"}); strings.Count(r.Text, "no network") != want || want == 1 && !strings.Contains(r.Text, "no network]\n[exit") {
+			t.Errorf("%s: %s; want %q %d times", command, r.Text, said, want)
+		}
 	}
 }

@@ -69,6 +69,9 @@ type usage struct {
 // networkNow is what this version's sandboxes reach.
 const networkNow = "loopback only: no internet, no host, no other sandbox"
 
+// offline tells that no name can ever be resolved inside; so answers may say why.
+const offline = true
+
 func rowOf(i sandbox.Info) sandboxRow {
 	return sandboxRow{
 		SessionID: string(i.Key.Session), Name: i.Name, Status: string(i.Status), Reason: i.Reason, Provider: i.Provider,

@@ -31,12 +31,16 @@ func TestConnectionHasOneDefaultSession(t *testing.T) {
 				t.Errorf("the notice is not the line before the last: %s", first.Text)
 			}
 			second := c.Must("execute_command", args{"command": "cat f"})
-			if sessionOf(t, second) != id || second.Output() != "x" || !strings.Contains(second.Text, "session_id "+id) {
+			if sessionOf(t, second) != id || second.Output() != "x" || strings.Contains(second.Text, "session_id") {
 				t.Errorf("the second call: %s", second.Text)
 			}
 			named := c.Must("execute_command", args{"command": "cat f", "session_id": id})
 			if strings.Contains(named.Text, "made by the server") {
 				t.Errorf("a named session is announced: %s", named.Text)
+			}
+			c.Must("destroy_sandbox", nil)
+			if again := c.Must("execute_command", args{"command": "true"}); !strings.Contains(again.Text, "session_id "+id+" was made by the server") {
+				t.Errorf("a fresh sandbox's session is not announced: %s", again.Text)
 			}
 			if other := s.Client(t, how); sessionOf(t, other.Must("execute_command", args{"command": "true"})) == id {
 				t.Error("another connection has the same session")

@@ -186,11 +186,13 @@ func (a *App) newServer(b *bench, o server.Options) (*server.Server, error) {
 		_, err := b.provider.List(ctx, sandbox.LocalOwner)
 		return err
 	}
+	book := session.NewBook(sandbox.SessionID(b.config.Session))
+	o.Ended = book.Forget
 	t := tools.Options{
 		Toolsets:       toolsets(b.config.Toolsets),
 		ReadOnly:       b.config.ReadOnly,
 		DefaultSession: b.config.Session,
-		Book:           session.NewBook(sandbox.SessionID(b.config.Session)),
+		Book:           book,
 		Logger:         o.Logger,
 	}
 	// What a sandbox would be; where none can be made the first call says why.

@@ -16,6 +16,7 @@ import (
 	mcpserver "github.com/mark3labs/mcp-go/server"
 
 	"berth/internal/server"
+	"berth/internal/session"
 	"berth/sandbox"
 	"berth/sandbox/providertest"
 	"berth/tools"
@@ -84,6 +85,12 @@ func New(t testing.TB, o Options) *Server {
 	}
 	if o.Manager.EventDir == "" {
 		o.Manager.EventDir = t.TempDir()
+	}
+	if o.Tools.Book == nil {
+		o.Tools.Book = session.NewBook(sandbox.SessionID(o.Tools.DefaultSession))
+	}
+	if o.Server.Ended == nil {
+		o.Server.Ended = o.Tools.Book.Forget
 	}
 	var err error
 	if s.Manager, err = sandbox.NewManager(s.Provider, o.Manager); err != nil {

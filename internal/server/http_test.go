@@ -17,6 +17,7 @@ import (
 
 	"berth/internal/secret"
 	"berth/internal/server"
+	"berth/internal/session"
 	"berth/sandbox"
 )
 
@@ -54,8 +55,9 @@ func TestSessionIDs(t *testing.T) {
 
 func TestDeleteEndsTheSession(t *testing.T) {
 	key, dir := bytes.Repeat([]byte("k"), 32), t.TempDir()
-	r := newHTTP(t, server.Options{Key: key, EndedDir: dir})
-	other := newHTTP(t, server.Options{Key: key, EndedDir: dir})
+	ended := make(chan session.Caller, 10)
+	r := newHTTP(t, server.Options{Key: key, EndedDir: dir, Ended: func(c session.Caller) { ended <- c }})
+	other := newHTTP(t, server.Options{Key: key, EndedDir: dir, Ended: func(c session.Caller) { ended <- c }})
 	id := r.open(nil)
 	h := header{"Mcp-Session-Id": id}
 	get := r.do(t.Context(), "GET", "/mcp", "", h)
@@ -71,6 +73,9 @@ func TestDeleteEndsTheSession(t *testing.T) {
 	if code, _ := r.status("DELETE", "/mcp", "", h); code != 200 {
 		t.Errorf("DELETE = %d", code)
 	}
+	if c := next(t, ended, "word of the ended connection"); c.Connection != id || c.Owner != sandbox.LocalOwner {
+		t.Errorf("ended %+v, want connection %s", c, id)
+	}
 	if _, err := io.Copy(io.Discard, get.Body); err != nil {
 		t.Errorf("the session's stream ended with %v", err)
 	}
@@ -84,6 +89,9 @@ func TestDeleteEndsTheSession(t *testing.T) {
 				t.Errorf("%s after DELETE = %d, want 404", method, code)
 			}
 		}
+	}
+	if c := next(t, ended, "word of the other server's ended connection"); c.Connection != id {
+		t.Errorf("ended there %+v, want connection %s", c, id)
 	}
 	if got := next(t, other.causes, "end of the other server's call"); errors.Is(got, sandbox.ErrCancelled) {
 		t.Error("DELETE cancelled a call; it hands over")

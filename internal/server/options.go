@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"berth/internal/secret"
+	"berth/internal/session"
 	"berth/sandbox"
 )
 
@@ -67,6 +68,11 @@ type Options struct {
 	SessionIdle   time.Duration // an idle protocol session's state is dropped, its id stays good; 0 = 1 h
 	SessionMaxAge time.Duration // a protocol session id is refused after; 0 = 90 days
 	KeepAlive     time.Duration // between comments on quiet event streams; 0 = 15 s
+
+	// Ended is called with each connection that has ended for good, so that
+	// what is known of it can be dropped; of it only the owner and the
+	// connection are set. Nil is not called.
+	Ended func(session.Caller)
 
 	// Health reports whether the provider is reachable, for /healthz. It gets
 	// 2 seconds. Nil means yes.

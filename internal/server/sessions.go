@@ -6,6 +6,9 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"berth/internal/session"
+	"berth/sandbox"
 )
 
 // maxSessions bounds the protocol sessions with state here. The one idle for
@@ -40,7 +43,7 @@ func (s *Server) drop(p *peer) {
 }
 
 // forget ends what runs under an id that is not good any more.
-func (s *Server) forget(id string) {
+func (s *Server) forget(id string, owner sandbox.Owner) {
 	s.mu.Lock()
 	p := s.sessions[id]
 	if p != nil {
@@ -49,6 +52,14 @@ func (s *Server) forget(id string) {
 	s.mu.Unlock()
 	if p != nil {
 		p.end()
+	}
+	s.ended(owner, id)
+}
+
+// ended tells whoever wants to know that a connection is over.
+func (s *Server) ended(owner sandbox.Owner, id string) {
+	if s.o.Ended != nil {
+		s.o.Ended(session.Caller{Owner: owner, Connection: id})
 	}
 }
 

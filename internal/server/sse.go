@@ -61,6 +61,7 @@ func (s *Server) serveSSE(w http.ResponseWriter, r *http.Request, owner sandbox.
 		s.mu.Unlock()
 		s.mcp.UnregisterSession(context.WithoutCancel(s.callCtx), id)
 		c.close()
+		s.ended(owner, id)
 	}()
 	e := newEvents(w)
 	if e.event("endpoint", []byte("/message?sessionId="+url.QueryEscape(id))) != nil {

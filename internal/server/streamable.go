@@ -79,7 +79,7 @@ func (s *Server) session(r *http.Request, owner sandbox.Owner) (*peer, sandbox.S
 	bound, err := s.ids.check(kindHTTP, id, owner)
 	if err != nil {
 		if errors.Is(err, errEnded) {
-			s.forget(id) // another server ended it
+			s.forget(id, owner) // another server ended it
 		}
 		return nil, "", http.StatusNotFound
 	}
@@ -336,7 +336,7 @@ func (s *Server) serveDelete(w http.ResponseWriter, r *http.Request, owner sandb
 	if err := s.ids.end(p.id); err != nil {
 		s.o.Logger.Warn("other servers were not told that a protocol session ended", slog.Any("err", err))
 	}
-	s.forget(p.id)
+	s.forget(p.id, owner)
 	w.WriteHeader(http.StatusOK)
 }
 

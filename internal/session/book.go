@@ -45,6 +45,7 @@ type connKey struct {
 type page struct {
 	key     connKey
 	used    []sandbox.SessionID // oldest first
+	told    sandbox.SessionID   // last told to be made by the server
 	claimed bool                // start_sandbox has taken the default
 }
 
@@ -129,6 +130,21 @@ func (b *Book) Used(c Caller, id sandbox.SessionID) {
 	if len(p.used) < maxSessions {
 		p.used = append(p.used, id)
 	}
+}
+
+// Tell reports whether an answer must say that the server made id, and notes
+// that it does: the connection was not told so before, or was told of another
+// one since. Requests without a connection are always told.
+func (b *Book) Tell(c Caller, id sandbox.SessionID) bool {
+	if c.Connection == "" && c.DefaultSession == "" {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.page(c)
+	again := p.told == id
+	p.told = id
+	return !again
 }
 
 // Sessions returns the sessions the connection has used, oldest first, at

@@ -116,7 +116,16 @@ func TestTwoSessionsMakeTheDefaultAmbiguous(t *testing.T) {
 	if _, err := b.Choose(session.Caller{Connection: "c", Owner: "bob"}, ""); err != nil {
 		t.Errorf("another owner: %v", err)
 	}
-	b.Forget(c)
+	for id, want := range map[sandbox.SessionID][]bool{"one": {true, false}, "two": {true, false}} {
+		for i, w := range want {
+			if got := b.Tell(c, id); got != w {
+				t.Errorf("Tell(%s), time %d = %v", id, i+1, got)
+			}
+		}
+	}
+	if b.Forget(c); !b.Tell(c, "two") || !b.Tell(session.Caller{}, "x") || !b.Tell(session.Caller{}, "x") {
+		t.Error("not told to a new connection, or to one without")
+	}
 	if _, err := b.Choose(c, ""); err != nil {
 		t.Errorf("after Forget: %v", err)
 	}
