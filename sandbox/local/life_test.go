@@ -101,16 +101,26 @@ func status(t *testing.T, in sandbox.Instance) sandbox.Status {
 func ptr[T any](v T) *T { return &v }
 
 // operate runs in a process of its own: one operation on the state directory of
-// BERTH_TEST_DIR, killing itself with SIGKILL at the step BERTH_TEST_STEP.
+// BERTH_TEST_DIR, killing itself with SIGKILL at the step BERTH_TEST_STEP, or
+// some time later ("create:exists+5ms").
 func operate(op string) int {
 	ctx := context.Background()
-	o := local.Options{Dir: os.Getenv("BERTH_TEST_DIR")}.WithFakeEngine().WithStep(func(step string) error {
-		if step == os.Getenv("BERTH_TEST_STEP") {
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-			select {}
+	die := func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+	at, later, _ := strings.Cut(os.Getenv("BERTH_TEST_STEP"), "+")
+	o := local.Options{Dir: os.Getenv("BERTH_TEST_DIR")}.WithStep(func(step string) error {
+		if step != at {
+			return nil
 		}
-		return nil
+		if wait, err := time.ParseDuration(later); err == nil {
+			time.AfterFunc(wait, die)
+			return nil
+		}
+		die()
+		select {}
 	})
+	if os.Getenv("BERTH_TEST_ENGINE") != "real" {
+		o = o.WithFakeEngine()
+	}
 	p, err := local.New(o)
 	if err != nil {
 		fmt.Println(err)
