@@ -156,9 +156,10 @@ func rawArguments(req mcp.CallToolRequest) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// sessionArgument is embedded by every tool's arguments.
+// sessionArgument is embedded by the arguments of tools. What it means is said
+// once, by execute_command.
 type sessionArgument struct {
-	SessionID *string `json:"session_id" doc:"Default: this connection's own."`
+	SessionID *string `json:"session_id"`
 }
 
 func (s sessionArgument) session() *string { return s.SessionID }

@@ -21,8 +21,8 @@ type destroyAnswer struct {
 
 func destroySandbox() tool {
 	t := tool{
-		name: "destroy_sandbox", title: "Destroy the sandbox", toolset: "sandbox",
-		description: "Deletes the sandbox with all its files and processes, for ever. Nothing there is no error. The same session_id makes a fresh one later.",
+		name: "destroy_sandbox", toolset: "sandbox",
+		description: "Deletes the sandbox with all files and processes, for ever. Nothing there is no error.",
 		destructive: true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, _ *destroySandboxArguments) (*mcp.CallToolResult, error) {

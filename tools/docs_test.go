@@ -20,7 +20,15 @@ func TestDocsAreUpToDate(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("# Tools\n\nGenerated from the tools' definitions by `make update`; do not edit.\n\n" +
 		"Every tool takes an optional `session_id` (`reconnect` requires it). Without one, the call is for the session of the header `Berth-Session`, " +
-		"of `--session`, of the connection, or for a new one, in this order; see [architecture.md](architecture.md).\n\n" +
+		"of `--session`, of the connection, or for a new one, in this order; see [architecture.md](architecture.md). " +
+		"An id that the server made is told in the first answer of a connection, and again when the sandbox is a new one. `path` is absolute, relative to the default directory, or begins with `~/`.\n\n" +
+		"Output is text for a reader: valid UTF-8, without escape sequences such as colours, and of a line that is written over and over with carriage returns, as progress bars are, " +
+		"only the last state is shown. `read_output` with `base64` gives the exact bytes. Exit codes are the program's own, and three of berth's: 124 is a time-out; " +
+		"137 is a kill, by `kill_process`, a cancelled call, a limit such as memory, or a SIGKILL from inside, and the last line says which; another signal N ends in 128 + N. " +
+		"Where a name cannot be resolved in a sandbox that has no network, the answer says so.\n\n" +
+		"`run_code` runs JavaScript and TypeScript as files in the working directory would be run: packages resolve from there, and local `.ts`, `.tsx`, `.jsx` and (by import) `.json` files " +
+		"are compiled into the program, at most 300 files and 8 MiB, so that any node runs them; local JavaScript is left to node. `__filename`, `import.meta.url` and stack traces name the files as they are. " +
+		"A program that takes in such files is a module, so strict.\n\n" +
 		"Answers of text tools end in a line in brackets, and carry the same facts for programs under `_meta[\"berth/result\"]`: " +
 		"`exit_code` (null while running, and when it will never be known), `state`, `timed_out`, `killed`, `signal`, `duration_ms`, `process_id`, `cursor`, " +
 		"`stdout_bytes`, `stderr_bytes`, `dropped_bytes`, `matched`, `cwd`, `session_id`. The file tools have `path`, `bytes`, `session_id` and what else applies there. " +

@@ -9,9 +9,9 @@ import (
 )
 
 type editArgument struct {
-	OldText    string `json:"old_text" doc:"Exact text; must occur once." schema:"required;notempty;bytes=1048576;nul"`
+	OldText    string `json:"old_text" doc:"Exact; must occur once." schema:"required;notempty;bytes=1048576;nul"`
 	NewText    string `json:"new_text" schema:"required;bytes=1048576;nul"`
-	ReplaceAll bool   `json:"replace_all" doc:"Replace every occurrence."`
+	ReplaceAll bool   `json:"replace_all"`
 }
 
 type editFileArguments struct {
@@ -22,9 +22,9 @@ type editFileArguments struct {
 
 func editFile() tool {
 	t := tool{
-		name: "edit_file", title: "Edit a file", toolset: "files",
-		description: "Replaces exact texts in a file of the sandbox and returns a unified diff. A text found never, or several times without replace_all, is an error that shows the places; then nothing is changed.",
-		destructive: true, reach: mustExist,
+		name: "edit_file", toolset: "files",
+		description: "Replaces exact texts in a file; returns a diff. A text found never, or several times without replace_all, is an error that shows the places, and nothing is changed.",
+		destructive: true, reach: mustExist, bare: []string{"path"},
 	}
 	t.args, t.handle = handler(func(c *call, a *editFileArguments) (*mcp.CallToolResult, error) {
 		r := sandbox.EditFileRequest{Path: a.Path}

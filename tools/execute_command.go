@@ -10,10 +10,10 @@ import (
 
 // runArguments are what execute_command, run_code and spawn_process share.
 type runArguments struct {
-	Cwd   string             `json:"cwd" doc:"Start here." schema:"bytes=4096"`
-	Env   map[string]*string `json:"env" doc:"Added to the sandbox's; null removes." schema:"items=1000;bytes=131071"`
-	User  string             `json:"user" doc:"agent or root; root is root inside only." schema:"bytes=64"`
-	Stdin *string            `json:"stdin" doc:"Text for stdin." schema:"bytes=8388608;nul"`
+	Cwd   string             `json:"cwd" doc:"Default: home." schema:"bytes=4096"`
+	Env   map[string]*string `json:"env" doc:"null removes." schema:"items=1000;bytes=131071"`
+	User  string             `json:"user" doc:"agent, or root (inside only)." schema:"bytes=64"`
+	Stdin *string            `json:"stdin" schema:"bytes=8388608;nul"`
 }
 
 func (a runArguments) request(c *call) sandbox.RunRequest {
@@ -21,21 +21,22 @@ func (a runArguments) request(c *call) sandbox.RunRequest {
 }
 
 type executeCommandArguments struct {
-	Command *string  `json:"command" doc:"Shell text for bash -c (sh where there is no bash)." schema:"bytes=1048576"`
-	Argv    []string `json:"argv" doc:"Instead of command: program and arguments, no shell." schema:"minitems=1;items=4096;bytes=131071"`
+	Command *string  `json:"command" doc:"Shell text, for bash -c." schema:"bytes=1048576"`
+	Argv    []string `json:"argv" doc:"Instead: program and arguments, no shell." schema:"minitems=1;items=4096;bytes=131071"`
 	runArguments
-	TimeoutSeconds *float64 `json:"timeout_seconds" doc:"Kill after this long; 0 = never. Default: the sandbox's, 300." schema:"min=0;max=86400"`
-	WaitSeconds    *float64 `json:"wait_seconds" doc:"Then hand over to process_id; the command runs on." schema:"min=0;max=50;default=50"`
-	sessionArgument
+	TimeoutSeconds *float64 `json:"timeout_seconds" doc:"Then kill it; 0 = never. Default: the sandbox's, 300." schema:"min=0;max=86400"`
+	WaitSeconds    *float64 `json:"wait_seconds" doc:"Then it runs on under its process_id." schema:"min=0;max=50;default=50"`
+	SessionID      *string  `json:"session_id" doc:"Whose sandbox; default: this connection's own."`
 }
+
+func (a executeCommandArguments) session() *string { return a.SessionID }
 
 func executeCommand() tool {
 	t := tool{
-		name: "execute_command", title: "Run a command", toolset: "core",
-		description: "Runs a command in the session's own Linux sandbox, which is made when there is none, and returns stdout, [stderr], " +
-			"and last a line such as [exit 0 in 0.2 s]. Each call starts fresh in the default directory: cd and export do not carry over. " +
-			"Stdin is empty unless given. A command that takes longer than wait_seconds runs on under its process_id. For servers and programs to talk to use spawn_process. " +
-			"Answers hold 30 KB; what was cut is read with read_output.",
+		name: "execute_command", toolset: "core",
+		description: "Runs a command in the session's own Linux sandbox, made when there is none; returns stdout, [stderr], and last a line such as [exit 0 in 0.2 s]. " +
+			"Each call starts fresh in the default directory: cd and export do not carry over. One that outlasts wait_seconds runs on. " +
+			"For servers and REPLs use spawn_process. Answers hold 30 KB; read_output shows what was cut.",
 		destructive: true, reach: mayCreate,
 	}
 	t.args, t.handle = handler(func(c *call, a *executeCommandArguments) (*mcp.CallToolResult, error) {

@@ -18,8 +18,8 @@ type sandboxAnswer struct {
 
 func getSandbox() tool {
 	t := tool{
-		name: "get_sandbox", title: "Describe the sandbox", toolset: "sandbox",
-		description: "Tells all about the session's sandbox: status (pending: not made yet), settings, interpreters, network, usage, and what is enforced, soft and not enforced here. Never starts or makes one.",
+		name: "get_sandbox", toolset: "sandbox",
+		description: "Tells the sandbox's status (pending: not made yet), settings, interpreters, network, usage, and what is enforced. Starts nothing.",
 		readOnly:    true, idempotent: true, reach: anySession,
 	}
 	t.args, t.handle = handler(func(c *call, _ *getSandboxArguments) (*mcp.CallToolResult, error) {

@@ -14,8 +14,8 @@ type killProcessArguments struct {
 
 func killProcess() tool {
 	t := tool{
-		name: "kill_process", title: "End a process", toolset: "core",
-		description: "Signals a process and all its children, and returns the last output, the exit code and the signal that ended it. One that has already ended is no error.",
+		name: "kill_process", toolset: "core",
+		description: "Signals a process and all its children; returns the last output, exit code and signal. One that has ended is no error.",
 		destructive: true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, a *killProcessArguments) (*mcp.CallToolResult, error) {

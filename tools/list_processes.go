@@ -41,8 +41,8 @@ type processList struct {
 
 func listProcesses() tool {
 	t := tool{
-		name: "list_processes", title: "List processes", toolset: "core",
-		description: "Lists the sandbox's processes, running and ended, oldest first. Never starts a sandbox.",
+		name: "list_processes", toolset: "core",
+		description: "Lists the sandbox's processes, also ended ones, oldest first. Starts nothing.",
 		readOnly:    true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, _ *listProcessesArguments) (*mcp.CallToolResult, error) {

@@ -9,10 +9,10 @@ import (
 )
 
 type listSandboxesArguments struct {
-	Labels    map[string]string `json:"labels" doc:"Only those with all of these." schema:"items=64;bytes=256"`
+	Labels    map[string]string `json:"labels" doc:"All of these." schema:"items=64;bytes=256"`
 	Status    string            `json:"status" schema:"enum=starting|running|stopping|stopped|archiving|archived|destroying|error"`
 	Limit     *int              `json:"limit" schema:"min=1;max=200;default=50"`
-	Cursor    string            `json:"cursor" doc:"next_cursor of the last answer." schema:"bytes=1024"`
+	Cursor    string            `json:"cursor" doc:"The last next_cursor." schema:"bytes=1024"`
 	SessionID *string           `json:"session_id" doc:"Only this one."`
 }
 
@@ -25,8 +25,8 @@ type sandboxList struct {
 
 func listSandboxes() tool {
 	t := tool{
-		name: "list_sandboxes", title: "List sandboxes", toolset: "sandbox",
-		description: "Lists your sandboxes, oldest first, also those of earlier connections. Starts nothing.",
+		name: "list_sandboxes", toolset: "sandbox",
+		description: "Lists your sandboxes, oldest first, also of earlier connections. Starts nothing.",
 		readOnly:    true, idempotent: true, reach: noSession,
 	}
 	t.args, t.handle = handler(func(c *call, a *listSandboxesArguments) (*mcp.CallToolResult, error) {

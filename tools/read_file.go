@@ -12,14 +12,14 @@ import (
 
 // pathArgument names a file.
 type pathArgument struct {
-	Path string `json:"path" doc:"Absolute, or relative to the default directory; ~ is home." schema:"required;notempty;bytes=4096"`
+	Path string `json:"path" doc:"Absolute, relative to the default directory, or ~/." schema:"required;notempty;bytes=4096"`
 }
 
 type readFileArguments struct {
 	pathArgument
-	Offset *int `json:"offset" doc:"First line, from 1." schema:"min=1;max=2147483647;default=1"`
-	Limit  *int `json:"limit" doc:"Number of lines; default all that fits 30 KB." schema:"min=1;max=100000"`
-	Base64 bool `json:"base64" doc:"Exact bytes, for binary files."`
+	Offset *int `json:"offset" doc:"First line." schema:"min=1;default=1"`
+	Limit  *int `json:"limit" doc:"Lines; default: 30 KB." schema:"min=1;max=100000"`
+	Base64 bool `json:"base64" doc:"Exact bytes."`
 	sessionArgument
 }
 
@@ -37,8 +37,8 @@ type fileResult struct {
 
 func readFile() tool {
 	t := tool{
-		name: "read_file", title: "Read a file", toolset: "files",
-		description: "Reads a text file of the sandbox, whole or by lines; the last line tells which of how many. Images come as images, other binary files only as base64. Starts a stopped sandbox, never makes one.",
+		name: "read_file", toolset: "files",
+		description: "Reads a text file, whole or by lines; the last line tells which of how many. Images come as images, other binary files only as base64. Makes no sandbox.",
 		readOnly:    true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, a *readFileArguments) (*mcp.CallToolResult, error) {

@@ -10,10 +10,10 @@ import (
 
 type readOutputArguments struct {
 	processArgument
-	Cursor      *string  `json:"cursor" doc:"From an earlier answer: only what came after. Default: from the beginning, or the newest when that is too much." schema:"bytes=128"`
-	TailLines   *int     `json:"tail_lines" doc:"Instead of cursor: the last lines." schema:"min=1;max=100000"`
+	Cursor      *string  `json:"cursor" doc:"Of an earlier answer: what came after. Default: all, or the newest of too much." schema:"bytes=128"`
+	TailLines   *int     `json:"tail_lines" doc:"Instead of cursor." schema:"min=1;max=100000"`
 	WaitFor     string   `json:"wait_for" doc:"Exit ends any wait." schema:"enum=none|output|exit|pattern;default=output"`
-	Pattern     string   `json:"pattern" doc:"RE2, matched from the cursor on." schema:"bytes=4096"`
+	Pattern     string   `json:"pattern" doc:"RE2, from the cursor on." schema:"bytes=4096"`
 	WaitSeconds *float64 `json:"wait_seconds" schema:"min=0;max=50;default=5"`
 	MaxBytes    *int64   `json:"max_bytes" schema:"min=1;max=1048576;default=30000"`
 	Base64      bool     `json:"base64" doc:"Exact bytes."`
@@ -22,10 +22,9 @@ type readOutputArguments struct {
 
 func readOutput() tool {
 	t := tool{
-		name: "read_output", title: "Read a process's output", toolset: "core",
-		description: "Reads the output of a process, running or ended, from a cursor on, and waits for more if there is none. " +
-			"The last line tells the state and the next cursor. Output outlives the process, the connection and the server. Never starts a sandbox.",
-		readOnly: true, idempotent: true, reach: mustExist,
+		name: "read_output", toolset: "core",
+		description: "Reads a process's output, running or ended, from a cursor on; waits when there is none. The last line tells the state and the next cursor. Starts nothing.",
+		readOnly:    true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, a *readOutputArguments) (*mcp.CallToolResult, error) {
 		r := sandbox.ReadRequest{Process: sandbox.ProcessID(a.ProcessID), Raw: a.Base64, Wait: duration(a.WaitSeconds), OnOutput: c.progress.output()}

@@ -7,7 +7,7 @@ import (
 )
 
 type runCodeArguments struct {
-	Code     string `json:"code" schema:"required;notempty;bytes=1048576" doc:"The whole program."`
+	Code     string `json:"code" schema:"required;notempty;bytes=1048576"`
 	Language string `json:"language" doc:"Default: the sandbox's." schema:"enum=python|javascript|typescript|bash"`
 	runArguments
 	TimeoutSeconds *float64 `json:"timeout_seconds" schema:"min=0;max=86400"`
@@ -17,9 +17,9 @@ type runCodeArguments struct {
 
 func runCode() tool {
 	t := tool{
-		name: "run_code", title: "Run code", toolset: "core",
-		description: "Runs a program given as text, so that nothing needs quoting. Answers, time-outs and the other arguments are as in execute_command. " +
-			"No state stays between calls: print what you want to see, keep the rest in files. TypeScript needs only node.",
+		name: "run_code", toolset: "core",
+		description: "Runs a program given as text, so that nothing needs quoting. Imports, also of .ts files, and packages resolve from cwd. " +
+			"No state stays between calls but files. The rest is as in execute_command.",
 		destructive: true, reach: mayCreate, bare: []string{"cwd", "env", "user", "stdin"},
 	}
 	t.args, t.handle = handler(func(c *call, a *runCodeArguments) (*mcp.CallToolResult, error) {

@@ -21,8 +21,12 @@ import (
 	"berth/tools"
 )
 
-// maxList is what the default tools/list may cost every client, in bytes.
-const maxList = 16 << 10
+// maxList is what the default tools/list may cost every client, in bytes, and
+// maxToday what it does with the tools there are; the rest is for those to come.
+const (
+	maxList  = 16 << 10
+	maxToday = 12_500
+)
 
 // listed is the tools/list answer of a server with options o.
 func listed(t *testing.T, o tools.Options) (raw []byte, list []mcp.Tool) {
@@ -53,8 +57,8 @@ func listed(t *testing.T, o tools.Options) (raw []byte, list []mcp.Tool) {
 func TestListFitsItsBudget(t *testing.T) {
 	raw, list := listed(t, tools.Options{})
 	t.Logf("tools/list: %d bytes for %d tools", len(raw), len(list))
-	if len(raw) > maxList {
-		t.Errorf("tools/list has %d bytes, want at most %d", len(raw), maxList)
+	if most := min(maxList, maxToday); len(raw) > most {
+		t.Errorf("tools/list has %d bytes, want at most %d", len(raw), most)
 	}
 	if len(list) != 16 {
 		t.Errorf("%d tools listed, want 16", len(list))
@@ -133,13 +137,16 @@ func TestEveryToolIsWhole(t *testing.T) {
 			t.Errorf("%s allows unknown arguments", tool.Name)
 		}
 		a := tool.Annotations
-		if a.ReadOnlyHint == nil || a.DestructiveHint == nil || a.IdempotentHint == nil || a.OpenWorldHint == nil {
-			t.Errorf("%s does not set all four hints", tool.Name)
-		} else if *a.ReadOnlyHint && *a.DestructiveHint {
-			t.Errorf("%s is read-only and destructive", tool.Name)
+		switch {
+		case a.ReadOnlyHint == nil || a.OpenWorldHint == nil:
+			t.Errorf("%s does not say whether it only reads, or reaches the world", tool.Name)
+		case *a.ReadOnlyHint && (a.DestructiveHint != nil || a.IdempotentHint != nil):
+			t.Errorf("%s only reads, and has hints for tools that do not", tool.Name)
+		case !*a.ReadOnlyHint && a.DestructiveHint == nil:
+			t.Errorf("%s does not say whether it destroys", tool.Name)
 		}
-		if tool.Title == "" || tool.Description == "" {
-			t.Errorf("%s has no title or description", tool.Name)
+		if tool.Description == "" {
+			t.Errorf("%s has no description", tool.Name)
 		}
 		if len(tool.Description) > 1000 {
 			t.Errorf("%s: description of %d bytes", tool.Name, len(tool.Description))

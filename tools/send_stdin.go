@@ -15,10 +15,10 @@ const maxStdin = 1 << 20
 
 type sendStdinArguments struct {
 	processArgument
-	Text        *string  `json:"text" doc:"Sent exactly; no newline is added." schema:"bytes=1048576;nul"`
-	Base64      *string  `json:"base64" doc:"Instead of text: bytes." schema:"bytes=1398104"`
+	Text        *string  `json:"text" doc:"Sent exactly." schema:"bytes=1048576;nul"`
+	Base64      *string  `json:"base64" doc:"Instead of text." schema:"bytes=1398104"`
 	End         bool     `json:"end" doc:"Close stdin after it."`
-	Cols        *int     `json:"cols" doc:"With rows: resize the terminal." schema:"min=1;max=1000"`
+	Cols        *int     `json:"cols" doc:"Resize the terminal." schema:"min=1;max=1000"`
 	Rows        *int     `json:"rows" schema:"min=1;max=1000"`
 	WaitFor     string   `json:"wait_for" schema:"enum=none|output|exit|pattern;default=output"`
 	Pattern     string   `json:"pattern" schema:"bytes=4096"`
@@ -28,9 +28,8 @@ type sendStdinArguments struct {
 
 func sendStdin() tool {
 	t := tool{
-		name: "send_stdin", title: "Write to a process", toolset: "core",
-		description: "Writes to a process of spawn_process and returns the output that follows and the next cursor: one call is one step of a REPL. " +
-			"End a line with \\n. Can also close stdin or resize the terminal.",
+		name: "send_stdin", toolset: "core",
+		description: "Writes to a process of spawn_process; returns the output that follows and the next cursor: one call is one step of a REPL. End a line with \\n.",
 		destructive: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, a *sendStdinArguments) (*mcp.CallToolResult, error) {

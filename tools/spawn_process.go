@@ -13,15 +13,15 @@ const (
 )
 
 type spawnProcessArguments struct {
-	Command *string  `json:"command" doc:"Shell text." schema:"bytes=1048576"`
-	Argv    []string `json:"argv" doc:"Instead of command." schema:"minitems=1;items=4096;bytes=131071"`
+	Command *string  `json:"command" schema:"bytes=1048576"`
+	Argv    []string `json:"argv" schema:"minitems=1;items=4096;bytes=131071"`
 	runArguments
-	OpenStdin      *bool    `json:"open_stdin" doc:"Keep stdin open for send_stdin." schema:"default=true"`
-	TTY            bool     `json:"tty" doc:"Give it a terminal; stderr joins stdout."`
+	OpenStdin      *bool    `json:"open_stdin" schema:"default=true"`
+	TTY            bool     `json:"tty" doc:"A terminal; stderr joins stdout."`
 	Cols           *int     `json:"cols" schema:"min=1;max=1000;default=80"`
 	Rows           *int     `json:"rows" schema:"min=1;max=1000;default=24"`
-	WaitFor        string   `json:"wait_for" doc:"What wait_seconds waits for." schema:"enum=none|output|exit|pattern;default=output"`
-	Pattern        string   `json:"pattern" doc:"RE2, for wait_for pattern: such as 'listening on'." schema:"bytes=4096"`
+	WaitFor        string   `json:"wait_for" schema:"enum=none|output|exit|pattern;default=output"`
+	Pattern        string   `json:"pattern" doc:"RE2, such as 'listening on'." schema:"bytes=4096"`
 	WaitSeconds    *float64 `json:"wait_seconds" schema:"min=0;max=50;default=0"`
 	TimeoutSeconds *float64 `json:"timeout_seconds" doc:"Default: never." schema:"min=0;max=86400"`
 	sessionArgument
@@ -29,10 +29,9 @@ type spawnProcessArguments struct {
 
 func spawnProcess() tool {
 	t := tool{
-		name: "spawn_process", title: "Start a background process", toolset: "core",
-		description: "Starts a server, REPL or long job in the background and returns its process_id, the output so far and a cursor. " +
-			"With wait_for and wait_seconds a failed start shows at once. Other arguments are as in execute_command. Talk to it with send_stdin, read it with read_output, end it with kill_process. " +
-			"It outlives this connection and the server, and keeps the sandbox from stopping.",
+		name: "spawn_process", toolset: "core",
+		description: "Starts a server, REPL or long job; returns its process_id, the output so far and a cursor. wait_for with wait_seconds shows a failed start at once. " +
+			"It outlives connection and server, and keeps the sandbox from stopping. The rest is as in execute_command.",
 		destructive: true, reach: mayCreate, bare: []string{"cwd", "env", "user", "stdin"},
 	}
 	t.args, t.handle = handler(func(c *call, a *spawnProcessArguments) (*mcp.CallToolResult, error) {

@@ -9,19 +9,21 @@ import (
 )
 
 type startSandboxArguments struct {
-	Name               string            `json:"name" doc:"For display." schema:"bytes=63"`
-	Labels             map[string]string `json:"labels" doc:"For list_sandboxes." schema:"items=64;bytes=256"`
-	Language           string            `json:"language" doc:"Default of run_code." schema:"enum=typescript|javascript|python;default=typescript"`
-	Env                map[string]string `json:"env" doc:"For all commands." schema:"items=1000;bytes=131071"`
-	User               string            `json:"user" doc:"Who runs commands." schema:"enum=agent|root;default=agent"`
-	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it as soon as it stops." schema:"default=false"`
-	AutoStopMinutes    *int              `json:"auto_stop_minutes" doc:"Stop when idle this long; 0 = never." schema:"min=0;max=525600;default=15"`
-	AutoArchiveMinutes *int              `json:"auto_archive_minutes" doc:"Pack when stopped this long; 0 = 43200." schema:"min=0;max=43200;default=10080"`
-	AutoDeleteMinutes  *int              `json:"auto_delete_minutes" doc:"Delete when stopped this long; 0 = at once, negative = never." schema:"max=525600;default=-1"`
-	TimeoutSeconds     *float64          `json:"timeout_seconds" doc:"Default of execute_command and run_code; 0 = none." schema:"min=0;max=86400;default=300"`
-	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default home." schema:"bytes=4096"`
-	sessionArgument
+	Name               string            `json:"name" schema:"bytes=63"`
+	Labels             map[string]string `json:"labels" schema:"items=64;bytes=256"`
+	Language           string            `json:"language" doc:"Of run_code." schema:"enum=typescript|javascript|python;default=typescript"`
+	Env                map[string]string `json:"env" schema:"items=1000;bytes=131071"`
+	User               string            `json:"user" schema:"enum=agent|root;default=agent"`
+	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it when it stops."`
+	AutoStopMinutes    *int              `json:"auto_stop_minutes" doc:"When idle; 0 = never." schema:"min=0;max=525600;default=15"`
+	AutoArchiveMinutes *int              `json:"auto_archive_minutes" doc:"When stopped; 0 = 43200." schema:"min=0;max=43200;default=10080"`
+	AutoDeleteMinutes  *int              `json:"auto_delete_minutes" doc:"When stopped; 0 = at once, -1 = never." schema:"max=525600;default=-1"`
+	TimeoutSeconds     *float64          `json:"timeout_seconds" doc:"Of commands; 0 = none." schema:"min=0;max=86400;default=300"`
+	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default: home." schema:"bytes=4096"`
+	SessionID          *string           `json:"session_id" doc:"Default: a new one."`
 }
+
+func (a startSandboxArguments) session() *string { return a.SessionID }
 
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
@@ -38,10 +40,9 @@ func lacks(what string) string { return "this version's local provider does not 
 
 func startSandbox() tool {
 	t := tool{
-		name: "start_sandbox", title: "Start a sandbox", toolset: "sandbox",
-		description: "Makes a sandbox, or connects to the session's own, starting it when it is stopped or archived; a destroyed one is made anew. " +
-			"Only needed for settings or several sandboxes: commands make the sandbox they need. Without session_id it makes a new one; pass the session_id it answers in later calls. " +
-			"The id finds the sandbox again at any time, files intact. Returns the outcome (created, connected, replaced), what it is and what is enforced.",
+		name: "start_sandbox", toolset: "sandbox",
+		description: "Makes a sandbox, or connects to the session's own and starts it when it is stopped; a destroyed one is made anew. Only for settings or several sandboxes: commands make what they need. " +
+			"The session_id finds it again at any time, files intact. Returns created, connected or replaced, and what is enforced.",
 		idempotent: true, reach: newSession, unavailable: notYet,
 	}
 	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {

@@ -7,14 +7,14 @@ import (
 )
 
 type stopSandboxArguments struct {
-	Archive bool `json:"archive" doc:"Also pack its files, to save space." schema:"default=false"`
+	Archive bool `json:"archive" doc:"Also pack its files."`
 	sessionArgument
 }
 
 func stopSandbox() tool {
 	t := tool{
-		name: "stop_sandbox", title: "Stop the sandbox", toolset: "sandbox",
-		description: "Ends all processes and stops the sandbox; files stay, and the next command starts it again. An ephemeral one is deleted. Returns the final status.",
+		name: "stop_sandbox", toolset: "sandbox",
+		description: "Ends all processes and stops the sandbox; files stay, and the next command starts it again. An ephemeral one is deleted.",
 		destructive: true, idempotent: true, reach: mustExist,
 	}
 	t.args, t.handle = handler(func(c *call, a *stopSandboxArguments) (*mcp.CallToolResult, error) {

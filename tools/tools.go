@@ -97,7 +97,7 @@ const (
 
 // tool is the definition of one tool.
 type tool struct {
-	name, title, description, toolset string
+	name, description, toolset        string
 	readOnly, destructive, idempotent bool
 	openWorld                         bool
 	reach                             reach
@@ -127,13 +127,24 @@ func all() []tool {
 // published is the tool as clients see it.
 func (t tool) published() mcp.Tool {
 	return mcp.Tool{
-		Name: t.name, Title: t.title, Description: t.description,
+		Name: t.name, Description: t.description,
 		RawInputSchema: schemaOf(t.args, t.bare...), RawOutputSchema: t.output,
-		Annotations: mcp.ToolAnnotation{
-			ReadOnlyHint: &t.readOnly, DestructiveHint: &t.destructive,
-			IdempotentHint: &t.idempotent, OpenWorldHint: &t.openWorld,
-		},
+		Annotations: t.hints(),
 	}
+}
+
+// hints say what a client may assume. Those are left out that mean nothing for
+// a tool that only reads, or say what holds without them: the list is paid for
+// on every request.
+func (t tool) hints() mcp.ToolAnnotation {
+	h := mcp.ToolAnnotation{ReadOnlyHint: &t.readOnly, OpenWorldHint: &t.openWorld}
+	if !t.readOnly {
+		h.DestructiveHint = &t.destructive
+		if t.idempotent {
+			h.IdempotentHint = &t.idempotent
+		}
+	}
+	return h
 }
 
 // Register adds the tools that o chooses to s. They call m. An error is the

@@ -17,17 +17,17 @@ const maxWrite = 10 << 20
 type writeFileArguments struct {
 	pathArgument
 	Content *string `json:"content" schema:"bytes=10485760;nul"`
-	Base64  *string `json:"base64" doc:"Instead of content: bytes." schema:"bytes=14000000"`
-	Append  bool    `json:"append" doc:"Add at the end instead of replacing."`
-	Mode    *string `json:"mode" doc:"Octal, such as 755. Default: kept, new files 644." schema:"pattern=^0?[0-7]{3}$"`
+	Base64  *string `json:"base64" doc:"Instead of content." schema:"bytes=14000000"`
+	Append  bool    `json:"append" doc:"Add at the end."`
+	Mode    *string `json:"mode" doc:"Octal; default: kept, or 644." schema:"pattern=^0?[0-7]{3}$"`
 	sessionArgument
 }
 
 func writeFile() tool {
 	t := tool{
-		name: "write_file", title: "Write a file", toolset: "files",
-		description: "Writes a file of the sandbox, at once or not at all, and makes missing directories. An existing file is replaced and keeps mode and owner; links are followed. At most 10 MiB a call. Never makes a sandbox.",
-		destructive: true, reach: mustExist,
+		name: "write_file", toolset: "files",
+		description: "Writes a file at once or not at all, with missing directories. An existing one keeps mode and owner; links are followed. At most 10 MiB. Makes no sandbox.",
+		destructive: true, reach: mustExist, bare: []string{"path"},
 	}
 	t.args, t.handle = handler(func(c *call, a *writeFileArguments) (*mcp.CallToolResult, error) {
 		data, err := textOrBase64("content", a.Content, a.Base64, maxWrite)
