@@ -17,7 +17,7 @@ type pathArgument struct {
 
 type readFileArguments struct {
 	pathArgument
-	Offset *int `json:"offset" doc:"First line." schema:"min=1;default=1"`
+	Offset *int `json:"offset" doc:"First line." schema:"min=1;max=2147483647;default=1"`
 	Limit  *int `json:"limit" doc:"Lines; default: 30 KB." schema:"min=1;max=100000"`
 	Base64 bool `json:"base64" doc:"Exact bytes."`
 	sessionArgument
