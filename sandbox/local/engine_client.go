@@ -36,6 +36,14 @@ func (e *clientEngine) launch(ctx context.Context, l *wire.Launch, session strin
 	if err != nil {
 		return err
 	}
+	// One whose creator was killed may be on its way, in no record yet. Two
+	// at once would write into the same layers. One that has written its end
+	// has only its last answers to give, and Launch waits for it.
+	if r, err := journal.ReadRecord(l.Dir); (err != nil || r.Stopped == 0) && client.Begun(l.Dir) {
+		if err := e.kill(ctx, l.Dir); err != nil {
+			return err
+		}
+	}
 	c, _, err := client.Launch(ctx, box, l, session)
 	if err != nil {
 		// Killed while it was starting, it may have left something.
@@ -79,8 +87,9 @@ func (e *clientEngine) monitor(dir string) (wire.Record, bool, error) {
 	if r == nil {
 		return wire.Record{}, false, fs.ErrNotExist
 	}
-	// One that has written its end is only just leaving.
-	return *r, alive && r.Stopped == 0, nil
+	// One that has written its end is only just leaving; one that is not ready
+	// is of use to nobody but its creator.
+	return *r, alive && r.Stopped == 0 && r.Ready.InitPID != 0, nil
 }
 
 func (e *clientEngine) connect(ctx context.Context, dir string) (connection, error) {
@@ -115,6 +124,21 @@ const killTime = 10 * time.Second
 
 func (e *clientEngine) kill(ctx context.Context, dir string) error {
 	e.forget(dir)
+	for end := time.Now().Add(killTime); ; {
+		if err := e.killRecorded(ctx, dir); err != nil {
+			return err
+		}
+		if !client.Begun(dir) {
+			return isolate.RemoveStale([]string{isolate.CgroupName(dir)})
+		}
+		if time.Now().After(end) {
+			return refuse("a process that serves %s does not end and is not in its record; look for it with `fuser %s/%s`, end it, and try again", dir, dir, journal.LogName)
+		}
+		time.Sleep(time.Millisecond) // it is about to write its record
+	}
+}
+
+func (e *clientEngine) killRecorded(ctx context.Context, dir string) error {
 	r, err := journal.ReadRecord(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -132,7 +156,7 @@ func (e *clientEngine) kill(ctx context.Context, dir string) error {
 			}
 		}
 	}
-	return isolate.RemoveStale([]string{isolate.CgroupName(dir)})
+	return nil
 }
 
 // killProcess ends the process pid that was started at start, and waits for its

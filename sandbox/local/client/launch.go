@@ -165,15 +165,46 @@ func listen(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "listener"), nil
 }
 
+// openLog opens monitor.log for a new monitor, whose output it is: the lock on
+// it lasts as long as that process, from before there is a record of it.
 func openLog(dir string) (*os.File, error) {
 	f, err := os.OpenFile(dir+"/"+journal.LogName, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
+		return nil, err
+	}
+	if err := lockLog(f); err != nil {
+		_ = f.Close()
 		return nil, err
 	}
 	if st, err := f.Stat(); err == nil && st.Size() > maxLog {
 		_ = f.Truncate(0)
 	}
 	return f, nil
+}
+
+var errLocked = errors.New("another monitor of this sandbox runs or is being started")
+
+func lockLog(f *os.File) error {
+	for {
+		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
+		case unix.EINTR:
+		case unix.EWOULDBLOCK:
+			return errLocked
+		default:
+			return os.NewSyscallError("flock", err)
+		}
+	}
+}
+
+// Begun reports whether a monitor of the sandbox with state directory dir
+// exists, even one that has only just been started and is in no record yet.
+func Begun(dir string) bool {
+	f, err := os.OpenFile(dir+"/"+journal.LogName, os.O_WRONLY, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(lockLog(f), errLocked)
 }
 
 // awaitReady waits for the one frame that the monitor sends, or its death.

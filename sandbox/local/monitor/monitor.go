@@ -107,9 +107,9 @@ func Run(start Starter) int {
 		<-term
 		m.stop("the monitor was told to end by SIGTERM", nil)
 	}()
-	if err := ready.Send(wire.Header{}, m.record.Ready, nil); err != nil {
-		m.stop("its creator went away before it was ready", nil)
-	}
+	// A creator that was killed meanwhile does not matter: the record says that
+	// the sandbox runs, and whoever comes next uses it.
+	_ = ready.Send(wire.Header{}, m.record.Ready, nil)
 	_ = ready.Close()
 	m.rest()
 	<-m.quit
