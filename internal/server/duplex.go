@@ -26,7 +26,7 @@ var errTooLarge = errors.New("the message is too large")
 type duplex struct {
 	s    *Server
 	peer *peer
-	send func([]byte) error // one whole message; safe for concurrent use
+	send func([]byte) error // one whole message, which it does not keep; safe for concurrent use
 	run  chan struct{}      // a slot for each running tool call
 
 	mu       sync.Mutex
@@ -38,13 +38,7 @@ func newDuplex(s *Server, p *peer, send func([]byte) error) *duplex {
 }
 
 // write sends any message.
-func (d *duplex) write(v any) error {
-	b, err := encode(v)
-	if err != nil {
-		return err
-	}
-	return d.send(b)
-}
+func (d *duplex) write(v any) error { return encode(v, d.send) }
 
 // reply sends an answer, or says why it cannot be sent.
 func (d *duplex) reply(m *message, v any) {

@@ -78,11 +78,7 @@ func (e *events) message(v any) error {
 	if !e.can {
 		return errNoStream
 	}
-	b, err := encode(v)
-	if err != nil {
-		return err
-	}
-	return e.event("message", b)
+	return encode(v, func(b []byte) error { return e.event("message", b) })
 }
 
 // comment writes nothing that a client sees; it keeps proxies from closing a
@@ -106,13 +102,19 @@ func (e *events) open() error {
 // answer writes the last message: as an event once the stream has begun, else
 // as plain JSON with the given status and headers.
 func (e *events) answer(status int, v any) error {
-	b, err := encode(v)
-	if err != nil {
-		b, err = encode(rpcError(nil, mcp.INTERNAL_ERROR, "the answer cannot be written as JSON"))
-		if err != nil {
-			return err
-		}
+	sent := false
+	send := func(b []byte) error {
+		sent = true
+		return e.last(status, b)
 	}
+	err := encode(v, send)
+	if err != nil && !sent {
+		err = encode(rpcError(nil, mcp.INTERNAL_ERROR, "the answer cannot be written as JSON"), send)
+	}
+	return err
+}
+
+func (e *events) last(status int, b []byte) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	defer func() { e.over = true }()
@@ -123,6 +125,6 @@ func (e *events) answer(status int, v any) error {
 	e.started = true
 	e.w.Header().Set("Content-Type", "application/json")
 	e.w.WriteHeader(status)
-	_, err = e.w.Write(append(b, '\n'))
+	_, err := e.w.Write(append(b, '\n'))
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	mcpserver "github.com/mark3labs/mcp-go/server"
@@ -110,37 +109,6 @@ func busy(m *message) any {
 		result.SetResultType(mcp.ResultTypeComplete)
 	}
 	return mcp.NewJSONRPCResultResponse(requestID(m.id), result)
-}
-
-// encode writes v as one line of JSON without a newline at its end.
-func encode(v any) ([]byte, error) {
-	var b bytes.Buffer
-	// An answer whose result writes itself is put together here: the encoder
-	// would read the result's JSON once more, and that is most of what a large
-	// answer costs.
-	if r, ok := v.(mcp.JSONRPCResponse); ok {
-		if result, ok := r.Result.(json.Marshaler); ok {
-			id, err := json.Marshal(r.ID)
-			if err != nil {
-				return nil, err
-			}
-			body, err := result.MarshalJSON()
-			if err != nil {
-				return nil, err
-			}
-			b.Grow(len(body) + len(id) + 64)
-			fmt.Fprintf(&b, `{"jsonrpc":%q,"id":%s,"result":`, r.JSONRPC, id)
-			b.Write(body)
-			b.WriteByte('}')
-			return b.Bytes(), nil
-		}
-	}
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // '<' as six characters makes command output larger for nothing
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // checkHeaders compares the headers that a modern request repeats its content
