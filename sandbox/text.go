@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"bytes"
+	"encoding/binary"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 )
 
 // maxEscape bounds an escape sequence; what is longer is no sequence but text
@@ -121,13 +123,11 @@ func stripEscapes(b []byte) []byte {
 // clean makes output readable: valid UTF-8, no escape sequences, no control
 // characters but newline and tab. Of a line that was written over with carriage
 // returns, as progress bars do, the last state stays. A NUL shows as U+FFFD.
+// The text may be b's own memory, so nobody may write to b afterwards.
 func clean(b []byte) string {
-	plain := 0
-	for plain < len(b) && (b[plain] >= 0x20 && b[plain] < 0x7f || b[plain] == '\t' || b[plain] == '\n') {
-		plain++
-	}
+	plain := plainText(b)
 	if plain == len(b) { // nothing to clean, as mostly
-		return string(b)
+		return unsafe.String(unsafe.SliceData(b), len(b))
 	}
 	b = stripEscapes(b)
 	var out strings.Builder
@@ -181,8 +181,9 @@ func clean(b []byte) string {
 // headEnd is where the kept beginning of b ends: after its last line if that
 // keeps at least half of it, else on a rune end.
 func headEnd(b []byte) int {
-	if i := bytes.LastIndexByte(b, '\n'); i+1 >= len(b)/2 && i >= 0 {
-		return i + 1
+	half := len(b) / 2
+	if i := bytes.LastIndexByte(b[half:], '\n'); i >= 0 {
+		return half + i + 1
 	}
 	return len(b) - incomplete(b)
 }
@@ -215,4 +216,25 @@ func tailStart(b []byte, from int) int {
 		from++
 	}
 	return from
+}
+
+// plainText counts the bytes at the start of b that clean leaves as they are.
+func plainText(b []byte) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for i < len(b) {
+		if i+8 <= len(b) {
+			x := binary.LittleEndian.Uint64(b[i:])
+			// A top bit is set for a byte below 0x20, a DEL, or what is not ASCII.
+			if ((x-ones*0x20)|(x+ones)|x)&tops == 0 {
+				i += 8
+				continue
+			}
+		}
+		if c := b[i]; c < 0x20 && c != '\t' && c != '\n' || c >= 0x7f {
+			break
+		}
+		i++
+	}
+	return i
 }

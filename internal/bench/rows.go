@@ -144,11 +144,12 @@ func (b *bench) output() ([]row, error) {
 		return nil, err
 	}
 	defer s.close()
-	const size = 10 << 20
+	const line, lines = 80, 10 << 20 / 80
+	const size = line * lines
 	var times sample
 	for i := range max(5, b.n/3) + 1 {
 		begin := time.Now()
-		text, err := s.tool("execute_command", map[string]any{"session_id": "output", "command": fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x", size)})
+		text, err := s.tool("execute_command", map[string]any{"session_id": "output", "command": fmt.Sprintf("yes %s | head -c %d", strings.Repeat("x", line-1), size)})
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +158,7 @@ func (b *bench) output() ([]row, error) {
 			return nil, fmt.Errorf("stdout_bytes %q, want %d", got, size)
 		}
 		got := 0
-		for cursor := "c0.0"; got < size; {
+		for cursor := "c0.0"; got < size-lines; {
 			page, err := s.tool("read_output", map[string]any{"session_id": "output", "process_id": id,
 				"cursor": cursor, "max_bytes": 1 << 20, "wait_for": "none"})
 			if err != nil {
