@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net/http"
@@ -43,7 +44,7 @@ func (s *Server) serveSSE(w http.ResponseWriter, r *http.Request, owner sandbox.
 	p := newPeer(id, &s.lastID)
 	c.duplex = newDuplex(s, p, func(b []byte) error {
 		select {
-		case c.queue <- b:
+		case c.queue <- bytes.Clone(b): // written by pump, some time
 			return nil
 		case <-p.ended:
 			return errDisconnected
