@@ -72,6 +72,16 @@ func (a *App) logger(c *config.Config, quiet bool) *slog.Logger {
 	}))
 }
 
+// width is how many characters a line of w's terminal takes; 0 when it is none.
+func (a *App) width(w io.Writer) int {
+	if file, ok := w.(*os.File); ok && a.terminal(w) {
+		if n, _, err := term.GetSize(int(file.Fd())); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
 // colour reports whether w is a terminal whose user has not refused colour.
 func (a *App) colour(w io.Writer) bool {
 	return a.terminal(w) && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"
@@ -79,7 +89,7 @@ func (a *App) colour(w io.Writer) bool {
 
 // paint wraps text in a terminal's style, such as "1;32", where w shows any.
 func (a *App) paint(w io.Writer, style, text string) string {
-	if !a.colour(w) || text == "" {
+	if !a.colour(w) || text == "" || style == "" {
 		return text
 	}
 	return "\x1b[" + style + "m" + text + "\x1b[0m"

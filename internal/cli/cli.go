@@ -97,11 +97,7 @@ func Run(ctx context.Context, app App, args []string) int {
 	if err != nil {
 		return app.usage(err)
 	}
-	for _, f := range parsed.Flags() {
-		if key := f.Tag.Get("key"); key != "" && f.Set {
-			app.flags = append(app.flags, settings(f, key)...)
-		}
-	}
+	app.flagsOf(parsed)
 	return app.code(parsed.Run(&app))
 }
 
@@ -130,6 +126,15 @@ func (a *App) parse(c *commands, args []string) (parsed *kong.Context, shown boo
 	}()
 	parsed, err = parser.Parse(args)
 	return parsed, false, err
+}
+
+// flagsOf takes the settings that a command line gives.
+func (a *App) flagsOf(parsed *kong.Context) {
+	for _, f := range parsed.Flags() {
+		if key := f.Tag.Get("key"); key != "" && f.Set {
+			a.flags = append(a.flags, settings(f, key)...)
+		}
+	}
 }
 
 // settings turns a flag into what the config takes.

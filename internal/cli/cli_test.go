@@ -319,3 +319,25 @@ func TestCancelledRunCleansUp(t *testing.T) {
 		t.Errorf("sandboxes left behind: %v, %v", list, err)
 	}
 }
+
+func TestEvents(t *testing.T) {
+	m := newMachine(t)
+	m.keep("s")
+	m.run(0, "", "No tool has been called on this sandbox.\n", "events", "s")
+	m.run(1, "", "*", "events", "absent")
+	manager, err := sandbox.NewManager(m.fake.Reopen(), sandbox.Options{EventDir: filepath.Join(m.dir, "state", "events")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	key := sandbox.Key{Owner: sandbox.LocalOwner, Session: "s"}
+	at := time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	manager.Record(key, sandbox.Event{Time: at, Tool: "execute_command", Outcome: "exit 0", Duration: 1500 * time.Millisecond, Bytes: 3,
+		Args: map[string]any{"command": "a <b> && c\x1b[2J", "argv": []string{"x"}}})
+	manager.Record(key, sandbox.Event{Time: at, Tool: "read_file", Outcome: "error", Error: "no <such>\x1b file", Duration: time.Millisecond})
+	local := at.Local().Format("2006-01-02 15:04:05.000")
+	m.run(0, local+`  execute_command  exit 0  argv=["x"] command="a <b> && c\u001b[2J"  (1.5s)`+"\n"+
+		local+"  read_file        error    no <such>  file  (1ms)\n", "", "events", "s")
+	m.run(0, `{"args":{"argv":["x"],"command":"a <b> && c\u001b[2J"},"bytes":3,"duration_ms":1500,"error":"","outcome":"exit 0","session_id":"s","time":"2026-05-04T03:02:01Z","tool":"execute_command"}`+"\n"+
+		`{"args":null,"bytes":0,"duration_ms":1,"error":"no <such>\u001b file","outcome":"error","session_id":"s","time":"2026-05-04T03:02:01Z","tool":"read_file"}`+"\n", "", "events", "--json", "s")
+}

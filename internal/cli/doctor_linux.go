@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -81,9 +80,14 @@ var checkStyle = map[local.CheckState]struct{ mark, style string }{
 
 func (a *App) diagnosis(checks []local.Check, usable bool) error {
 	t := newTable("", "CHECK", "STATE", "FOUND")
+	t.wrap = a.width(a.Stdout)
 	for _, c := range checks {
 		s := checkStyle[c.State]
-		t.row(a.paint(a.Stdout, s.style, s.mark), c.Name, a.paint(a.Stdout, s.style, string(c.State)), oneLine(c.Detail))
+		// What is as it should be on this machine, and yet no wall.
+		if c.State == local.OK && strings.HasPrefix(c.Detail, "not enforced") {
+			s.mark, s.style = "-", ""
+		}
+		t.row(a.paint(a.Stdout, s.style, s.mark), c.Name, a.paint(a.Stdout, s.style, string(c.State)), flat(c.Detail))
 	}
 	if err := t.write(a.Stdout); err != nil {
 		return err
@@ -123,5 +127,5 @@ func (a *App) diagnosisJSON(checks []local.Check, usable bool) error {
 	for _, c := range checks {
 		out.Checks = append(out.Checks, check{c.Name, string(c.State), c.Detail, c.Remedy, c.Required, c.State != local.OK && c.Fix != nil})
 	}
-	return json.NewEncoder(a.Stdout).Encode(out)
+	return plainJSON(a.Stdout, out)
 }

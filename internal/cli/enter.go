@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -156,20 +157,36 @@ func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, d
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
+	// A terminal that is closed is noticed by a signal, by reading and by
+	// writing, whichever comes first.
+	hangUp := sync.OnceFunc(func() {
+		_ = p.Kill(context.WithoutCancel(ctx), "HUP", 2*time.Second, hungUp) // it may have ended
+		cancel(Interrupted{syscall.SIGHUP})
+	})
 	go func() {
 		select {
 		case s := <-signals.caught:
 			if s == syscall.SIGHUP {
-				_ = p.Kill(ctx, "HUP", 2*time.Second, "its terminal was closed") // it may have ended
+				hangUp()
 			}
 			cancel(Interrupted{s})
 		case <-ctx.Done():
 		}
 	}()
-	go a.keys(ctx, p, detach, func() { cancel(errLeft) }) // ends with the process, or with ours
+	go func() { // ends with the process, or with ours
+		if a.keys(ctx, p, detach) {
+			cancel(errLeft)
+		} else if ctx.Err() == nil {
+			hangUp()
+		}
+	}()
 	stop := a.followSize(ctx, p)
 	defer stop()
 	info, err = follow(ctx, p, from, a.Stdout, a.Stderr)
+	if errors.Is(err, errOutput) || err == nil && info.Reason == hungUp {
+		hangUp()
+		err = context.Canceled
+	}
 	cause := context.Cause(ctx)
 	told, isTold := errors.AsType[Interrupted](cause)
 	switch {
@@ -185,8 +202,10 @@ func (a *App) raw(ctx context.Context, p sandbox.Process, from sandbox.Cursor, d
 
 var errLeft = errors.New("the detach key was pressed")
 
-// keys sends what is typed to the process until the detach key is typed.
-func (a *App) keys(ctx context.Context, p sandbox.Process, detach byte, leave func()) {
+// keys sends what is typed to the process until the detach key is typed, for
+// which it returns true, or until the terminal is gone. It waits for the end of
+// ctx when the process reads no more, which is no matter of the terminal's.
+func (a *App) keys(ctx context.Context, p sandbox.Process, detach byte) (left bool) {
 	buf := make([]byte, 4096)
 	for {
 		n, err := a.Stdin.Read(buf)
@@ -197,15 +216,14 @@ func (a *App) keys(ctx context.Context, p sandbox.Process, detach byte, leave fu
 		}
 		if at >= 0 {
 			push(ctx, p, typed[:at], false)
-			leave()
-			return
+			return true
 		}
 		if n > 0 && !push(ctx, p, typed, false) {
-			return
+			<-ctx.Done()
+			return false
 		}
-		if err != nil { // the terminal is gone
-			_ = p.Kill(ctx, "HUP", 2*time.Second, "its terminal was closed")
-			return
+		if err != nil {
+			return false
 		}
 	}
 }

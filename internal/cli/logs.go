@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -16,8 +17,16 @@ import (
 type logsCommand struct {
 	Follow  bool   `short:"f" help:"Go on until the process ends; without PROCESS, the newest one."`
 	List    bool   `short:"l" help:"List the processes instead."`
+	Raw     bool   `help:"Write every byte to a terminal, too."`
 	ID      string `arg:"" help:"The sandbox."`
 	Process string `arg:"" optional:"" help:"The process; all that are kept when absent."`
+}
+
+// Help is shown by --help.
+func (*logsCommand) Help() string {
+	return "Standard output and standard error go where they went. Without PROCESS all that is kept of all processes is shown, oldest first; " +
+		"with -f the newest of them is then followed until it ends, and no process that starts later. " +
+		"On a terminal escape sequences are left out, but for colours, since they could change what the terminal shows or does; --raw and pipes have all of them."
 }
 
 func (c *logsCommand) Run(a *App) error {
@@ -48,6 +57,14 @@ func (c *logsCommand) Run(a *App) error {
 		fmt.Fprintln(a.Stderr, "No process has run in this sandbox, or none is kept.")
 		return nil
 	}
+	stdout, stderr := a.Stdout, a.Stderr
+	for _, w := range []*io.Writer{&stdout, &stderr} {
+		if a.terminal(*w) && !c.Raw {
+			f := &filter{w: *w}
+			defer f.close()
+			*w = f
+		}
+	}
 	for n, info := range list {
 		if c.Process == "" {
 			// On stderr, so that stdout is the output alone.
@@ -58,9 +75,9 @@ func (c *logsCommand) Run(a *App) error {
 			return err
 		}
 		if c.Follow && n == len(list)-1 {
-			_, err = follow(a.ctx, p, info.Kept, a.Stdout, a.Stderr)
+			_, err = follow(a.ctx, p, info.Kept, stdout, stderr)
 		} else {
-			err = a.dump(p, info.Kept)
+			err = a.dump(p, info.Kept, stdout, stderr)
 		}
 		if errors.Is(err, errOutput) || errors.Is(err, context.Canceled) {
 			return nil // as after "| head", and Ctrl-C
@@ -73,7 +90,7 @@ func (c *logsCommand) Run(a *App) error {
 }
 
 // dump writes what is kept of a process now.
-func (a *App) dump(p sandbox.Process, c sandbox.Cursor) error {
+func (a *App) dump(p sandbox.Process, c sandbox.Cursor, stdout, stderr io.Writer) error {
 	for {
 		out, err := p.Read(a.ctx, c, chunk)
 		if err != nil {
@@ -83,10 +100,10 @@ func (a *App) dump(p sandbox.Process, c sandbox.Cursor) error {
 			return nil
 		}
 		c = out.Next
-		if _, err := a.Stdout.Write(out.Stdout); err != nil {
+		if _, err := stdout.Write(out.Stdout); err != nil {
 			return errOutput
 		}
-		if _, err := a.Stderr.Write(out.Stderr); err != nil {
+		if _, err := stderr.Write(out.Stderr); err != nil {
 			return errOutput
 		}
 	}
@@ -117,15 +134,19 @@ func stateOf(p sandbox.ProcessInfo) string {
 	return fmt.Sprintf("exit %d", *p.ExitCode)
 }
 
-// oneLine makes text fit for a table: what comes from a sandbox must not move
-// the cursor.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
+// flat puts text on one line: what comes from a sandbox must not move the cursor.
+func flat(s string) string {
+	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r < 0xa0 {
 			return ' '
 		}
 		return r
 	}, s)
+}
+
+// oneLine makes text fit for a table.
+func oneLine(s string) string {
+	s = flat(s)
 	if r := []rune(s); len(r) > 100 {
 		s = string(r[:99]) + "…"
 	}
@@ -189,18 +210,18 @@ func (c *eventsCommand) Run(a *App) error {
 
 func (a *App) event(e sandbox.Event, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(a.Stdout).Encode(map[string]any{
+		return plainJSON(a.Stdout, map[string]any{
 			"time": e.Time, "session_id": e.Session, "tool": e.Tool, "args": e.Args, "outcome": e.Outcome,
 			"error": e.Error, "duration_ms": e.Duration.Milliseconds(), "bytes": e.Bytes,
 		})
 	}
 	var args []string
 	for _, k := range slices.Sorted(maps.Keys(e.Args)) {
-		v, err := json.Marshal(e.Args[k])
-		if err != nil {
-			v = []byte("?")
+		var v strings.Builder
+		if err := plainJSON(&v, e.Args[k]); err != nil {
+			v.WriteString("?")
 		}
-		args = append(args, k+"="+string(v))
+		args = append(args, k+"="+strings.TrimSpace(v.String()))
 	}
 	style := "32"
 	if e.Error != "" {
@@ -213,4 +234,12 @@ func (a *App) event(e sandbox.Event, asJSON bool) error {
 	}
 	_, err := fmt.Fprintf(a.Stdout, "%s  (%s)\n", line, e.Duration.Round(time.Millisecond/10))
 	return err
+}
+
+// plainJSON writes v on one line, with <, > and & as they are: nothing of ours
+// is put into a web page.
+func plainJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -42,9 +41,8 @@ func (c *listCommand) Run(a *App) error {
 	list = slices.DeleteFunc(list, func(i sandbox.Info) bool { return c.Status != "" && string(i.Status) != c.Status })
 	switch {
 	case c.JSON:
-		e := json.NewEncoder(a.Stdout)
 		for _, i := range list {
-			if err := e.Encode(listRow(i)); err != nil {
+			if err := plainJSON(a.Stdout, listRow(i)); err != nil {
 				return err
 			}
 		}
@@ -149,9 +147,33 @@ func timeOrNil(t time.Time) *time.Time {
 }
 
 // table lines up columns; colour codes take no room.
-type table struct{ rows [][]string }
+type table struct {
+	rows [][]string
+	// wrap is how wide it may be; the last column, which has no colours, goes on
+	// below itself. 0: as wide as it is.
+	wrap int
+}
 
 func newTable(head ...string) *table { return &table{rows: [][]string{head}} }
+
+// fold breaks text into lines of at most width characters, between words where
+// it can.
+func fold(text string, width int) []string {
+	var lines []string
+	r := []rune(text)
+	for len(r) > width {
+		n := width
+		for n > 0 && r[n] != ' ' {
+			n--
+		}
+		if n == 0 {
+			n = width
+		}
+		lines = append(lines, strings.TrimRight(string(r[:n]), " "))
+		r = []rune(strings.TrimLeft(string(r[n:]), " "))
+	}
+	return append(lines, string(r))
+}
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
@@ -162,9 +184,17 @@ func (t *table) write(w io.Writer) error {
 			width[i] = max(width[i], visible(c))
 		}
 	}
+	last, indent := len(width)-1, 0
+	for _, n := range width[:last] {
+		indent += n + 2
+	}
 	for _, r := range t.rows {
 		var b strings.Builder
 		for i, c := range r {
+			if room := t.wrap - indent; i == last && t.wrap > 0 && room >= 20 {
+				b.WriteString("  " + strings.Join(fold(c, room), "\n"+strings.Repeat(" ", indent)))
+				break
+			}
 			if i > 0 {
 				b.WriteString("  ")
 			}

@@ -18,6 +18,7 @@ import (
 const (
 	interrupted = "interrupted from the keyboard"
 	toldToEnd   = "berth was told to end"
+	hungUp      = "its terminal was closed"
 )
 
 // exitCodes is the part of the help that run, exec and enter share.
