@@ -205,6 +205,9 @@ func lastLine(r *sandbox.RunResult, st style) string {
 		if p.Reason != "" {
 			s += ": " + oneLine(p.Reason)
 		}
+		if st == ran {
+			s += "; it was not run again"
+		}
 	case p.TimedOut:
 		s = fmt.Sprintf("timed out after %s, killed, exit %s", seconds(life(r)), exit(p))
 	case p.Killed:

@@ -200,6 +200,7 @@ func (s *Session) Close() error { return s.Client.Close() }
 // metadata under "berth/result".
 type Result struct {
 	ExitCode     *int   `json:"exit_code"`
+	State        string `json:"state"`
 	TimedOut     bool   `json:"timed_out"`
 	Killed       bool   `json:"killed"`
 	Signal       string `json:"signal"`

@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -18,14 +20,16 @@ import (
 	"berth/internal/driver"
 )
 
-// program is the berth that all tests run.
-var program string
+// program is the berth that all tests run, and shared the state directory that
+// most of them share: what sandboxes are built on is then made once.
+var program, shared string
 
 // TestMain builds berth once, with the embedded helper program, unless
 // BERTH_TEST_PROGRAM names one that is built already.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "berth-promises")
+		// Not t.TempDir: its long names would not leave room for socket paths.
+		dir, err := os.MkdirTemp("", runPrefix+strconv.Itoa(os.Getpid())+"-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -42,8 +46,62 @@ func TestMain(m *testing.M) {
 				}
 			}
 		}
-		return m.Run()
+		removeStale()
+		if shared, err = os.MkdirTemp(dir, "s"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		code := m.Run()
+		if err := removeSandboxes(shared); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+		return code
 	}())
+}
+
+// runPrefix is what the directory of one run begins with; its process id and a
+// number follow. All states lie in there.
+const runPrefix = "bp-"
+
+// removeStale removes what runs left that were killed.
+func removeStale() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), runPrefix+"*"))
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), runPrefix), "-")
+		info, err := os.Lstat(dir)
+		if n, perr := strconv.Atoi(pid); perr != nil || err != nil || !dead(n) || !info.IsDir() || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
+			continue
+		}
+		states, _ := filepath.Glob(filepath.Join(dir, "s*"))
+		for _, state := range states {
+			_ = removeSandboxes(state)
+		}
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// removeSandboxes removes all sandboxes of a state directory: what lies in
+// their layers berth alone may remove.
+func removeSandboxes(state string) error {
+	out, err := cli(state, "ls", "-q")
+	if ids := strings.Fields(out); err == nil && len(ids) > 0 {
+		_, err = cli(state, append([]string{"rm"}, ids...)...)
+	}
+	return err
+}
+
+// cli runs another command of berth over a state directory.
+func cli(state string, args ...string) (string, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), "BERTH_STATE="+state)
+	var problem strings.Builder
+	cmd.Stderr = &problem
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("berth %s: %w: %s", strings.Join(args, " "), err, problem.String())
+	}
+	return string(out), err
 }
 
 func must(t testing.TB, err error) {
@@ -59,35 +117,48 @@ type site struct {
 	driver.Program
 }
 
+// newSite is a site over the shared state directory. The sandboxes of the test
+// are removed at its end.
 func newSite(t testing.TB) *site {
 	t.Helper()
-	// Not t.TempDir: its long names would not leave room for socket paths.
-	dir, err := os.MkdirTemp("", "bp") //nolint:usetesting // see above
-	must(t, err)
-	s := &site{t: t, Program: driver.Program{Path: program, State: filepath.Join(dir, "s")}}
+	s := &site{t: t, Program: driver.Program{Path: program, State: shared}}
 	t.Cleanup(func() {
-		if ids := strings.Fields(s.cli("ls", "-q")); len(ids) > 0 {
-			s.cli(append([]string{"rm"}, ids...)...)
+		out, err := cli(s.State, "ls", "-q")
+		if err != nil {
+			t.Error(err)
 		}
-		// What files of other ids are left lies in the layers and in retired,
-		// which berth alone may remove.
-		if err := os.RemoveAll(dir); err != nil && os.Geteuid() == 0 {
-			t.Errorf("remove the state: %v", err)
+		there := strings.Fields(out)
+		var own []string
+		for _, id := range idsOf(t) {
+			if slices.Contains(there, id) {
+				own = append(own, id)
+			}
+		}
+		if len(own) > 0 {
+			if _, err := cli(s.State, append([]string{"rm"}, own...)...); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	return s
 }
 
-// cli runs another command of berth over the same state.
-func (s *site) cli(args ...string) string {
-	s.t.Helper()
-	cmd := exec.Command(s.Path, args...)
-	cmd.Env = append(os.Environ(), "BERTH_STATE="+s.State)
-	out, err := cmd.Output()
-	if err != nil {
-		s.t.Errorf("berth %s: %v", strings.Join(args, " "), err)
-	}
-	return string(out)
+// ownSite is a site over a state directory of its own, for tests that look at
+// what lies in it.
+func ownSite(t testing.TB) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp(filepath.Dir(shared), "s") //nolint:usetesting // see TestMain
+	must(t, err)
+	t.Cleanup(func() {
+		if err := removeSandboxes(dir); err != nil {
+			t.Error(err)
+		}
+		// What files of other ids are left lies in retired sandboxes.
+		if err := os.RemoveAll(dir); err != nil && os.Geteuid() == 0 {
+			t.Errorf("remove the state: %v", err)
+		}
+	})
+	return &site{t: t, Program: driver.Program{Path: program, State: dir}}
 }
 
 // listen starts an HTTP server, ended with the test.
@@ -142,7 +213,23 @@ type box struct {
 }
 
 func newBox(t testing.TB, c *driver.Session) *box {
-	return &box{Session: c, t: t, id: "p" + strconv.FormatInt(sessions.Add(1), 10)}
+	b := &box{Session: c, t: t, id: "p" + strconv.FormatInt(sessions.Add(1), 10)}
+	given.Lock()
+	defer given.Unlock()
+	given.ids[t] = append(given.ids[t], b.id)
+	return b
+}
+
+// given are the session ids that tests have got.
+var given = struct {
+	sync.Mutex
+	ids map[testing.TB][]string
+}{ids: map[testing.TB][]string{}}
+
+func idsOf(t testing.TB) []string {
+	given.Lock()
+	defer given.Unlock()
+	return given.ids[t]
 }
 
 // as is the same session through another client.
@@ -257,17 +344,40 @@ func (b *box) processes() map[string]args {
 // listed tells whether list_sandboxes shows the session.
 func (b *box) listed() bool {
 	b.t.Helper()
-	r := b.call("list_sandboxes", nil)
-	list, ok := r.Structured["sandboxes"].([]any)
-	if !ok {
-		b.t.Fatalf("no list: %s", r.Text)
+	for cursor := ""; ; {
+		a := args{"limit": 200}
+		if cursor != "" {
+			a["cursor"] = cursor
+		}
+		r, err := b.Must(b.t.Context(), "list_sandboxes", a)
+		must(b.t, err)
+		list, ok := r.Structured["sandboxes"].([]any)
+		if !ok {
+			b.t.Fatalf("no list: %s", r.Text)
+		}
+		for _, row := range list {
+			if row.(args)["session_id"] == b.id {
+				return true
+			}
+		}
+		if cursor, _ = r.Structured["next_cursor"].(string); cursor == "" {
+			return false
+		}
 	}
-	return len(list) > 0
 }
 
 // dir is where the site keeps the session's sandbox.
 func (s *site) dir(b *box) string {
 	b.t.Helper()
+	dir := s.find(b)
+	if dir == "" {
+		b.t.Fatalf("no directory of session %s", b.id)
+	}
+	return dir
+}
+
+// find is dir, or empty when there is none.
+func (s *site) find(b *box) string {
 	found, _ := filepath.Glob(filepath.Join(s.State, "sandboxes", "*", "sandbox.json"))
 	for _, f := range found {
 		var r struct {
@@ -278,7 +388,6 @@ func (s *site) dir(b *box) string {
 			return filepath.Dir(f)
 		}
 	}
-	b.t.Fatalf("no directory of session %s", b.id)
 	return ""
 }
 
@@ -343,6 +452,34 @@ func (s *site) crash(b *box) {
 		b.t.Fatal(err)
 	}
 	wait(b.t, 10*time.Second, "monitor and init are dead", func() bool { return dead(monitor) && dead(guest) })
+}
+
+// strike kills what runs of the sandbox now, if anything does, and does not
+// wait. What the record says may be old: only a process with the start time that
+// it names is killed.
+func (s *site) strike(b *box) {
+	var m struct {
+		MonitorPID   int    `json:"monitor_pid"`
+		MonitorStart uint64 `json:"monitor_start"`
+		Ready        struct {
+			InitPID   int    `json:"init_pid"`
+			InitStart uint64 `json:"init_start"`
+		} `json:"ready"`
+	}
+	data, err := os.ReadFile(filepath.Join(s.find(b), "monitor.json"))
+	if err != nil || json.Unmarshal(data, &m) != nil {
+		return
+	}
+	for _, p := range []struct {
+		pid   int
+		start uint64
+	}{{m.MonitorPID, m.MonitorStart}, {m.Ready.InitPID, m.Ready.InitStart}} {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+		_, rest, _ := strings.Cut(string(data), ") ")
+		if f := strings.Fields(rest); err == nil && len(f) > 19 && f[19] == strconv.FormatUint(p.start, 10) {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+	}
 }
 
 // dead tells whether a process is gone or a zombie.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,32 @@ func TestPromise21Packages(t *testing.T) {
 	b.want("echo $MARK; pwd", "set\n/home/agent")
 }
 
+// Python packages are installed by pip, for the user and in an environment.
+func TestPromise21Pip(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	if r := b.call("execute_command", args{"command": "python3 -m pip --version && python3 -c 'import setuptools'"}); exit(r) != 0 {
+		t.Skip("pip or setuptools is not on this machine")
+	}
+	b.call("write_file", args{"path": "src/promisedpy/__init__.py", "content": "def f(): return 'python works'\n"})
+	b.call("write_file", args{"path": "src/promisedpy/__main__.py", "content": "from . import f\ndef main(): print('tool', f())\n"})
+	b.call("write_file", args{"path": "src/setup.py", "content": "from setuptools import setup\n" +
+		"setup(name='promisedpy', version='1', packages=['promisedpy'], entry_points={'console_scripts': ['promisedtool=promisedpy.__main__:main']})\n"})
+	b.call("execute_command", args{"command": "cd ~/src && python3 setup.py -q sdist -d ~/dist 2>&1"})
+	b.want("ls ~/dist", "promisedpy-1.tar.gz")
+	b.sh("pip wheel -q --no-index --no-build-isolation --no-deps -w ~/dist ~/dist/promisedpy-1.tar.gz 2>&1")
+	b.sh("pip install -q --no-index --find-links ~/dist promisedpy 2>&1")
+	b.sh("python3 -m venv --without-pip ~/env && pip --python ~/env/bin/python install -q --no-index ~/dist/*.whl 2>&1")
+	b.call("stop_sandbox", nil)
+	b.want("cd / && python3 -c 'import promisedpy; print(promisedpy.f(), promisedpy.__file__.startswith(\"/home/agent/.local/\"))'", "python works True")
+	b.want("promisedtool", "tool python works")
+	b.want("cd / && ~/env/bin/python -c 'import promisedpy, sys; print(promisedpy.f(), promisedpy.__file__.startswith(sys.prefix))'", "python works True")
+	b.want("~/env/bin/promisedtool; . ~/env/bin/activate; command -v promisedtool", "tool python works\n/home/agent/env/bin/promisedtool")
+	b.sh("pip uninstall -q -y promisedpy 2>&1")
+	b.run(args{"command": "cd / && python3 -c 'import promisedpy' 2>&1"}, 1)
+}
+
 func TestPromise22StoppedRestarts(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -132,7 +159,7 @@ func TestPromise25ErroredIsReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t)
+			s := ownSite(t)
 			b := s.dial(t, driver.Stdio)
 			b.sh("echo x > ~/f")
 			b.call("stop_sandbox", nil)
@@ -197,8 +224,9 @@ func TestPromise46Labels(t *testing.T) {
 	s := newSite(t)
 	c := s.dial(t, driver.Stdio)
 	a, b := c.other(), c.other()
-	a.start(args{"labels": args{"team": "x", "kind": "one"}}, "created")
-	b.start(args{"labels": args{"team": "x", "kind": "two"}}, "created")
+	team := "of-" + a.id // other tests list theirs here too
+	a.start(args{"labels": args{"team": team, "kind": "one"}}, "created")
+	b.start(args{"labels": args{"team": team, "kind": "two"}}, "created")
 	list := func(labels args) string {
 		t.Helper()
 		r, err := c.Must(t.Context(), "list_sandboxes", args{"labels": labels})
@@ -212,7 +240,7 @@ func TestPromise46Labels(t *testing.T) {
 	for _, w := range []struct {
 		labels args
 		want   string
-	}{{args{"team": "x"}, a.id + " " + b.id}, {args{"team": "x", "kind": "two"}, b.id}, {args{"team": "y"}, ""}} {
+	}{{args{"team": team}, a.id + " " + b.id}, {args{"team": team, "kind": "two"}, b.id}, {args{"team": "not-" + team}, ""}} {
 		if got := list(w.labels); got != w.want {
 			t.Errorf("%v: %q, want %q", w.labels, got, w.want)
 		}
@@ -376,8 +404,8 @@ func TestPromise53Validated(t *testing.T) {
 	if b.status() != "pending" || b.listed() {
 		t.Error("a refused start made a sandbox")
 	}
-	if entries, err := os.ReadDir(filepath.Join(s.State, "sandboxes")); err == nil && len(entries) > 0 {
-		t.Errorf("on disk: %v", entries)
+	if dir := s.find(b); dir != "" {
+		t.Errorf("on disk: %s", dir)
 	}
 }
 
@@ -406,6 +434,60 @@ func TestPromise54Properties(t *testing.T) {
 	note()
 	if got := strings.Join(walk, " "); got != "pending running stopped destroyed" {
 		t.Error(got)
+	}
+}
+
+// Another client sees every status on the way, also those that end by
+// themselves.
+func TestPromise54Walk(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	watcher := b.as(s.dial(t, driver.Stdio))
+	var walk []string
+	look := func() {
+		r, err := watcher.Call(t.Context(), "get_sandbox", watcher.with(nil))
+		if err != nil || r.IsError {
+			t.Errorf("get_sandbox: %v %v", err, r)
+			return
+		}
+		status := fmt.Sprint(r.Structured["sandbox"].(args)["status"])
+		if len(walk) == 0 || walk[len(walk)-1] != status {
+			walk = append(walk, status)
+		}
+	}
+	while := func(act func()) {
+		done, stop := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			for {
+				look()
+				select {
+				case <-stop:
+					look()
+					return
+				default:
+				}
+			}
+		}()
+		act()
+		close(stop)
+		<-done
+	}
+	while(func() { b.start(nil, "created") })
+	// What takes its time: a process that does not want to end, and files that
+	// must be packed and unpacked.
+	b.sh("head -c 40M /dev/urandom > ~/f")
+	b.spawn(args{"command": "trap '' TERM; echo ready; while :; do sleep 1; done", "wait_for": "output", "wait_seconds": 10})
+	while(func() { b.call("stop_sandbox", nil) })
+	while(func() { b.call("stop_sandbox", args{"archive": true}) })
+	while(func() { b.start(nil, "connected") })
+	while(func() { b.call("destroy_sandbox", nil) })
+	got := strings.Join(walk, " ")
+	t.Log(got)
+	// The first start and the end may be too quick to be seen on the way.
+	if !regexp.MustCompile(`^pending (starting )?running stopping stopped archiving archived starting running (stopping )?(destroying )?destroyed$`).MatchString(got) {
+		t.Errorf("the walk was %s", got)
 	}
 }
 

@@ -4,9 +4,12 @@ package promises_test
 
 import (
 	"bytes"
+	"crypto/md5"
 	"encoding/base64"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -192,16 +195,15 @@ func TestPromise68Files(t *testing.T) {
 	contains(t, b.sh("wc -c < dir/bin; base64 -w0 dir/bin | tail -c 40"), "65536", base64.StdEncoding.EncodeToString(data)[87344:])
 	text := b.call("read_file", args{"path": "dir/bin", "base64": true}).Text
 	encoded, _, _ := strings.Cut(text, "\n[")
-	// What is too large for one answer is read piecewise; here the beginning is enough.
 	got, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
-	if err != nil || len(got) == 0 || !bytes.HasPrefix(data, got) {
-		t.Errorf("read back %d bytes, %v: %.80s", len(got), err, text)
+	if err != nil || !bytes.Equal(data, got) {
+		t.Errorf("read back %d bytes of %d, %v: %.80s", len(got), len(data), err, text)
 	}
 	b.call("write_file", args{"path": "t", "content": "a ü\n"})
 	b.want("cat t; ls; rm t; ls", "a ü\ndir\nt\ndir")
 }
 
-// The sandbox dies between two calls: monitor and init are killed from outside.
+// It dies between two calls: monitor and init are killed from outside.
 func TestPromise75DeadSandbox(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -212,6 +214,114 @@ func TestPromise75DeadSandbox(t *testing.T) {
 		r := b.call("execute_command", args{"command": "echo run >> ~/runs; cat ~/runs | wc -l"})
 		if want := fmt.Sprintln(i + 2); r.Output() != want || exit(r) != 0 {
 			t.Errorf("after death %d: %s; want %s", i+1, r.Text, want)
+		}
+	}
+}
+
+// It dies while a command runs: the answer says so, in the call, and makes no
+// exit code up; what the command had done is done once, and the next call works.
+func TestPromise75DeathInACommand(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *site, b *box) {
+		b.sh("mkfifo ~/go; echo 0 > ~/runs")
+		for i := range 3 {
+			var r *driver.Answer
+			var err error
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				r, err = b.Call(b.t.Context(), "execute_command", b.with(args{"command": "echo begun; echo run >> ~/runs; read x < ~/go; sleep 1000", "wait_seconds": 30}))
+			})
+			b.sh("echo > ~/go") // somebody reads: the command runs
+			s.crash(b)
+			wg.Wait()
+			must(t, err)
+			if r.Result.ExitCode != nil || r.Result.State == "running" {
+				t.Errorf("death %d: %+v %s", i+1, r.Result, r.Text)
+			}
+			if r.IsError {
+				contains(t, r.Text, "was not run again", "exit code is not known")
+			} else {
+				contains(t, r.Text, "begun", "lost, exit code unknown", "not run again")
+			}
+			b.want("wc -l < ~/runs", fmt.Sprint(i+2))
+		}
+	})
+}
+
+// It dies while a client waits for output, and while files are written.
+func TestPromise75DeathInOtherCalls(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	id := b.spawn(args{"command": "echo here; sleep 1000", "wait_for": "output", "wait_seconds": 10})
+	var r *driver.Answer
+	var err error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		r, err = b.Call(b.t.Context(), "read_output", b.with(args{"process_id": id, "wait_for": "exit", "wait_seconds": 40}))
+	})
+	b.sh("sleep 0.2")
+	s.crash(b)
+	wg.Wait()
+	must(t, err)
+	if r.IsError || r.Result.State != "lost" || r.Result.ExitCode != nil || r.Output() != "here\n" {
+		t.Errorf("the wait: %+v %s", r.Result, r.Text)
+	}
+	// A file is the old one or the new one, never a part.
+	b.sh("printf %5000s | tr ' ' a > ~/f")
+	for i := range 6 {
+		want := strings.Repeat(string(rune('b'+i)), 300_000)
+		before := b.sh("md5sum < ~/f")
+		wg.Go(func() {
+			r, err = b.Call(b.t.Context(), "write_file", b.with(args{"path": "f", "content": want}))
+		})
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond) // anywhere in the call
+		s.strike(b)
+		wg.Wait()
+		must(t, err)
+		after, written := b.sh("md5sum < ~/f"), fmt.Sprintf("%x  -", md5.Sum([]byte(want)))
+		if after != written && (!r.IsError || after != before) {
+			t.Errorf("write %d: answered %s; the file is neither old nor new", i, r.Text)
+		}
+	}
+}
+
+// It dies at any moment of a call: a command that succeeds ran once, one that
+// does not at most once.
+func TestPromise75DeathAtAnyMoment(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	b := s.dial(t, driver.Stdio)
+	b.sh("true")
+	succeeded := map[string]bool{}
+	for i := range 25 {
+		var r *driver.Answer
+		var err error
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			r, err = b.Call(b.t.Context(), "execute_command", b.with(args{"command": fmt.Sprintf("echo mark-%d >> ~/runs", i)}))
+		})
+		time.Sleep(time.Duration(rand.IntN(25)) * time.Millisecond)
+		s.strike(b)
+		wg.Wait()
+		must(t, err)
+		if !r.IsError && exit(r) == 0 {
+			succeeded[fmt.Sprint("mark-", i)] = true
+		}
+	}
+	count := map[string]int{}
+	for _, l := range strings.Fields(b.sh("touch ~/runs; cat ~/runs")) {
+		count[l]++
+	}
+	t.Logf("%d of 25 calls succeeded, %d commands ran", len(succeeded), len(count))
+	for l, n := range count {
+		if n != 1 {
+			t.Errorf("%s ran %d times", l, n)
+		}
+	}
+	for l := range succeeded {
+		if count[l] != 1 {
+			t.Errorf("%s succeeded and ran %d times", l, count[l])
 		}
 	}
 }
