@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/signal"
@@ -160,6 +161,9 @@ func askInit(r *sudoRequest) (int, error) {
 		return 1, err
 	}
 	r.Env = os.Environ()
+	if b, err := json.Marshal(r); err != nil || len(b) > sudoFrame-1024 { // and a header
+		return 1, errSudoTooLarge
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 1, err

@@ -19,8 +19,10 @@ import (
 const (
 	opSudo     = "sudo"
 	sudoSocket = rootfs.RunDir + "/sudo.sock"
-	sudoFrame  = 3 << 20 // arguments and environment are below 2 MiB
+	sudoFrame  = 1 << 20 // arguments and environment as JSON; init's memory is nobody's limit
 	sudoMax    = 64      // at once
+	sudoReads  = 4       // requests being read at once, each a few times its size in memory
+	sudoPause  = 10 * time.Second
 )
 
 type sudoRequest struct {
@@ -104,18 +106,7 @@ func (g *guest) sudo(fd int) {
 		return
 	}
 	defer conn.Close()
-	_ = conn.File().SetDeadline(time.Now().Add(10 * time.Second))
-	f, err := conn.Recv()
-	if err != nil {
-		return
-	}
-	defer func() {
-		for _, file := range f.Files {
-			_ = file.Close()
-		}
-	}()
-	_ = conn.File().SetDeadline(time.Time{})
-	s, ended, err := g.sudoStart(f, int(cred.Pid))
+	s, ended, err := g.sudoRequest(conn, int(cred.Pid))
 	if err != nil {
 		_ = conn.Send(wire.Header{Error: wireError(err)}, nil, nil)
 		return
@@ -130,7 +121,7 @@ func (g *guest) sudo(fd int) {
 		}
 	}()
 	go g.watch(s)
-	_ = conn.File().SetWriteDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.File().SetWriteDeadline(time.Now().Add(sudoPause))
 	_ = conn.Send(wire.Header{}, wire.Started{PID: s.main}, nil)
 	signals := make(chan int)
 	quit := make(chan struct{})
@@ -168,12 +159,40 @@ func (g *guest) sudo(fd int) {
 				_ = unix.PidfdSendSignal(pidfd, unix.Signal(sig), nil, 0)
 			}
 		case e := <-ended:
-			_ = conn.File().SetWriteDeadline(time.Now().Add(10 * time.Second))
+			_ = conn.File().SetWriteDeadline(time.Now().Add(sudoPause))
 			_ = conn.Send(wire.Header{}, e, nil)
 			return
 		}
 	}
 }
+
+// sudoReading has room for the requests that are read and not yet started.
+var sudoReading = make(chan struct{}, sudoReads)
+
+// sudoRequest reads one request and starts what it asks for. Nothing of the
+// request is kept.
+func (g *guest) sudoRequest(conn *wire.Conn, caller int) (*shim, chan wire.Exited, error) {
+	sudoReading <- struct{}{}
+	defer func() { <-sudoReading }()
+	_ = conn.File().SetDeadline(time.Now().Add(sudoPause))
+	f, err := conn.Recv()
+	switch {
+	case err == wire.ErrTooLarge:
+		return nil, nil, errSudoTooLarge
+	case err != nil:
+		return nil, nil, invalid("malformed request")
+	}
+	_ = conn.File().SetDeadline(time.Time{})
+	defer func() {
+		for _, file := range f.Files {
+			_ = file.Close()
+		}
+	}()
+	return g.sudoStart(f, caller)
+}
+
+var errSudoTooLarge = &wire.Error{Code: wire.CodeInvalid,
+	Text: "arguments and environment are too large: at most 1 MiB together; pass the data in a file or through standard input, or use `sudo -s` and run the command in that shell"}
 
 // owner is the tree that process pid belongs to.
 func (g *guest) owner(pid int) *tree {
@@ -245,7 +264,9 @@ func (g *guest) sudoStart(f *wire.Frame, caller int) (*shim, chan wire.Exited, e
 			c.env[k] = v
 		}
 	}
-	c.env["SUDO_COMMAND"] = strings.Join(r.Argv, " ")
+	// As long as other sudos make it: the kernel takes 128 KiB in one variable.
+	command := strings.Join(r.Argv, " ")
+	c.env["SUDO_COMMAND"] = command[:min(len(command), 4096)]
 	c.env["SUDO_USER"] = g.launch.User
 	if d, err := g.user(g.launch.User); err == nil {
 		c.env["SUDO_UID"] = strconv.FormatUint(uint64(d.UID), 10)

@@ -4,6 +4,7 @@ package isolate_test
 
 import (
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +28,19 @@ func start2(t *testing.T, l *wire.Launch) *box {
 	go b.receive()
 	t.Cleanup(func() { _ = s.Close() })
 	return b
+}
+
+// sendSudo is a program that sends bytes to init's socket and prints what it
+// makes of the answer b, if there is one within a moment.
+func sendSudo(send, show string) string {
+	return `python3 -c 'import socket, struct
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(0.3)
+s.connect("/run/berth/sudo.sock")
+s.sendall(` + strings.ReplaceAll(send, "'", `"`) + `)
+try: b = s.recv(4096)
+except TimeoutError: b = b""
+print(` + strings.ReplaceAll(show, "'", `"`) + `)'`
 }
 
 func TestSudo(t *testing.T) {
@@ -59,6 +73,12 @@ func TestSudo(t *testing.T) {
 				{"sudo touch /etc/by-root && test -e /etc/by-root", "", 0},
 				{"python3 -c 'import socket; s=socket.socket(socket.AF_UNIX); s.connect(\"/run/berth/sudo.sock\"); s.send(b\"\\xff\"*100)'", "", 0},
 				{"sudo id -u </dev/null 2>&-", "0\n", 0},
+				{"A=$(head -c 100000 /dev/zero | tr '\\0' x); sudo printf %.3s $A $A $A $A $A", "xxxxxxxxxxxxxxx", 0},
+				{"A=$(head -c 120000 /dev/zero | tr '\\0' x); sudo echo $A $A $A $A $A $A $A $A $A 2>&1 | grep -o 'too large: at most 1 MiB together'; sudo echo works", "too large: at most 1 MiB together\nworks\n", 0},
+				{sendSudo("struct.pack('>II', 1<<20, 10)+b'{}'", "b.find(b'malformed')"), "-1\n", 0},
+				{sendSudo("struct.pack('>II', (1<<20)+1, 10)", "b'too large' in b"), "True\n", 0},
+				{sendSudo("struct.pack('>II', 0xffffffff, 10)", "b'too large' in b"), "True\n", 0},
+				{sendSudo("struct.pack('>II', 100, 101)", "b'malformed' in b"), "True\n", 0},
 			} {
 				p, err := b.spawn(wire.StartProcess{Shell: c.text})
 				if err != nil {

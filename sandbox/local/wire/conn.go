@@ -79,7 +79,7 @@ func (c *Conn) Send(h Header, body any, data []byte, files ...*os.File) error {
 	}
 	size := 4 + len(head) + len(data)
 	if size > MaxFrame || len(files) > MaxFiles {
-		return errors.New("frame too large")
+		return ErrTooLarge
 	}
 	buf := make([]byte, 8, 8+len(head))
 	binary.BigEndian.PutUint32(buf, uint32(size))
@@ -149,6 +149,10 @@ func (c *Conn) write(p, rights []byte) error {
 	return nil
 }
 
+// ErrTooLarge is Recv's answer to a frame beyond the connection's bound, and
+// Send's to one beyond MaxFrame.
+var ErrTooLarge = errors.New("frame too large")
+
 // Recv reads one frame; io.EOF when the peer closed between frames. After an
 // error the connection is of no more use.
 func (c *Conn) Recv() (*Frame, error) {
@@ -168,8 +172,11 @@ func (c *Conn) recv() (*Frame, error) {
 	}
 	size := binary.BigEndian.Uint32(c.in)
 	head := binary.BigEndian.Uint32(c.in[4:])
-	if size < 4 || size > c.max || head > size-4 {
+	if size < 4 || head > size-4 {
 		return nil, errors.New("malformed frame")
+	}
+	if size > c.max {
+		return nil, ErrTooLarge
 	}
 	if err := c.fill(int(size) + 4); err != nil {
 		return nil, unexpected(err)
