@@ -146,6 +146,9 @@ type Info struct {
 	Created time.Time
 	// Stopped is when the sandbox last stopped; zero while it runs.
 	Stopped time.Time
+	// StopReason tells why it last stopped in order ("idle for 15 minutes",
+	// "asked to"); empty while it runs, and when nobody knows.
+	StopReason string
 	// Expires is when it will be deleted by itself; zero when never or when
 	// that depends on when it stops.
 	Expires time.Time

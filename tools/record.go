@@ -26,6 +26,7 @@ type sandboxRow struct {
 type sandboxInfo struct {
 	sandboxRow
 	ProviderReason string            `json:"provider_reason,omitempty"`
+	StopReason     string            `json:"stop_reason,omitempty"`
 	StopsWhenIdle  string            `json:"stops_when_idle,omitempty"`
 	Spec           sandboxSpec       `json:"spec"`
 	Home           string            `json:"home,omitempty"`
@@ -83,7 +84,7 @@ func rowOf(i sandbox.Info) sandboxRow {
 // operator's business.
 func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 	out := sandboxInfo{
-		sandboxRow: rowOf(i), StopsWhenIdle: stamp(i.IdleDeadline), Spec: specOf(i.Spec), Home: i.Home, User: i.User,
+		sandboxRow: rowOf(i), StopReason: i.StopReason, StopsWhenIdle: stamp(i.IdleDeadline), Spec: specOf(i.Spec), Home: i.Home, User: i.User,
 		ProviderReason: c.options.ProviderReason, Network: networkNow, BaseChanged: i.BaseChanged,
 	}
 	if out.SessionID == "" {

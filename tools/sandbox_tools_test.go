@@ -86,10 +86,13 @@ func TestLifeOfASandbox(t *testing.T) {
 		t.Errorf("after the stop: %v", box["status"])
 	}
 	c.Must("list_processes", s)
-	if box := sandboxOf(t, c.Must("get_sandbox", s)); box["status"] != "stopped" {
-		t.Errorf("looking started it: %v", box["status"])
+	if box := sandboxOf(t, c.Must("get_sandbox", s)); box["status"] != "stopped" || box["stop_reason"] != "asked to" {
+		t.Errorf("looking started it, or does not say why it stopped: %v, %v", box["status"], box["stop_reason"])
 	}
 	r = c.Must("reconnect", s)
+	if why, ok := sandboxOf(t, r)["stop_reason"]; ok {
+		t.Errorf("a running sandbox says why it stopped: %v", why)
+	}
 	if r.Structured["outcome"] != "connected" || sandboxOf(t, r)["status"] != "running" || !strings.Contains(r.Text, "started again") {
 		t.Errorf("reconnect: %s", r.Text)
 	}

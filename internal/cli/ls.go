@@ -105,7 +105,12 @@ func remarkOf(i sandbox.Info) string {
 	case i.Reason != "":
 		return i.Reason
 	case !i.Expires.IsZero():
+		if i.StopReason != "" {
+			return i.StopReason + "; deleted " + ahead(i.Expires)
+		}
 		return "deleted " + ahead(i.Expires)
+	case i.StopReason != "":
+		return i.StopReason
 	case !i.IdleDeadline.IsZero():
 		return "stops " + ahead(i.IdleDeadline) + " unless used"
 	}

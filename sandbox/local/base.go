@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"time"
 
 	"berth/sandbox/local/tree"
 	"golang.org/x/sys/unix"
@@ -111,7 +110,7 @@ func systemName() string {
 func (s *store) base(ctx context.Context, kind baseKind, step func(string) error) (base, error) {
 	name := fingerprint(kind)
 	b := base{name: name, dir: s.path("base", name.Fingerprint)}
-	if b.use() {
+	if s.use(b) {
 		return b, nil
 	}
 	l, err := acquire(ctx, s.baseLock(name.Fingerprint), opCreating)
@@ -119,7 +118,7 @@ func (s *store) base(ctx context.Context, kind baseKind, step func(string) error
 		return b, err
 	}
 	defer l.release(true)
-	if b.use() {
+	if s.use(b) {
 		return b, nil
 	}
 	if err := s.makeBase(ctx, b, kind, step); err != nil {
@@ -132,8 +131,8 @@ func (s *store) base(ctx context.Context, kind baseKind, step func(string) error
 func (s *store) baseLock(fingerprint string) string { return s.lockPath("base." + fingerprint) }
 
 // use tells whether the layers are there, and the sweeper that they are used.
-func (b base) use() bool {
-	now := time.Now()
+func (s *store) use(b base) bool {
+	now := s.now()
 	return os.Chtimes(b.dir, now, now) == nil
 }
 
@@ -155,7 +154,7 @@ func (s *store) makeBase(ctx context.Context, b base, kind baseKind, step func(s
 	}
 	if err != nil {
 		_ = kind.as.Remove(context.WithoutCancel(ctx), tmp)
-		if b.use() {
+		if s.use(b) {
 			return nil // where a base directory is shared, another may have made it
 		}
 	}

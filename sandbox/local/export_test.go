@@ -5,6 +5,7 @@ package local
 import (
 	"context"
 	"slices"
+	"time"
 
 	"berth/sandbox"
 	"berth/sandbox/local/wire"
@@ -20,6 +21,12 @@ func (o Options) WithStep(f func(string) error) Options {
 // state directory alone.
 func (o Options) WithFakeEngine() Options {
 	o.engine = fakeEngine{}
+	return o
+}
+
+// WithNow sets the clock that tells what is old.
+func (o Options) WithNow(now func() time.Time) Options {
+	o.now = now
 	return o
 }
 
@@ -66,5 +73,17 @@ func RemoveBases(dir string) {
 	s := &store{dir: dir}
 	if err := s.removeTree(context.Background(), dir); err != nil {
 		panic(err)
+	}
+}
+
+// StopIdle does what the monitor of an idle sandbox does, with the fake engine.
+func StopIdle(t interface {
+	Helper()
+	Fatal(...any)
+}, in sandbox.Instance) {
+	t.Helper()
+	c := fakeConn{in.(*Instance).dir()}
+	if err := c.Stop(context.Background(), "idle for 15 minutes"); err != nil {
+		t.Fatal(err)
 	}
 }

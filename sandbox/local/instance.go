@@ -166,7 +166,7 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 	case sandbox.StatusRunning:
 		in.running(ctx, &v, &info, detail)
 	case sandbox.StatusStopped, sandbox.StatusArchived, sandbox.StatusError, sandbox.StatusDestroyed:
-		info.Stopped = in.stopped(&v)
+		info.Stopped, info.StopReason = in.stopped(&v), v.stopReason()
 		if d := v.rec.Spec.autoDelete(); d >= 0 && !info.Stopped.IsZero() {
 			info.Expires = info.Stopped.Add(d)
 		}
@@ -216,6 +216,22 @@ func (in *Instance) stopped(v *view) time.Time {
 		return v.rec.Created // its only start failed or was interrupted
 	}
 	return time.Now().UTC() // just found out; settle notes it
+}
+
+// stopReason is what the last monitor wrote when it ended in order.
+func (v *view) stopReason() string {
+	if v.alive || v.mon.Stopped == 0 {
+		return ""
+	}
+	return v.mon.Reason
+}
+
+// ended is why a sandbox goes that is deleted when it stops.
+func (v *view) ended() string {
+	if why := v.stopReason(); why != "" {
+		return "stopped: " + why
+	}
+	return "stopped"
 }
 
 func (l *lost) text() string {
@@ -299,7 +315,7 @@ func (in *Instance) Start(ctx context.Context) error {
 	case sandbox.StatusError:
 		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
 	case sandbox.StatusDestroyed:
-		if err := in.destroyLocked(ctx, "stopped"); err != nil {
+		if err := in.destroyLocked(ctx, v.ended()); err != nil {
 			return err
 		}
 		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
@@ -370,7 +386,10 @@ func (in *Instance) Stop(ctx context.Context) error {
 	}
 	if v.status == sandbox.StatusDestroyed || v.rec != nil && v.rec.Spec.deletedOnStop() {
 		l.mark(opDestroying)
-		return in.destroyLocked(ctx, "stopped")
+		if now, err := in.look(); err == nil {
+			v = now
+		}
+		return in.destroyLocked(ctx, v.ended())
 	}
 	return nil
 }

@@ -50,6 +50,9 @@ func New(o Options) (*Provider, error) {
 	if o.step == nil {
 		o.step = func(string) error { return nil }
 	}
+	if o.now == nil {
+		o.now = time.Now
+	}
 	p := &Provider{opts: o, log: o.Logger, engine: o.engine}
 	if p.engine == nil {
 		p.engine = newEngine(o.Logger)
@@ -86,6 +89,7 @@ func (p *Provider) store() (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.now = p.opts.now
 	p.state = s
 	return s, nil
 }
@@ -113,7 +117,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	case err != nil:
 		return nil, err
 	case v.status == sandbox.StatusDestroyed:
-		if err := in.destroyLocked(ctx, "stopped"); err != nil {
+		if err := in.destroyLocked(ctx, v.ended()); err != nil {
 			return nil, err
 		}
 		l.mark(opCreating)

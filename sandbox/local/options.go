@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"berth/sandbox"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	// step is called at every step of a life-cycle operation whose
 	// interruption tests try; nil outside of tests.
 	step func(name string) error
+	// now tells sweeps what is old; nil: time.Now.
+	now func() time.Time
 	// engine runs monitors; nil: the real one.
 	engine engine
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"berth/sandbox"
 	"golang.org/x/sys/unix"
@@ -30,7 +31,10 @@ import (
 //	tmp/, trash/     half made and half removed; swept
 //
 // A sandbox exists when sandboxes/ID does; it comes and goes by one rename.
-type store struct{ dir string }
+type store struct {
+	dir string
+	now func() time.Time // for what is old
+}
 
 var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "tmp", "trash", "bin"}
 
@@ -53,7 +57,7 @@ func openStore(dir string) (*store, error) {
 	if err != nil {
 		return nil, refuse("the state directory %s: %v", dir, reason(err))
 	}
-	s := &store{dir: real}
+	s := &store{dir: real, now: time.Now}
 	if err := s.check(); err != nil {
 		return nil, err
 	}

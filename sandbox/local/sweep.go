@@ -79,12 +79,12 @@ func (in *Instance) sweep(ctx context.Context) error {
 	if v, err = in.look(); err != nil || v.rec == nil {
 		return err
 	}
-	since := time.Since(in.stopped(&v))
+	since := in.s.now().Sub(in.stopped(&v))
 	spec := v.rec.Spec
 	switch {
 	case v.status == sandbox.StatusDestroyed:
 		l.mark(opDestroying)
-		return in.destroyLocked(ctx, "stopped")
+		return in.destroyLocked(ctx, v.ended())
 	case v.status != sandbox.StatusStopped && v.status != sandbox.StatusArchived:
 		return nil
 	case spec.autoDelete() >= 0 && since >= spec.autoDelete() && v.mon.Version != 0:
@@ -128,7 +128,7 @@ func (s *store) sweepTmp(ctx context.Context) error {
 			}
 			continue
 		}
-		if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) > tmpTime {
+		if fi, err := e.Info(); err == nil && s.now().Sub(fi.ModTime()) > tmpTime {
 			errs = append(errs, s.removeTree(ctx, path))
 		}
 	}
@@ -169,7 +169,7 @@ func (s *store) sweepTombstones() error {
 		if err != nil {
 			continue
 		}
-		if time.Since(fi.ModTime()) > tombstoneTime {
+		if s.now().Sub(fi.ModTime()) > tombstoneTime {
 			_ = os.Remove(s.tombstonePath(e.Name()))
 			continue
 		}
@@ -199,7 +199,7 @@ func (s *store) sweepRetired(ctx context.Context) error {
 		} else if fi, err := e.Info(); err == nil {
 			at = fi.ModTime()
 		}
-		if time.Since(at) > retireTime {
+		if s.now().Sub(at) > retireTime {
 			errs = append(errs, s.removeTree(ctx, dir))
 		}
 	}
@@ -269,7 +269,7 @@ func (p *Provider) sweepBases(ctx context.Context, s *store) error {
 	var errs []error
 	for _, e := range bases {
 		fi, err := e.Info()
-		if err != nil || used[e.Name()] || time.Since(fi.ModTime()) < baseTime {
+		if err != nil || used[e.Name()] || s.now().Sub(fi.ModTime()) < baseTime {
 			continue
 		}
 		if err := s.removeBase(ctx, e.Name()); err != nil && !errors.Is(err, errLocked) {
@@ -292,7 +292,7 @@ func (s *store) removeBase(ctx context.Context, name string) error {
 		return err
 	}
 	// Whoever uses layers touches them first, without the lock.
-	if fi, err := os.Lstat(to); err == nil && time.Since(fi.ModTime()) < baseTime {
+	if fi, err := os.Lstat(to); err == nil && s.now().Sub(fi.ModTime()) < baseTime {
 		return os.Rename(to, from)
 	}
 	return s.removeTree(ctx, to)

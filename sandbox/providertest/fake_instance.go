@@ -30,15 +30,17 @@ type fakeBox struct {
 	status  sandbox.Status
 	reason  string
 	stopped time.Time
-	procs   map[sandbox.ProcessID]*fakeProcess
-	order   []sandbox.ProcessID
+	// stopReason is its Info.StopReason.
+	stopReason string
+	procs      map[sandbox.ProcessID]*fakeProcess
+	order      []sandbox.ProcessID
 }
 
 func (b *fakeBox) info() sandbox.Info {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := sandbox.Info{Key: b.key, Name: b.spec.Name, Provider: b.store.options.Name, Status: b.status, Reason: b.reason,
-		Created: b.created, Stopped: b.stopped, Spec: b.spec, Home: b.home, User: "agent",
+		Created: b.created, Stopped: b.stopped, StopReason: b.stopReason, Spec: b.spec, Home: b.home, User: "agent",
 		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees()}
 	if i.Name == "" {
 		i.Name = string(b.key.Session)
@@ -121,7 +123,7 @@ func (i *fakeInstance) Start(ctx context.Context) error {
 	case sandbox.StatusError:
 		return fmt.Errorf("sandbox is damaged: %s", b.reason)
 	}
-	b.status, b.stopped, b.reason = sandbox.StatusRunning, time.Time{}, ""
+	b.status, b.stopped, b.reason, b.stopReason = sandbox.StatusRunning, time.Time{}, "", ""
 	return nil
 }
 
@@ -140,7 +142,7 @@ func (i *fakeInstance) Stop(ctx context.Context) error {
 	b.mu.Unlock()
 	b.endAll(2*time.Second, "the sandbox was stopped")
 	b.mu.Lock()
-	b.status, b.stopped = sandbox.StatusStopped, b.store.options.Now()
+	b.status, b.stopped, b.stopReason = sandbox.StatusStopped, b.store.options.Now(), "asked to"
 	b.mu.Unlock()
 	if ephemeral {
 		return i.Destroy(ctx)
