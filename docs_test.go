@@ -89,3 +89,43 @@ func TestDocsLinksLeadSomewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestArchitectureNamesEveryPackage holds the tables of docs/architecture.md
+// against the repository.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	page, err := os.ReadFile("docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tables strings.Builder
+	for line := range strings.Lines(string(page)) {
+		if strings.HasPrefix(line, "| `") {
+			tables.WriteString(line)
+		}
+	}
+	packages := map[string]bool{}
+	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "vendor"):
+			return filepath.SkipDir
+		case !d.IsDir() && strings.HasSuffix(path, ".go"):
+			packages[filepath.ToSlash(filepath.Dir(path))] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range packages {
+		if p != "." && !strings.Contains(tables.String(), "`"+p+"`") {
+			t.Errorf("docs/architecture.md: no table names `%s`", p)
+		}
+	}
+	for _, m := range regexp.MustCompile("`((?:internal|sandbox|tools)[a-z/]*)`").FindAllStringSubmatch(tables.String(), -1) {
+		if !packages[m[1]] {
+			t.Errorf("docs/architecture.md names `%s`, which is no package", m[1])
+		}
+	}
+}

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +22,7 @@ import (
 func main() {
 	var (
 		berth = flag.String("berth", "bin/berth", "the berth program")
-		out   = flag.String("o", "", "write the table into this file, between its bench markers")
+		out   = flag.String("o", "", "write the table into this file, between its bench markers; a file that is not there is made")
 		n     = flag.Int("n", 30, "repetitions of a latency row")
 		only  = flag.String("only", "", "only rows whose name contains this")
 	)
@@ -126,6 +128,9 @@ const (
 
 func replaceBetween(file, text string) error {
 	old, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = []byte(beginMark+endMark+"\n"), nil
+	}
 	if err != nil {
 		return err
 	}

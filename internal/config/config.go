@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"berth/internal/secret"
@@ -215,6 +216,9 @@ func Load(s Source) (*Config, error) {
 	}
 	l.validate()
 	if len(l.problems) > 0 {
+		slices.SortStableFunc(l.problems, func(a, b Problem) int {
+			return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.line(), b.line()))
+		})
 		return nil, &Error{Problems: l.problems}
 	}
 	return l.config, nil
@@ -257,6 +261,30 @@ func (p Problem) String() string {
 		b.WriteString("; " + p.Hint)
 	}
 	return b.String()
+}
+
+// rank orders problems by where they come from: the file, the environment, the
+// command line, nowhere.
+func (p Problem) rank() int {
+	switch {
+	case p.Where == "":
+		return 3
+	case strings.HasPrefix(p.Where, "--"):
+		return 2
+	case strings.HasPrefix(p.Where, "BERTH_"):
+		return 1
+	}
+	return 0
+}
+
+// line is the line of the file; 0 when it concerns the whole source.
+func (p Problem) line() int {
+	_, text, _ := cutLast(p.Where, " line ")
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // Error lists the problems, one a line.
