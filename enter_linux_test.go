@@ -310,3 +310,25 @@ func TestDoctorOnATerminal(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
+
+// Prune asks before it deletes, and takes only a yes for one.
+func TestPruneAsks(t *testing.T) {
+	b := newBerth(t)
+	b.output("run", "--keep", "--session", "s", "--", "true")
+	b.output("stop", "s")
+	for _, c := range []struct {
+		keys, left string
+		code       int
+	}{{"n\r", "s\n", 1}, {"\r", "s\n", 1}, {"\x04", "s\n", 1}, {"y\r", "", 0}} {
+		prune := b.command("prune")
+		m := onTerminal(t, prune, 80, 24)
+		m.until("Delete this sandbox and its files? [y/N] ")
+		m.keys(c.keys)
+		if code := b.ended(prune); code != c.code {
+			t.Errorf("after %q: exit %d, want %d", c.keys, code, c.code)
+		}
+		if left := b.output("ls", "-q"); left != c.left {
+			t.Errorf("after %q: %q is left, want %q", c.keys, left, c.left)
+		}
+	}
+}
