@@ -57,7 +57,7 @@ func TestDefaultRoot(t *testing.T) {
 		notRoot = "true" // where one id is everybody, the agent owns what root owns
 	}
 	for _, c := range []struct{ user, shell, want string }{
-		{"agent", "id -un; id -u; echo $HOME; echo $LANG", "agent\n1000\n/home/agent\nC.UTF-8"},
+		{"agent", "id -un; id -u; echo $HOME; echo $LC_CTYPE", "agent\n1000\n/home/agent\nC.UTF-8"},
 		{"agent", "echo $PATH | cut -d: -f1", "/home/agent/.local/bin"},
 		{"agent", "touch ~/x /workspace/y /tmp/z && stat -c %U ~/x", "agent"},
 		{"agent", "python3 -c 'print(6*7)'", "42"},
@@ -204,4 +204,24 @@ func TestInitKilled(t *testing.T) {
 	}
 	must(t, in.Start(t.Context()))
 	wantRun(t, in, "agent", "cat ~/f", "kept")
+}
+
+// What the kernel tells of mounts inside names no path of the host.
+func TestMountsNameNoHostPaths(t *testing.T) {
+	host := t.TempDir()
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir, HostDirs: []sandbox.HostDir{{Host: host, Path: "/shown"}}})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	out, _ := run(t, in, "root", "cat /proc/self/mounts /proc/1/mounts /proc/self/mountstats")
+	if !strings.Contains(out, " / overlay ") {
+		t.Fatalf("mounts inside: %s", out)
+	}
+	for line := range strings.Lines(out) {
+		for _, path := range []string{dir, sharedBase, host, os.TempDir() + "/"} {
+			if strings.Contains(line, path) {
+				t.Errorf("a mount inside names %s: %s", path, line)
+			}
+		}
+	}
 }

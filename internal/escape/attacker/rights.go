@@ -279,8 +279,10 @@ func raisePriority(t *target) escape.Finding {
 		ways = append(ways, "real-time disk priority")
 	}
 	for _, v := range []string{"-1", "-1000"} {
-		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(v), 0); err == nil {
-			ways = append(ways, "oom_score_adj "+v)
+		for _, file := range []string{"/proc/self/oom_score_adj", "/proc/1/oom_score_adj", "/proc/1/task/1/oom_score_adj"} {
+			if err := os.WriteFile(file, []byte(v), 0); err == nil {
+				ways = append(ways, v+" in "+file)
+			}
 		}
 	}
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err == nil {

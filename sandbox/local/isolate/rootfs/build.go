@@ -294,13 +294,20 @@ func overlay(m *wire.Mount, maps *Maps) (int, error) {
 			upper, work = at+upper[len(above):], at+work[len(above):]
 		}
 	}
+	// The first layer is any directory; only this namespace sees what is mounted on it.
+	place := lower[0]
+	lower, upper, work, done, err := unnamed(lower, upper, work)
+	defer done()
+	if err != nil {
+		return -1, err
+	}
 	mount := func() (int, error) {
 		if fd, err := overlayNew(m, maps, lower, upper, work); err == nil {
 			return fd, nil
 		} else if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
 			return -1, err
 		}
-		return overlayOld(m, maps, lower, upper, work)
+		return overlayOld(m, maps, place, lower, upper, work)
 	}
 	if maps.UserXattr {
 		return mount()
@@ -308,8 +315,32 @@ func overlay(m *wire.Mount, maps *Maps) (int, error) {
 	// Overlay works in its layers as whoever mounts it: as root inside, or it
 	// could not even make its work directory through the id map.
 	var fd int
-	err := asUser(maps.RootUID, maps.RootGID, func() (err error) { fd, err = mount(); return err })
+	err = asUser(maps.RootUID, maps.RootGID, func() (err error) { fd, err = mount(); return err })
 	return fd, err
+}
+
+// unnamed opens directories and names them by their descriptors, until done is
+// called. The kernel shows the names of an overlay's layers as they were given
+// to everyone inside, whom the host's paths do not concern.
+func unnamed(lower []string, upper, work string) (lowers []string, up, wrk string, done func(), err error) {
+	var fds []int
+	name := func(dir string) string {
+		if dir == "" || err != nil {
+			return dir
+		}
+		fd, oerr := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if oerr != nil {
+			err = &os.PathError{Op: "open", Path: dir, Err: oerr}
+			return dir
+		}
+		fds = append(fds, fd)
+		return "/proc/self/fd/" + strconv.Itoa(fd)
+	}
+	for _, l := range lower {
+		lowers = append(lowers, name(l))
+	}
+	up, wrk = name(upper), name(work)
+	return lowers, up, wrk, func() { Close(fds) }, err
 }
 
 func show(path, at string, idmap int) error {
@@ -352,7 +383,7 @@ func overlayNew(m *wire.Mount, maps *Maps, lower []string, upper, work string) (
 }
 
 // overlayOld is for kernels before 6.8, which do not know lowerdir+.
-func overlayOld(m *wire.Mount, maps *Maps, lower []string, upper, work string) (int, error) {
+func overlayOld(m *wire.Mount, maps *Maps, at string, lower []string, upper, work string) (int, error) {
 	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`)
 	var names []string
 	for _, l := range lower {
@@ -365,8 +396,6 @@ func overlayOld(m *wire.Mount, maps *Maps, lower []string, upper, work string) (
 	if maps.UserXattr {
 		data += ",userxattr"
 	}
-	// The first layer is any directory; only this namespace sees the mount.
-	at := lower[0]
 	if err := unix.Mount("overlay", at, "overlay", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return -1, os.NewSyscallError("mount", err)
 	}
