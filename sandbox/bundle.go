@@ -252,7 +252,7 @@ func (b *bundler) read(p string) (m module) {
 	body, info, err := b.files.Open(b.ctx, p)
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotRegular) {
-			return module{err: fileError(err, p)}
+			return module{err: errors.New(strings.TrimPrefix(fileError(err, p).Error(), "path: "))}
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrIsDir) && !errors.Is(err, ErrNotDir) {
 			b.fatal = fmt.Errorf("read %s: %w", p, err)

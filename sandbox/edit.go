@@ -104,7 +104,7 @@ func readEditable(ctx context.Context, files Files, path string) ([]byte, FileIn
 		return nil, info, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 16,777,216 that can be edited; use a command such as sed", info.Path, info.Size)}
 	}
 	if mime := sniff(text[:min(len(text), sniffed)]); mime != "text/plain" {
-		return nil, info, &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s); edit_file changes text", info.Path, mime)}
+		return nil, info, &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("%s is binary (%s); edit_file changes text; use a command, or write_file with base64", info.Path, mime)}
 	}
 	return text, info, nil
 }
@@ -183,7 +183,7 @@ func applyEdits(text string, edits []Edit, path string) (string, int, error) {
 			count++
 		}
 		if len(text) > MaxEditFile {
-			return "", 0, &UserError{Err: ErrLimit, Text: "the edited file would have more than 16,777,216 bytes; nothing was changed"}
+			return "", 0, &UserError{Err: ErrLimit, Text: "the edited file would have more than 16,777,216 bytes; nothing was changed; use a command such as sed"}
 		}
 	}
 	return text, count, nil

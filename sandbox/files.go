@@ -82,17 +82,17 @@ func fileError(err error, path string) error {
 	case err == nil, errors.As(err, &user), errors.As(err, &field):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
-		return say(fs.ErrNotExist, "%s does not exist", path)
+		return say(fs.ErrNotExist, "path: %s does not exist in the sandbox; see what is there with a command such as ls -la, or make it with write_file", path)
 	case errors.Is(err, fs.ErrExist):
-		return say(fs.ErrExist, "%s exists already", path)
+		return say(fs.ErrExist, "path: %s exists already; give another one", path)
 	case errors.Is(err, fs.ErrPermission):
-		return say(fs.ErrPermission, "permission denied: %s; a command with user root may", path)
+		return say(fs.ErrPermission, "path: permission denied for %s; a command with user root may read and change it", path)
 	case errors.Is(err, ErrIsDir):
-		return say(ErrIsDir, "%s is a directory; list it with a command such as ls", path)
+		return say(ErrIsDir, "path: %s is a directory; give a file's path, or list it with a command such as ls", path)
 	case errors.Is(err, ErrNotDir):
-		return say(ErrNotDir, "a part of %s is not a directory", path)
+		return say(ErrNotDir, "path: a part of %s is not a directory; check it with a command such as ls -ld", path)
 	case errors.Is(err, ErrNotRegular):
-		return say(ErrNotRegular, "%s is a device, FIFO or socket, not a file", path)
+		return say(ErrNotRegular, "path: %s is a device, FIFO or socket, not a file; use a command for it", path)
 	}
 	return fmt.Errorf("%s: %w", path, err)
 }
@@ -145,7 +145,7 @@ func readContent(body io.Reader, info FileInfo, r ReadFileRequest) (*FileContent
 			return nil, fmt.Errorf("read: %w", err)
 		}
 		if len(data) > MaxRaw {
-			return nil, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 8,388,608 that one read gives; read a part with a command such as dd, or berth cp", info.Path, info.Size)}
+			return nil, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, more than the 7,340,032 that one read gives; read a part with a command such as dd, or berth cp", info.Path, info.Size)}
 		}
 		res.Data = data
 		return res, nil

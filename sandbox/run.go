@@ -332,6 +332,8 @@ func spawnError(err error, c Command) error {
 	var user *UserError
 	var field *FieldError
 	switch {
+	case errors.Is(err, ErrNoProgram) && len(c.Argv) > 0:
+		return noProgram(c.Argv)
 	case errors.As(err, &user), errors.As(err, &field):
 		return err
 	case errors.Is(err, fs.ErrNotExist):
@@ -341,6 +343,19 @@ func spawnError(err error, c Command) error {
 		return &UserError{Err: fs.ErrPermission, Text: fmt.Sprintf("permission denied starting the command in %s as %s; nothing was run", c.Cwd, c.User)}
 	}
 	return fmt.Errorf("start the command: %w", err)
+}
+
+// noProgram says what a caller who named a program may have meant.
+func noProgram(argv []string) error {
+	name := argv[0]
+	text := fmt.Sprintf("there is no program %.200q on the PATH in the sandbox; install it, or give its whole path", name)
+	switch {
+	case len(argv) == 1 && strings.ContainsAny(name, " \t\n;|&<>$"):
+		text = fmt.Sprintf("there is no program %.200q in the sandbox: a list has the program and each argument by itself; shell text goes to the shell, as command of execute_command does", name)
+	case strings.Contains(name, "/"):
+		text = fmt.Sprintf("there is no program %.200q in the sandbox, or the interpreter that its first line names is not there; look with a command such as ls -l and head -1", name)
+	}
+	return &UserError{Err: ErrNoProgram, Text: text + "; nothing was run"}
 }
 
 // admit holds the operator's limit of running processes. Listing is dear, so

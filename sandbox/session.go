@@ -170,7 +170,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 
 		case info.Status == StatusStopped || info.Status == StatusArchived:
 			if starts++; starts > 3 {
-				return nil, &UserError{Err: ErrUnavailable, Text: "the sandbox stops again right after its start" + because(info.Reason)}
+				return nil, &UserError{Err: ErrUnavailable, Text: "the sandbox stops again right after its start" + because(info.Reason) + "; make the same call again, or destroy_sandbox to begin afresh, without its files"}
 			}
 			f.say("starting the %s sandbox", info.Status)
 			if err := inst.Start(ctx); err != nil && !errors.Is(err, ErrNotFound) {

@@ -77,7 +77,12 @@ func (v *validator) decode(raw json.RawMessage) (reflect.Value, error) {
 		return out, v.faults(ve, doc)
 	}
 	if err := json.Unmarshal(raw, out.Interface()); err != nil {
-		return out, &sandbox.FieldError{Field: "arguments", Problem: "a value does not fit its type", Hint: "compare the call with the tool's schema"}
+		fe := &sandbox.FieldError{Field: "arguments", Problem: "a value does not fit its type", Hint: "compare the call with the tool's schema"}
+		var te *json.UnmarshalTypeError
+		if errors.As(err, &te) && te.Field != "" { // a number that Go cannot hold
+			fe.Field, fe.Problem, fe.Hint = te.Field, "the "+te.Value+" does not fit", "give a smaller one"
+		}
+		return out, fe
 	}
 	return out, v.checkTexts(out.Elem())
 }
@@ -166,7 +171,7 @@ func (v *validator) fault(e *jsonschema.ValidationError, doc any) []error {
 	case *kind.Required:
 		var out []error
 		for _, m := range k.Missing {
-			out = append(out, &sandbox.FieldError{Field: join(name, m), Problem: "missing", Hint: "give it; " + v.meaning(e.InstanceLocation, m)})
+			out = append(out, &sandbox.FieldError{Field: join(name, m), Problem: "missing, but required", Allowed: v.meaning(e.InstanceLocation, m)})
 		}
 		return out
 	case *kind.AdditionalProperties:
@@ -263,11 +268,20 @@ func (v *validator) meaning(location []string, name string) string {
 		fs = fields(f.typ.Elem())
 	}
 	for _, f := range fs {
-		if f.name == name && f.doc != "" {
-			return "it is: " + f.doc
+		if f.name != name {
+			continue
 		}
+		var schema struct {
+			Type string `json:"type"`
+		}
+		_ = json.Unmarshal([]byte(f.schema()), &schema) // made by us
+		what := typeNames([]string{schema.Type})
+		if f.doc != "" {
+			what += " (" + strings.TrimSuffix(f.doc, ".") + ")"
+		}
+		return what
 	}
-	return "the tool's schema describes it"
+	return ""
 }
 
 func (v *validator) bounds(location []string) string {
