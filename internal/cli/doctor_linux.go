@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"berth/sandbox/local"
@@ -28,14 +29,14 @@ func (d *doctorCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
-	checks := local.Diagnose(a.ctx, o)
+	checks := a.diagnose(o)
 	if d.Fix {
 		fixed, err := a.fix(checks)
 		if err != nil {
 			return err
 		}
 		if fixed {
-			checks = local.Diagnose(a.ctx, o)
+			checks = a.diagnose(o)
 		}
 	}
 	usable := true
@@ -64,14 +65,30 @@ func (a *App) fix(checks []local.Check) (fixed bool, err error) {
 		if c.State == local.OK || c.Fix == nil {
 			continue
 		}
-		if err := c.Fix(); err != nil {
-			fmt.Fprintf(a.Stderr, "berth: fix %s: %v\n", c.Name, err)
-			continue
+		changed, err := c.Fix()
+		if changed != "" {
+			fixed = true
+			fmt.Fprintf(a.Stderr, "berth: fixed %s: %s\n", c.Name, changed)
 		}
-		fixed = true
-		fmt.Fprintf(a.Stderr, "berth: fixed %s\n", c.Name)
+		if err != nil {
+			fmt.Fprintf(a.Stderr, "berth: fix %s: %v\n", c.Name, err)
+		}
+	}
+	if !fixed {
+		fmt.Fprintln(a.Stderr, "berth: nothing was changed")
 	}
 	return fixed, nil
+}
+
+// diagnose looks at this machine. Root that somebody became by sudo asks for
+// that user, too.
+func (a *App) diagnose(o local.Options) []local.Check {
+	checks := local.Diagnose(a.ctx, o)
+	uid, err := strconv.Atoi(a.getenv("SUDO_UID"))
+	if name := a.getenv("SUDO_USER"); err == nil && uid > 0 && name != "" && os.Geteuid() == 0 {
+		checks = append(checks, local.DiagnoseUser(name, uid)...)
+	}
+	return checks
 }
 
 var checkStyle = map[local.CheckState]struct{ mark, style string }{

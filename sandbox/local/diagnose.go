@@ -40,9 +40,10 @@ type Check struct {
 	Remedy string // what to do, when not OK
 	// Required tells that no sandbox can be made while it is missing.
 	Required bool
-	// Fix does what root can do about it; nil when there is nothing. It may
-	// be called by root only.
-	Fix func() error
+	// Fix does what root can do about it, and says in a sentence what it
+	// changed, which may be something even when it fails; nil when there is
+	// nothing to do. It may be called by root only.
+	Fix func() (changed string, err error)
 }
 
 // Diagnose finds out what berth can do here. It tries things rather than guess:
@@ -93,16 +94,16 @@ func userNamespaces() Check {
 	}
 	c.State, c.Detail = Missing, "cannot be made: "+err.Error()
 	switch {
-	case sysctl("user/max_user_namespaces") == "0":
+	case thisMachine.sysctl("user.max_user_namespaces") == "0":
 		c.Remedy = "they are switched off: sysctl -w user.max_user_namespaces=15000"
-		c.Fix = func() error { return setSysctl("user.max_user_namespaces", "15000") }
-	case sysctl("kernel/unprivileged_userns_clone") == "0" && os.Geteuid() != 0:
+		c.Fix = func() (string, error) { return thisMachine.setSysctl("user.max_user_namespaces", "15000") }
+	case thisMachine.sysctl("kernel.unprivileged_userns_clone") == "0" && os.Geteuid() != 0:
 		c.Remedy = "ordinary users may not make them here: sysctl -w kernel.unprivileged_userns_clone=1"
-		c.Fix = func() error { return setSysctl("kernel.unprivileged_userns_clone", "1") }
-	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+		c.Fix = func() (string, error) { return thisMachine.setSysctl("kernel.unprivileged_userns_clone", "1") }
+	case thisMachine.sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1":
 		exe, _ := os.Executable()
 		c.Remedy = "AppArmor keeps unknown programs from making them; save this as /etc/apparmor.d/berth and run `apparmor_parser -r /etc/apparmor.d/berth`:\n" + fmt.Sprintf(appArmorProfile, exe)
-		c.Fix = func() error { return installProfile(exe) }
+		c.Fix = func() (string, error) { return thisMachine.installProfile(exe) }
 	case container() != "":
 		c.Remedy = containerRemedy
 	default:
@@ -118,39 +119,6 @@ func tryUserNamespace() error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}, GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}}
 	return cmd.Run()
-}
-
-func sysctl(name string) string {
-	b, err := os.ReadFile("/proc/sys/" + name)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// setSysctl sets a value now and at every boot.
-func setSysctl(key, value string) error {
-	if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(key, ".", "/"), []byte(value), 0o644); err != nil {
-		return err
-	}
-	f, err := os.OpenFile("/etc/sysctl.d/60-berth.conf", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(key + " = " + value + "\n")
-	return errors.Join(err, f.Close())
-}
-
-func installProfile(exe string) error {
-	const path = "/etc/apparmor.d/berth"
-	if err := os.WriteFile(path, fmt.Appendf(nil, appArmorProfile, exe), 0o644); err != nil {
-		return err
-	}
-	out, err := exec.Command("apparmor_parser", "-r", path).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("apparmor_parser: %w: %.200s", err, out)
-	}
-	return nil
 }
 
 // container names the kind of container that berth itself runs in.
@@ -244,12 +212,12 @@ func deviceCheck() Check {
 	if errors.Is(err, fs.ErrNotExist) {
 		c.Remedy = "buckets need it later: `modprobe fuse`, in a container `--device /dev/fuse`"
 		if container() == "" {
-			c.Fix = func() error { return exec.Command("modprobe", "fuse").Run() }
+			c.Fix = func() (string, error) { return thisMachine.loadModule("fuse") }
 		}
 		return c
 	}
 	c.Remedy = "buckets need it later: chmod 0666 /dev/fuse"
-	c.Fix = func() error { return os.Chmod("/dev/fuse", 0o666) }
+	c.Fix = thisMachine.openFUSE
 	return c
 }
 
@@ -270,7 +238,7 @@ func netfilterCheck() Check {
 	c.State, c.Detail = Degraded, fmt.Sprint(reason(err))
 	c.Remedy = "network access for sandboxes needs it later: `modprobe nf_tables`"
 	if container() == "" {
-		c.Fix = func() error { return exec.Command("modprobe", "nf_tables").Run() }
+		c.Fix = func() (string, error) { return thisMachine.loadModule("nf_tables") }
 	}
 	return c
 }
