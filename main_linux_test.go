@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,9 +20,23 @@ type berth struct {
 	dir string
 }
 
+// shared is the directory of all tests: the first sandbox in a state directory
+// takes long. An ordinary user cannot remove all of it: what is root's inside
+// is nobody's outside.
+var shared = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "berth-")
+	if err == nil {
+		atEnd = append(atEnd, func() { _ = os.RemoveAll(dir) })
+	}
+	return dir, err
+})
+
 func newBerth(t *testing.T) *berth {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := shared()
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := &berth{t: t, dir: dir, env: append(os.Environ(), "BERTH_STATE="+filepath.Join(dir, "state"), "HOME="+dir, "XDG_CONFIG_HOME=", "NO_COLOR=1", "TERM=xterm")}
 	t.Cleanup(func() {
 		if ids := strings.Fields(b.output("ls", "-q")); len(ids) > 0 {

@@ -15,8 +15,21 @@ import (
 	"berth/internal/golden"
 )
 
+// cleaning runs the tests, and then what they put off.
+type cleaning struct{ *testing.M }
+
+var atEnd []func()
+
+func (c cleaning) Run() int {
+	code := c.M.Run()
+	for _, f := range atEnd {
+		f()
+	}
+	return code
+}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"berth": main})
+	testscript.Main(cleaning{m}, map[string]func(){"berth": main})
 }
 
 // TestScript runs testdata/script against this program. With -update the
