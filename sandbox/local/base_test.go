@@ -15,9 +15,14 @@ import (
 	"berth/sandbox/local"
 )
 
-// ownBase is a state directory whose layers are not made yet.
+// ownBase is a state directory whose layers are not made yet, over a host that
+// has little to look at.
 func ownBase(t *testing.T) string {
 	t.Helper()
+	host := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(host, "bin"), 0o755))
+	t.Cleanup(local.ShowOnly(host))
+	t.Setenv("BERTH_TEST_HOST", host) // for other processes of the test
 	dir := filepath.Join(t.TempDir(), "state")
 	must(t, os.Mkdir(dir, 0o700))
 	t.Cleanup(func() { local.RemoveBases(filepath.Join(dir, "base")) })

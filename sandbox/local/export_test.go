@@ -60,6 +60,20 @@ func (p *Provider) Base(ids wire.IDs) (layer func(string) string, err error) {
 	return b.layer, err
 }
 
+// ShowOnly shows one directory of the host and nothing else, so that layers are
+// built at once, until all is called.
+func ShowOnly(dir string) (all func()) {
+	overDirs = func() []string { return []string{dir} }
+	return func() { overDirs = hostsDirs }
+}
+
+// KeepTombstones bounds their number, until before is called.
+func KeepTombstones(n int) (before func()) {
+	was := maxTombstones
+	maxTombstones = n
+	return func() { maxTombstones = was }
+}
+
 // BuildOver makes the layer over dir.
 func BuildOver(ctx context.Context, layer, dir string, skeleton bool) error {
 	return buildOver(ctx, layer, dir, skeleton)

@@ -105,6 +105,9 @@ func ptr[T any](v T) *T { return &v }
 // some time later ("create:exists+5ms").
 func operate(op string) int {
 	ctx := context.Background()
+	if host := os.Getenv("BERTH_TEST_HOST"); host != "" {
+		local.ShowOnly(host)
+	}
 	die := func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }
 	at, later, _ := strings.Cut(os.Getenv("BERTH_TEST_STEP"), "+")
 	o := local.Options{Dir: os.Getenv("BERTH_TEST_DIR")}.WithStep(func(step string) error {

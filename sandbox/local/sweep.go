@@ -19,10 +19,12 @@ import (
 // How long leftovers and memories are kept.
 const (
 	tombstoneTime = 30 * 24 * time.Hour
-	maxTombstones = 10_000
 	baseTime      = 7 * 24 * time.Hour // an unused set of layers
 	tmpTime       = 10 * time.Minute   // what nobody holds a lock for
 )
+
+// maxTombstones bounds them whatever their age; tests have fewer.
+var maxTombstones = 10_000
 
 // Sweep archives and deletes the stopped sandboxes whose time has come, and
 // removes what killed berths left and what is old. What another process is
