@@ -124,7 +124,7 @@ func (l *eventLog) turnOver(p string, full fs.FileInfo) error {
 	// Only the file that was written to is moved: another process may have
 	// been faster, and what is at p now is the new one.
 	if now, err := os.Stat(p); err != nil || !os.SameFile(full, now) {
-		return nil //nolint:nilerr // somebody else's move is just as good
+		return nil // somebody else has moved it
 	}
 	return os.Rename(p, p+".old")
 }
