@@ -155,7 +155,7 @@ func TestClientConfigWorks(t *testing.T) {
 		p := parseJSON(t, text, "mcpServers")
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		stream := request(t, ctx, p, http.MethodGet, p.URL, "")
+		stream := request(ctx, t, p, http.MethodGet, p.URL, "")
 		defer stream.Body.Close()
 		for lines := bufio.NewScanner(stream.Body); lines.Scan(); {
 			data, ok := strings.CutPrefix(lines.Text(), "data: ")
@@ -190,7 +190,7 @@ func parseTOML(t *testing.T, text string) printed {
 	return p
 }
 
-func request(t *testing.T, ctx context.Context, p printed, method, url, body string) *http.Response {
+func request(ctx context.Context, t *testing.T, p printed, method, url, body string) *http.Response {
 	t.Helper()
 	r, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
@@ -201,7 +201,7 @@ func request(t *testing.T, ctx context.Context, p printed, method, url, body str
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Accept", "application/json, text/event-stream")
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := (&http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}).Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func post(t *testing.T, p printed, url string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	resp := request(t, ctx, p, http.MethodPost, url, initialize)
+	resp := request(ctx, t, p, http.MethodPost, url, initialize)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
