@@ -15,7 +15,7 @@ import (
 // there does not have is applied when it can be, else told as drift.
 func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
 	ctx = withDeadline(ctx)
-	if err := spec.Validate(); err != nil {
+	if err := m.allowed(spec); err != nil {
 		return nil, err
 	}
 	b, err := m.ready(ctx, key, create, spec)
@@ -61,6 +61,7 @@ func (m *Manager) converge(ctx context.Context, key Key, b *box, spec Spec, res 
 	if spec.Ephemeral != nil {
 		asked.Ephemeral = spec.Ephemeral
 	}
+	asked.Resources = spec.Resources.over(want.Resources)
 	if len(drift(want, b.info.Spec)) > 0 {
 		if u, ok := b.inst.(Updater); ok {
 			if err := u.Update(ctx, want); err != nil {
@@ -101,6 +102,7 @@ func (m *Manager) GetSandbox(ctx context.Context, key Key) (*Info, error) {
 		spec.AutoDelete = ptr(ServerMadeAutoDelete)
 	}
 	spec = spec.WithDefaults(Spec{})
+	spec.Resources = spec.Resources.within(m.options.Limits.Resources)
 	spec.Name = string(key.Session)
 	info, err := m.provider.Describe(ctx, spec)
 	if err != nil {

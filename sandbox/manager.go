@@ -28,6 +28,9 @@ type Options struct {
 type Limits struct {
 	MaxSandboxes int // a running or stopped sandbox counts, per owner; 0 = 1000
 	MaxProcesses int // running processes per sandbox; 0 = 512
+	// Resources of each sandbox; one that asks for less has less, one that
+	// asks for nothing has these. Zero fields: no ceiling.
+	Resources Resources
 }
 
 // Notice is what happened to the sandbox on the way to a result.
@@ -278,6 +281,10 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	if err := o.Defaults.Validate(); err != nil {
 		f = append(f, fmt.Errorf("defaults: %w", err))
 	}
+	if err := (Spec{Resources: o.Limits.Resources}).Validate(); err != nil {
+		f = append(f, fmt.Errorf("limits: %w", err))
+	}
+	f.ceiling(o.Defaults.Resources, o.Limits.Resources)
 	if o.Limits.MaxSandboxes < 0 {
 		f.add("limits.max_sandboxes", fmt.Sprintf("%d does not fit", o.Limits.MaxSandboxes), "0 (1000) or more", "")
 	}

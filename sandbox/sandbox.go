@@ -132,6 +132,8 @@ type Spec struct {
 	Timeout *time.Duration
 	// WorkingDirectory is absolute; commands start there when it is given.
 	WorkingDirectory string
+	// Resources that the sandbox may use.
+	Resources Resources
 }
 
 // Info is what is known of a sandbox. Reading it never starts anything.

@@ -250,6 +250,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 			return nil, fmt.Errorf("read the new sandbox: %w", err)
 		}
 		notice.Created = notice.Replaced == ""
+		notice.Warnings = append(notice.Warnings, info.Spec.Resources.missed(info.Guarantees)...)
 		notice.Started = false
 		b := &box{inst: inst, info: info, outcome: Created, notice: notice}
 		if notice.Replaced != "" {
@@ -321,6 +322,7 @@ func (m *Manager) create(ctx context.Context, key Key, given, base Spec, made bo
 		spec.AutoDelete = ptr(ServerMadeAutoDelete)
 	}
 	spec = spec.WithDefaults(Spec{})
+	spec.Resources = spec.Resources.within(m.options.Limits.Resources)
 	if spec.Name == "" {
 		spec.Name = string(key.Session)
 	}

@@ -103,6 +103,7 @@ func (s Spec) over(d Spec) Spec {
 	if s.WorkingDirectory == "" {
 		s.WorkingDirectory = d.WorkingDirectory
 	}
+	s.Resources = s.Resources.over(d.Resources)
 	if s.Ephemeral == nil {
 		s.Ephemeral = d.Ephemeral
 	}
@@ -155,6 +156,7 @@ func (s Spec) Validate() error {
 			f.add("working_directory", "it is too long, or holds a NUL byte or invalid UTF-8", "at most 4,096 bytes of UTF-8", "")
 		}
 	}
+	f.resources(s.Resources)
 	return f.err()
 }
 
@@ -230,7 +232,8 @@ func plainPath(p string) bool {
 }
 
 // updated is the spec in force once s is applied to it: what is given wins,
-// given maps replace those in force. Only a new sandbox can be made ephemeral.
+// given maps replace those in force. Only a new sandbox can be made ephemeral,
+// or with other resources.
 func (s Spec) updated(inForce, defaults Spec) Spec {
 	want := s.over(Spec{Env: map[string]string{}, Labels: map[string]string{}})
 	if s.Env != nil {
@@ -246,7 +249,7 @@ func (s Spec) updated(inForce, defaults Spec) Spec {
 	under := inForce.Clone()
 	under.Env, under.Labels = nil, nil
 	want = want.over(under)
-	want.Ephemeral = clone(inForce.Ephemeral)
+	want.Ephemeral, want.Resources = clone(inForce.Ephemeral), inForce.Resources
 	if want.AutoArchive != nil && *want.AutoArchive == 0 {
 		*want.AutoArchive = MaxAutoArchive
 	}
@@ -302,6 +305,15 @@ func drift(want, inForce Spec) []string {
 	}
 	keys("labels", want.Labels, inForce.Labels, true)
 	keys("env", want.Env, inForce.Env, false)
+	if a, b := want.Resources.CPU, inForce.Resources.CPU; a != 0 && a != b {
+		say("resources.cpu", cores(a), orNone(asked(b > 0, cores(b))))
+	}
+	if a, b := want.Resources.Memory, inForce.Resources.Memory; a != 0 && a != b {
+		say("resources.memory_gib", GiB(a), orNone(asked(b > 0, GiB(b))))
+	}
+	if a, b := want.Resources.Disk, inForce.Resources.Disk; a != 0 && a != b {
+		say("resources.disk_gib", GiB(a), orNone(asked(b > 0, GiB(b))))
+	}
 	if a, b := want.Ephemeral, inForce.Ephemeral; a != nil && b != nil && *a != *b {
 		say("ephemeral", *a, *b)
 	}
@@ -327,6 +339,13 @@ func span(d time.Duration) string {
 		return "never"
 	}
 	return d.String()
+}
+
+func asked(is bool, s string) string {
+	if is {
+		return s
+	}
+	return ""
 }
 
 func orNone(s string) string {

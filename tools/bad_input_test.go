@@ -121,6 +121,10 @@ func rowsOf(tool string, ok args, name string, schema map[string]any, required b
 	case "array":
 		rows = append(rows, row("empty", []any{}, "empty"), row("wrong_item", []any{3}))
 	case "object":
+		if schema["properties"] != nil {
+			rows = append(rows, row("unknown_key", args{"nonsense": 3}, "nonsense", "no such argument"))
+			break
+		}
 		rows = append(rows, row("wrong_value", args{"A": 3}), row("nul", args{"A": "a\x00b"}, "NUL"))
 		many := args{}
 		for i := range 2000 {
@@ -182,6 +186,10 @@ func handRows(ok map[string]args) []badRow {
 		{name: "mode", tool: "write_file", args: with(ok["write_file"], "mode", "rwx"), want: []string{"mode"}},
 		{name: "mode_setuid", tool: "write_file", args: with(ok["write_file"], "mode", "4755"), want: []string{"mode"}},
 		{name: "through_file", tool: "write_file", args: with(ok["write_file"], "path", "kept/x"), want: []string{"kept"}},
+		{name: "resources_small", tool: "start_sandbox", args: with(ok["start_sandbox"], "resources", args{"cpu": -1, "memory_gib": 0.001, "disk_gib": 1e18}),
+			want: []string{"resources.cpu", "0.01", "resources.memory_gib", "16 MiB", "resources.disk_gib", "does not fit"}},
+		{name: "resources_type", tool: "start_sandbox", args: with(ok["start_sandbox"], "resources", args{"memory_gib": "2"}), want: []string{"resources.memory_gib", "in quotes"}},
+		{name: "resources_unknown", tool: "start_sandbox", args: with(ok["start_sandbox"], "resources", args{"memory": 2}), want: []string{"resources.memory", "did you mean memory_gib"}},
 		{name: "not_found", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "absent", "new_text": "x"}}), want: []string{"old_text"}},
 		{name: "twice", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "e", "new_text": "x"}}), want: []string{"old_text", "3 times"}},
 		{name: "second_fails", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "changed"}, args{"old_text": "absent", "new_text": "x"}}), want: []string{"edits.1"}},
@@ -190,7 +198,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "inner_type", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": 3, "new_text": "x"}}), want: []string{"edits.0.old_text"}},
 		{name: "no_change", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "kept"}}), want: []string{"edits.0.new_text"}},
 	}
-	for _, name := range []string{"image", "snapshot", "resources", "volumes", "mounts", "network_block_all", "network_allow_list",
+	for _, name := range []string{"image", "snapshot", "volumes", "mounts", "network_block_all", "network_allow_list",
 		"network_allow_domains", "public", "target", "isolation"} {
 		rows = append(rows, badRow{name: "not_yet_" + name, tool: "start_sandbox", args: with(ok["start_sandbox"], name, "x"),
 			want: []string{name + ": this version's local provider does not have"}})

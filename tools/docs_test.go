@@ -4,6 +4,7 @@ package tools_test
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -103,6 +104,9 @@ func allowed(p map[string]any) string {
 			words = append(words, fmt.Sprint(e))
 		}
 		return strings.Join(words, ", ")
+	}
+	if inner, ok := p["properties"].(map[string]any); ok {
+		return strings.Join(slices.Sorted(maps.Keys(inner)), ", ")
 	}
 	lo, hasLo := p["minimum"]
 	hi, hasHi := p["maximum"]

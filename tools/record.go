@@ -44,15 +44,16 @@ type sandboxInfo struct {
 
 // sandboxSpec is the spec in force. Of the environment it tells the names.
 type sandboxSpec struct {
-	Language         string   `json:"language,omitempty"`
-	EnvNames         []string `json:"env_names,omitempty"`
-	User             string   `json:"user,omitempty"`
-	Ephemeral        bool     `json:"ephemeral"`
-	AutoStop         *int64   `json:"auto_stop_minutes,omitempty"`
-	AutoArchive      *int64   `json:"auto_archive_minutes,omitempty"`
-	AutoDelete       *int64   `json:"auto_delete_minutes,omitempty"`
-	Timeout          *float64 `json:"timeout_seconds,omitempty"`
-	WorkingDirectory string   `json:"working_directory,omitempty"`
+	Language         string     `json:"language,omitempty"`
+	EnvNames         []string   `json:"env_names,omitempty"`
+	User             string     `json:"user,omitempty"`
+	Ephemeral        bool       `json:"ephemeral"`
+	AutoStop         *int64     `json:"auto_stop_minutes,omitempty"`
+	AutoArchive      *int64     `json:"auto_archive_minutes,omitempty"`
+	AutoDelete       *int64     `json:"auto_delete_minutes,omitempty"`
+	Timeout          *float64   `json:"timeout_seconds,omitempty"`
+	WorkingDirectory string     `json:"working_directory,omitempty"`
+	Resources        *resources `json:"resources,omitempty"`
 }
 
 type hostDir struct {
@@ -139,7 +140,7 @@ func specOf(s sandbox.Spec) sandboxSpec {
 	out := sandboxSpec{
 		Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral,
 		AutoStop: minutesOf(s.AutoStop), AutoArchive: minutesOf(s.AutoArchive), AutoDelete: minutesOf(s.AutoDelete),
-		WorkingDirectory: s.WorkingDirectory,
+		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources),
 	}
 	out.EnvNames = slices.Sorted(maps.Keys(s.Env))
 	if s.Timeout != nil {

@@ -135,6 +135,9 @@ func typeSchema(t reflect.Type) string {
 		return `"type":"integer"`
 	case reflect.Float64:
 		return `"type":"number"`
+	case reflect.Struct:
+		s := string(schemaOf(t))
+		return s[1 : len(s)-1]
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Struct {
 			return `"type":"array","items":` + string(schemaOf(t.Elem()))

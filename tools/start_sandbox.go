@@ -20,7 +20,29 @@ type startSandboxArguments struct {
 	AutoDeleteMinutes  *int              `json:"auto_delete_minutes" doc:"When stopped; 0 = at once, -1 = never." schema:"max=525600;default=-1"`
 	TimeoutSeconds     *float64          `json:"timeout_seconds" doc:"Of commands; 0 = none." schema:"min=0;max=86400;default=300"`
 	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default: home." schema:"bytes=4096"`
+	Resources          *resources        `json:"resources" doc:"Limits that must hold."`
 	SessionID          *string           `json:"session_id" doc:"Default: a new one."`
+}
+
+type resources struct {
+	CPU       float64 `json:"cpu,omitempty"`
+	MemoryGiB float64 `json:"memory_gib,omitempty"`
+	DiskGiB   float64 `json:"disk_gib,omitempty"`
+}
+
+func (r *resources) spec() sandbox.Resources {
+	if r == nil {
+		return sandbox.Resources{}
+	}
+	return sandbox.Resources{CPU: r.CPU, Memory: sandbox.FromGiB(r.MemoryGiB), Disk: sandbox.FromGiB(r.DiskGiB)}
+}
+
+func resourcesOf(r sandbox.Resources) *resources {
+	if r == (sandbox.Resources{}) {
+		return nil
+	}
+	gib := func(n int64) float64 { return round(float64(n)/(1<<30), 1<<20) }
+	return &resources{CPU: r.CPU, MemoryGiB: gib(r.Memory), DiskGiB: gib(r.Disk)}
 }
 
 func (a startSandboxArguments) session() *string { return a.SessionID }
@@ -28,8 +50,8 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
 	"image": lacks("images; sandboxes start from this machine's own system"), "snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
-	"resources": lacks("limits set by a call; get_sandbox shows those that hold"), "volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
-	"mounts": lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
+	"volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
+	"mounts":  lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
 	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
 	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
 }
@@ -59,7 +81,7 @@ func (a *startSandboxArguments) spec() sandbox.Spec {
 	return sandbox.Spec{
 		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, User: a.User, Ephemeral: a.Ephemeral,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
-		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory,
+		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
 	}
 }
 

@@ -237,10 +237,8 @@ func (v *validator) unknown(location []string, name string) error {
 // known lists the names allowed at a place.
 func (v *validator) known(location []string) []string {
 	fs := v.fields
-	if len(location) > 0 {
-		if f := v.find(location); f != nil && f.typ.Kind() == reflect.Slice && f.typ.Elem().Kind() == reflect.Struct {
-			fs = fields(f.typ.Elem())
-		}
+	if f := v.find(location); f != nil && inner(f.typ) != nil {
+		fs = fields(inner(f.typ))
 	}
 	names := make([]string, len(fs))
 	for i, f := range fs {
@@ -262,10 +260,21 @@ func (v *validator) find(location []string) *field {
 	return nil
 }
 
+// inner is the struct that t is, points to, or lists; nil when there is none.
+func inner(t reflect.Type) reflect.Type {
+	if t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	return t
+}
+
 func (v *validator) meaning(location []string, name string) string {
 	fs := v.fields
-	if f := v.find(location); f != nil && f.typ.Kind() == reflect.Slice {
-		fs = fields(f.typ.Elem())
+	if f := v.find(location); f != nil && inner(f.typ) != nil {
+		fs = fields(inner(f.typ))
 	}
 	for _, f := range fs {
 		if f.name != name {
@@ -288,6 +297,13 @@ func (v *validator) bounds(location []string) string {
 	f := v.find(location)
 	if f == nil {
 		return ""
+	}
+	if t := inner(f.typ); t != nil && len(location) > 1 {
+		for _, g := range fields(t) {
+			if g.name == location[len(location)-1] {
+				f = &g
+			}
+		}
 	}
 	lo, hi := f.rules["min"], f.rules["max"]
 	switch {

@@ -124,7 +124,7 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 	m, err := sandbox.NewManager(p, sandbox.Options{
 		Logger:         log,
 		Defaults:       c.Defaults.Spec(),
-		Limits:         sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses},
+		Limits:         sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses, Resources: c.Limits.Resources()},
 		EventDir:       a.eventDir(c),
 		ProviderReason: reason,
 	})

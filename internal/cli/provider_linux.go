@@ -39,6 +39,8 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 		LogBytes:      int64(c.Local.LogMiB) << 20,
 		KeepProcesses: c.Local.KeepProcesses,
 		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
+		Limits:        local.Limits{PIDs: int64(c.Limits.MaxPIDs)},
+		BestEffort:    c.BestEffort,
 	}
 	for _, d := range c.Limits.HostDirs {
 		o.HostDirs = append(o.HostDirs, sandbox.HostDir{Host: d.Host, Path: d.Path, ReadOnly: d.ReadOnly})

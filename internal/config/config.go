@@ -21,6 +21,7 @@ import (
 	"strings"
 
 	"berth/internal/secret"
+	"berth/sandbox"
 )
 
 // Config is everything that an operator can set. Zero and empty mean "the
@@ -54,6 +55,8 @@ type Config struct {
 	Defaults Defaults `yaml:"defaults"`
 	Limits   Limits   `yaml:"limits"`
 	Local    Local    `yaml:"local"`
+	// BestEffort starts sandboxes also where a limit that was asked for cannot be held.
+	BestEffort bool `yaml:"best_effort"`
 
 	// File is the config file that was read; empty when none was.
 	File string `yaml:"-"`
@@ -91,12 +94,28 @@ type Defaults struct {
 	AutoDeleteMinutes  int               `yaml:"auto_delete_minutes"`
 	TimeoutSeconds     int               `yaml:"timeout_seconds"`
 	WorkingDirectory   string            `yaml:"working_directory"`
+	Resources          Resources         `yaml:"resources"`
+}
+
+// Resources are limits on what a sandbox uses; 0: none is set.
+type Resources struct {
+	CPU       float64 `yaml:"cpu"` // cores
+	MemoryGiB float64 `yaml:"memory_gib"`
+	DiskGiB   float64 `yaml:"disk_gib"`
 }
 
 // Limits are the ceiling that no session passes.
 type Limits struct {
 	MaxSandboxes int `yaml:"max_sandboxes"` // per owner
 	MaxProcesses int `yaml:"max_processes"` // running at once, per sandbox
+	// MaxCPU and so on are what one sandbox may ask for, and what one that asks
+	// for nothing has; 0: no ceiling.
+	MaxCPU       float64 `yaml:"max_cpu"` // cores
+	MaxMemoryGiB float64 `yaml:"max_memory_gib"`
+	MaxDiskGiB   float64 `yaml:"max_disk_gib"`
+	// MaxPIDs bounds the processes and threads of all that one sandbox runs;
+	// 0: the built-in bound, best effort.
+	MaxPIDs int `yaml:"max_pids"`
 	// HostDirs are folders of this machine shown in every sandbox.
 	HostDirs []HostDir `yaml:"host_dirs"`
 }
@@ -106,6 +125,15 @@ type HostDir struct {
 	Host     string `yaml:"host"`
 	Path     string `yaml:"path"`
 	ReadOnly bool   `yaml:"read_only"`
+}
+
+// Resources of a sandbox at the most.
+func (l Limits) Resources() sandbox.Resources {
+	return Resources{CPU: l.MaxCPU, MemoryGiB: l.MaxMemoryGiB, DiskGiB: l.MaxDiskGiB}.domain()
+}
+
+func (r Resources) domain() sandbox.Resources {
+	return sandbox.Resources{CPU: r.CPU, Memory: sandbox.FromGiB(r.MemoryGiB), Disk: sandbox.FromGiB(r.DiskGiB)}
 }
 
 // Local holds the settings of the local provider.

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"math"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -202,6 +203,13 @@ func (l *loader) parse(key, where, text string, v reflect.Value, hide bool) bool
 			return false
 		}
 		v.SetInt(n)
+	case reflect.Float64:
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
+			l.report(key, where, shown+" is not a number", "", "")
+			return false
+		}
+		v.SetFloat(n)
 	default:
 		panic("config: no way to set a " + v.Type().String())
 	}
@@ -307,6 +315,8 @@ func kindName(v reflect.Value) string {
 		return "true or false"
 	case reflect.Int:
 		return "a whole number"
+	case reflect.Float64:
+		return "a number"
 	default:
 		return "a text"
 	}

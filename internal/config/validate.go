@@ -80,6 +80,32 @@ func (l *loader) validate() {
 		}
 	}
 
+	amount := func(key string, got, low, high float64, unit string) {
+		if got != 0 && !(got >= low && got <= high) {
+			bad(key, strconv.FormatFloat(got, 'f', -1, 64)+" is out of range", fmt.Sprintf("%v to %v %s; 0 sets none", low, high, unit), "")
+		}
+	}
+	gib := func(n int64) float64 { return float64(n) / (1 << 30) }
+	within := func(key string, got, most float64, ceiling string) {
+		if most > 0 && got > most {
+			bad(key, strconv.FormatFloat(got, 'f', -1, 64)+" is more than "+ceiling+" allows", "", "lower it, or raise "+ceiling)
+		}
+	}
+	for _, r := range []struct {
+		name      string
+		cpu       float64
+		mem, disk float64
+	}{{"defaults.resources.", d.Resources.CPU, d.Resources.MemoryGiB, d.Resources.DiskGiB}, {"limits.max_", c.Limits.MaxCPU, c.Limits.MaxMemoryGiB, c.Limits.MaxDiskGiB}} {
+		amount(r.name+"cpu", r.cpu, sandbox.MinCPU, sandbox.MaxCPU, "cores")
+		amount(r.name+"memory_gib", r.mem, gib(sandbox.MinMemory), gib(sandbox.MaxMemory), "GiB")
+		amount(r.name+"disk_gib", r.disk, gib(sandbox.MinDisk), gib(sandbox.MaxDisk), "GiB")
+	}
+	within("defaults.resources.cpu", d.Resources.CPU, c.Limits.MaxCPU, "limits.max_cpu")
+	within("defaults.resources.memory_gib", d.Resources.MemoryGiB, c.Limits.MaxMemoryGiB, "limits.max_memory_gib")
+	within("defaults.resources.disk_gib", d.Resources.DiskGiB, c.Limits.MaxDiskGiB, "limits.max_disk_gib")
+	if n := c.Limits.MaxPIDs; n != 0 {
+		atLeast("limits.max_pids", n, 16, 1<<22, "; 0 is the built-in bound")
+	}
 	atLeast("limits.max_sandboxes", c.Limits.MaxSandboxes, 1, 100000, "")
 	atLeast("limits.max_processes", c.Limits.MaxProcesses, 1, 100000, "")
 	seen := map[string]bool{}
@@ -204,5 +230,6 @@ func (d Defaults) Spec() sandbox.Spec {
 		AutoDelete:       autoDelete,
 		Timeout:          &timeout,
 		WorkingDirectory: d.WorkingDirectory,
+		Resources:        d.Resources.domain(),
 	}
 }

@@ -120,7 +120,7 @@ func (p *Provider) compose(s *store, id string, r *record, b base) *wire.Launch 
 		Env:           baseEnv(),
 		Users:         users(),
 		User:          userOf(r.Spec),
-		Limits:        p.limits(),
+		Limits:        p.limits(r.Spec),
 		Intervals:     intervals(r.Spec),
 		LogBytes:      p.opts.LogBytes,
 		KeepProcesses: p.opts.KeepProcesses,
@@ -137,11 +137,6 @@ func userOf(s specRecord) string {
 
 func intervals(s specRecord) wire.Intervals {
 	return wire.Intervals{AutoStopMS: s.autoStop().Milliseconds(), DeleteOnStop: s.deletedOnStop()}
-}
-
-func (p *Provider) limits() wire.Limits {
-	l := p.opts.Limits.effective(usableMemory())
-	return wire.Limits{PIDs: l.PIDs, Memory: l.Memory, CPUMilli: l.CPUMilli}
 }
 
 // mounts composes the default root.

@@ -13,7 +13,7 @@ import (
 // guarantees tells what holds in a sandbox; v is nil for one that is not made
 // yet, or one that never ran. What the helper reported counts; before its first
 // report, what is only known then is said so.
-func (p *Provider) guarantees(v *view) []sandbox.Guarantee {
+func (p *Provider) guarantees(v *view, spec specRecord) []sandbox.Guarantee {
 	ids, why := p.idMode()
 	var ready *wire.Ready
 	if v != nil && v.rec != nil {
@@ -22,7 +22,7 @@ func (p *Provider) guarantees(v *view) []sandbox.Guarantee {
 			ready = &v.mon.Ready
 		}
 	}
-	l := p.limits()
+	l := p.limits(spec)
 	g := []sandbox.Guarantee{
 		{Name: "filesystem", State: sandbox.Enforced, Detail: "own root; of the host only its system directories are visible, and changes to them stay inside"},
 		{Name: "network", State: sandbox.Enforced, Detail: "loopback of the sandbox only; nothing outside can be reached"},

@@ -156,7 +156,7 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 	if info.Name == "" {
 		info.Name = v.rec.Session
 	}
-	info.Guarantees = in.p.guarantees(&v)
+	info.Guarantees = in.p.guarantees(&v, v.rec.Spec)
 	if v.rec.MadeOn.Host != v.rec.Base.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, v.rec.Base)
 	} else if now := fingerprint(in.p.kindFor(v.rec.IDs)); now.Host != v.rec.MadeOn.Host {

@@ -285,7 +285,7 @@ func (p *Provider) Describe(_ context.Context, spec sandbox.Spec) (sandbox.Info,
 	}
 	info := p.describe(fromSpec(spec))
 	info.Status = sandbox.StatusPending
-	info.Guarantees = p.guarantees(nil)
+	info.Guarantees = p.guarantees(nil, fromSpec(spec))
 	return info, nil
 }
 

@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +36,12 @@ type Options struct {
 	// the same place, read-only; absolute. Run by root, berth shows of them what
 	// everyone on the host may read; run by an ordinary user, what that user may.
 	ExtraPaths []string
-	// Limits are the built-in ones of every sandbox, best effort.
+	// Limits of every sandbox whose spec names none. A number that is given
+	// must hold, like a spec's; the built-in ones are best effort.
 	Limits Limits
+	// BestEffort makes sandboxes also where a limit that was asked for cannot
+	// be held; Info.Guarantees tell. Otherwise they are refused.
+	BestEffort bool
 	// LogBytes bounds the log of one output stream, in bytes; 0: 64 MiB.
 	LogBytes int64
 	// KeepProcesses bounds the finished processes kept per sandbox; 0: 200.
@@ -236,9 +239,5 @@ func (l Limits) effective(machine int64) Limits {
 		}
 		return v
 	}
-	out := Limits{PIDs: fill(l.PIDs, builtinPIDs), Memory: fill(l.Memory, machine/10*8), CPUMilli: fill(l.CPUMilli, 0)}
-	if cores := int64(runtime.NumCPU()) * 1000; out.CPUMilli >= cores {
-		out.CPUMilli = 0 // as much as there is
-	}
-	return out
+	return Limits{PIDs: fill(l.PIDs, builtinPIDs), Memory: fill(l.Memory, machine/10*8), CPUMilli: fill(l.CPUMilli, 0)}
 }

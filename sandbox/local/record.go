@@ -75,18 +75,21 @@ type specRecord struct {
 	AutoDelete       *time.Duration    `json:"auto_delete_ns,omitempty"`
 	Timeout          *time.Duration    `json:"timeout_ns,omitempty"`
 	WorkingDirectory string            `json:"working_directory,omitempty"`
+	CPU              float64           `json:"cpu,omitempty"`          // cores
+	Memory           int64             `json:"memory_bytes,omitempty"` // as are these
+	Disk             int64             `json:"disk_bytes,omitempty"`
 }
 
 func fromSpec(s sandbox.Spec) specRecord {
 	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), User: s.User,
 		Ephemeral: s.Ephemeral, AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
-		WorkingDirectory: s.WorkingDirectory}
+		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk}
 }
 
 func (r specRecord) spec() sandbox.Spec {
 	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, User: r.User,
 		Ephemeral: r.Ephemeral, AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
-		WorkingDirectory: r.WorkingDirectory}
+		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}}
 }
 
 func (r specRecord) ephemeral() bool { return r.Ephemeral != nil && *r.Ephemeral }

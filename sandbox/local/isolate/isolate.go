@@ -124,6 +124,9 @@ func (b *builder) start() (_ *Sandbox, err error) {
 	for _, f := range s.cgroups.files {
 		b.add(f.kind, f.fd)
 	}
+	if err = refuse(l.Limits.Must, setup); err != nil {
+		return nil, err
+	}
 	if err = b.programs(setup); err != nil {
 		return nil, err
 	}

@@ -85,14 +85,25 @@ type User struct {
 	Shell  string   `json:"shell"`
 }
 
-// Limits on all commands together; 0 = none. Those that cannot be held are
-// reported in Ready, not refused: the caller decides.
+// Limits on all commands together; 0 = none. Ready tells how well each holds.
 type Limits struct {
 	PIDs   int64 `json:"pids,omitempty"`
 	Memory int64 `json:"memory,omitempty"` // bytes
 	// CPUMilli is thousandths of a core.
 	CPUMilli int64 `json:"cpu_milli,omitempty"`
+	Disk     int64 `json:"disk,omitempty"` // bytes written over the root
+	// Must names the limits that were asked for: where one is not enforced,
+	// nothing is started.
+	Must []string `json:"must,omitempty"`
 }
+
+// The names of limits, as those know them who set them.
+const (
+	LimitPIDs   = "limits.max_pids"
+	LimitMemory = "resources.memory_gib"
+	LimitCPU    = "resources.cpu"
+	LimitDisk   = "resources.disk_gib"
+)
 
 // Held says how one limit is held: "enforced", "soft" or "not enforced".
 type Held struct {

@@ -1,0 +1,64 @@
+//go:build linux
+
+package local_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"berth/sandbox"
+	"berth/sandbox/local"
+)
+
+// guarantee finds what in tells of one guarantee.
+func guarantee(t *testing.T, in sandbox.Instance, name string) sandbox.Guarantee {
+	t.Helper()
+	info, err := in.Info(t.Context())
+	must(t, err)
+	for _, g := range info.Guarantees {
+		if g.Name == name {
+			return g
+		}
+	}
+	t.Fatalf("no guarantee %s in %+v", name, info.Guarantees)
+	return sandbox.Guarantee{}
+}
+
+// What is asked for holds and is told, or the sandbox is refused, naming the
+// field and the way out; with best effort it is made all the same.
+func TestAskedLimits(t *testing.T) {
+	asked := sandbox.Spec{Resources: sandbox.Resources{CPU: 0.5, Memory: 256 << 20}}
+	p := provider(t, local.Options{Dir: stateDir(t), Limits: local.Limits{PIDs: 200}})
+	in, err := p.Create(t.Context(), testKey, asked)
+	if os.Geteuid() != 0 && err != nil {
+		for _, want := range []string{"resources.cpu: ", "resources.memory_gib: ", "best_effort"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the refusal does not say %q: %v", want, err)
+			}
+		}
+		if _, err := p.Lookup(t.Context(), testKey); err == nil {
+			t.Error("the refused sandbox is there")
+		}
+		p = provider(t, local.Options{Dir: stateDir(t), Limits: local.Limits{PIDs: 200}, BestEffort: true})
+		in, err = p.Create(t.Context(), testKey, asked)
+		must(t, err)
+		for _, name := range []string{"memory_limit", "cpu_limit"} {
+			if g := guarantee(t, in, name); g.State == sandbox.Enforced {
+				t.Errorf("%s is %s (%s), and was refused before", name, g.State, g.Detail)
+			}
+		}
+		return
+	}
+	must(t, err)
+	for name, want := range map[string]string{"memory_limit": "256 MiB", "cpu_limit": "0.5 cores", "pids_limit": "200 processes"} {
+		if g := guarantee(t, in, name); g.State != sandbox.Enforced || !strings.Contains(g.Detail, want) {
+			t.Errorf("%s is %s: %s; want enforced, %s", name, g.State, g.Detail, want)
+		}
+	}
+	info, err := in.Info(t.Context())
+	must(t, err)
+	if info.Spec.Resources != asked.Resources {
+		t.Errorf("resources in force %+v, want %+v", info.Spec.Resources, asked.Resources)
+	}
+}
