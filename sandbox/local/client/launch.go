@@ -172,7 +172,13 @@ func openLog(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lockLog(f); err != nil {
+	// A killed monitor holds it until the last of its threads is gone, a moment
+	// after it counts as dead.
+	err = lockLog(f)
+	for end := time.Now().Add(2 * time.Second); err == errLocked && time.Now().Before(end); err = lockLog(f) {
+		time.Sleep(2 * time.Millisecond)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}

@@ -120,7 +120,8 @@ type guest struct {
 	probe   bool
 	oom     int
 	pts     int
-	self    int // /proc/self/fd
+	self    int      // /proc/self/fd
+	null    *os.File // the sandbox's own /dev/null
 	lastCap int
 	nofile  uint64
 	sudoDir string // to stand first on the PATH
@@ -229,6 +230,9 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	}
 	g.pts = pts
 	if g.self, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	if g.null, err = os.Open("/dev/null"); err != nil {
 		return nil, err
 	}
 	g.lastCap = lastCap()

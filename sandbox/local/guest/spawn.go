@@ -80,13 +80,7 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		c.tty, c.in, c.out, c.e = true, slave, slave, slave
 	} else {
 		if r.NullStdin {
-			// Opened here: it is the sandbox's own.
-			null, err := os.Open("/dev/null")
-			if err != nil {
-				return nil, nil, nil, pathError("/dev/null", err)
-			}
-			defer null.Close()
-			files = append([]*os.File{null}, files...)
+			files = append([]*os.File{g.null}, files...)
 		}
 		if len(files) != 3 {
 			return nil, nil, nil, invalid("a process takes stdin, stdout and stderr")
@@ -140,12 +134,13 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		if ws.Signaled() {
 			e.Code, e.Signal = -1, int(ws.Signal())
 		}
-		if left {
+		g.mu.Lock()
+		t.exited, t.alone = true, !left && len(t.shims) == 1
+		alone := t.alone
+		g.mu.Unlock()
+		if !alone {
 			e.Leftovers = name(g.members(t))
 		}
-		g.mu.Lock()
-		t.exited = true
-		g.mu.Unlock()
 		g.event(wire.OpExited, e)
 	}
 	if master != nil {
@@ -397,7 +392,8 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 			args = []string{t.file}
 		}
 		for _, shell := range []string{"bash", "sh"} {
-			try(shell, search+":"+defaultPath, p.Strings(append([]string{shell}, args...)))
+			// First where nearly every system has it.
+			try(shell, "/usr/bin:/bin:"+search+":"+defaultPath, p.Strings(append([]string{shell}, args...)))
 		}
 	}
 	p.Fail(stageExec)

@@ -21,6 +21,7 @@ type tree struct {
 	id     string
 	shims  map[*shim]bool // those that have not ended; the first, and one for each sudo
 	exited bool
+	alone  bool   // and nothing was left by then, as the monitor was told
 	oom    int64  // the counter at the start
 	file   string // the command's text, when it was too long for an argument
 }
@@ -65,8 +66,9 @@ func (g *guest) watch(s *shim) {
 	if gone {
 		delete(g.trees, s.tree.id)
 	}
+	known := s.tree.alone
 	g.mu.Unlock()
-	if gone {
+	if gone && !known {
 		g.event(wire.OpGone, wire.ProcessRef{ID: s.tree.id})
 	}
 }

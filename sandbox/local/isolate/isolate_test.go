@@ -179,11 +179,16 @@ func (b *box) receive() {
 			if c := b.exited[e.ID]; c != nil {
 				c <- e
 			}
+			if c := b.gone[e.ID]; c != nil && len(e.Leftovers) == 0 {
+				close(c)
+				delete(b.gone, e.ID)
+			}
 		case f.Op == wire.OpGone:
 			var r wire.ProcessRef
 			_ = json.Unmarshal(f.Body, &r)
 			if c := b.gone[r.ID]; c != nil {
 				close(c)
+				delete(b.gone, r.ID)
 			}
 		}
 		b.mu.Unlock()

@@ -103,7 +103,7 @@ func TestSudo(t *testing.T) {
 			}
 			p.wait()
 			select {
-			case <-b.gone[p.id]:
+			case <-p.gone:
 			case <-time.After(20 * time.Second):
 				t.Error("what sudo ran outlives it")
 			}

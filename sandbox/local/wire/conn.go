@@ -31,7 +31,9 @@ type Conn struct {
 	send sync.Mutex
 	in   []byte // received and not yet consumed
 	fds  []int  // received and not yet handed out
-	oob  []byte // room for descriptors
+	// Where in in the frame of fds begins.
+	fdsAt int
+	oob   []byte // room for descriptors
 }
 
 // NewConn takes over f, a unix stream socket, and makes it non-blocking and
@@ -189,28 +191,38 @@ func (c *Conn) recv() (*Frame, error) {
 	if rest := body[head:]; len(rest) > 0 {
 		f.Data = append([]byte(nil), rest...)
 	}
-	for _, fd := range c.fds {
-		f.Files = append(f.Files, os.NewFile(uintptr(fd), "received"))
+	next := int(size) + 4
+	if c.fdsAt < next {
+		for _, fd := range c.fds {
+			f.Files = append(f.Files, os.NewFile(uintptr(fd), "received"))
+		}
+		c.fds = nil
 	}
-	c.fds = nil
-	c.in = append(c.in[:0], c.in[4+size:]...)
+	c.in = append(c.in[:0], c.in[next:]...)
+	c.fdsAt -= next
 	if cap(c.in) > 64<<10 && len(c.in) == 0 {
 		c.in = nil
 	}
 	return f, nil
 }
 
-// fill reads until n bytes are buffered. A read never passes the start of the
-// next frame that brings descriptors, since the kernel ends a read there, and
-// it asks for no more than this frame needs: so c.fds belongs to this frame.
+// ahead is how many bytes are read of what may be the next frames, so that a
+// small frame takes one call.
+const ahead = 4 << 10
+
+// fill reads until n bytes are buffered, and perhaps more.
 func (c *Conn) fill(n int) error {
 	for len(c.in) < n {
-		want := n - len(c.in)
 		have := len(c.in)
-		if cap(c.in) < n {
-			grown := make([]byte, have, n)
+		if room := max(n, have+ahead); cap(c.in) < room && (len(c.fds) == 0 || cap(c.in) < n) {
+			grown := make([]byte, have, room)
 			copy(grown, c.in)
 			c.in = grown
+		}
+		want := min(cap(c.in), max(n, have+ahead)) - have
+		if len(c.fds) > 0 {
+			// These are still to be handed out: no further than their frame.
+			want = n - have
 		}
 		if c.oob == nil {
 			c.oob = make([]byte, unix.CmsgSpace(4*MaxFiles))
@@ -230,13 +242,15 @@ func (c *Conn) fill(n int) error {
 		if err != nil {
 			return err
 		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			return errors.New("too many descriptors")
+		}
+		c.in = c.in[:have+max(got, 0)]
 		if oobn > 0 {
 			if err := c.take(c.oob[:oobn]); err != nil {
 				return err
 			}
-		}
-		if flags&unix.MSG_CTRUNC != 0 {
-			return errors.New("too many descriptors")
+			c.fdsAt = c.last()
 		}
 		if got == 0 {
 			if have == 0 {
@@ -244,9 +258,27 @@ func (c *Conn) fill(n int) error {
 			}
 			return io.ErrUnexpectedEOF
 		}
-		c.in = c.in[:have+got]
 	}
 	return nil
+}
+
+// last is where the last frame begins of which something is buffered.
+// Descriptors that a read brings are that one's: they come with a frame's
+// first byte, each frame is sent by a call of its own, and the kernel ends a
+// read after the bytes that brought some.
+func (c *Conn) last() int {
+	at := 0
+	for {
+		rest := c.in[at:]
+		if len(rest) < 4 {
+			return at
+		}
+		size := int64(binary.BigEndian.Uint32(rest))
+		if size > int64(c.max) || int64(len(rest)) <= size+4 {
+			return at
+		}
+		at += int(size) + 4
+	}
 }
 
 func (c *Conn) take(oob []byte) error {

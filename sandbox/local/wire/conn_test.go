@@ -94,3 +94,49 @@ func TestConnRefusesLargeFrames(t *testing.T) {
 		t.Fatal("Recv of 2000 bytes with a bound of 1000: no error")
 	}
 }
+
+// Descriptors reach the frame that they were sent with, whatever is buffered
+// ahead when they come.
+func TestConnDescriptorsStayWithTheirFrame(t *testing.T) {
+	a, b := pair(t, 0)
+	const n = 2000
+	go func() {
+		for i := range n {
+			var files []*os.File
+			for range i * 7 % 5 % 3 {
+				r, w, err := os.Pipe()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = w.Write([]byte{byte(i), byte(i >> 8)})
+				w.Close()
+				files = append(files, r)
+			}
+			data := bytes.Repeat([]byte("y"), i*37%9000*(i%4/3))
+			if err := a.Send(Header{ID: uint64(i + 1)}, nil, data, files...); err != nil {
+				t.Error(err)
+				return
+			}
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
+	for i := range n {
+		f, err := b.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.ID != uint64(i+1) || len(f.Files) != i*7%5%3 {
+			t.Fatalf("frame %d came as %d with %d descriptors", i+1, f.ID, len(f.Files))
+		}
+		for _, r := range f.Files {
+			mark, err := io.ReadAll(r)
+			if err != nil || !bytes.Equal(mark, []byte{byte(i), byte(i >> 8)}) {
+				t.Fatalf("frame %d brought the descriptor of %v, %v", i+1, mark, err)
+			}
+			r.Close()
+		}
+	}
+}

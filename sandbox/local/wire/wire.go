@@ -97,7 +97,7 @@ const (
 	OpSignal = "signal" // Signal -> Signalled
 	OpTree   = "tree"   // ProcessRef -> Tree
 	OpExited = "exited" // event from init: Exited
-	OpGone   = "gone"   // event from init: ProcessRef; no process of the tree is left
+	OpGone   = "gone"   // event from init: ProcessRef; nothing is left of a tree that outlived its OpExited
 	OpHalt   = "halt"   // -> ; TERM to all, KILL after grace, answered when nothing is left
 )
 
