@@ -77,9 +77,6 @@ func (m *Manager) Record(key Key, e Event) {
 }
 
 func (l *eventLog) add(key Key, e Event) error {
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return err
-	}
 	line := eventLine{Time: e.Time.UTC(), Session: e.Session, Tool: e.Tool, Args: discreet(e.Args, 0), Outcome: clip(e.Outcome),
 		Error: clip(e.Error), DurationMS: e.Duration.Milliseconds(), Bytes: e.Bytes}
 	b, err := json.Marshal(line)
@@ -93,6 +90,11 @@ func (l *eventLog) add(key Key, e Event) error {
 	defer l.mu.Unlock()
 	p := l.path(key)
 	f, err := os.OpenFile(p, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(l.dir, 0o700); err == nil {
+			f, err = os.OpenFile(p, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		}
+	}
 	if err != nil {
 		return err
 	}

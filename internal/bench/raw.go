@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 
 	"berth/internal/driver"
 )
@@ -91,4 +93,50 @@ func between(b []byte, begin, end string) string {
 		return ""
 	}
 	return string(v)
+}
+
+// rawHTTP is a Streamable HTTP client that decodes nothing.
+type rawHTTP struct {
+	url, session string
+	client       *http.Client
+}
+
+func dialRaw(ctx context.Context, url string) (*rawHTTP, error) {
+	c := &rawHTTP{url: url, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}}
+	_, err := c.post(ctx, `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"bench","version":"1"}}}`)
+	return c, err
+}
+
+func (c *rawHTTP) post(ctx context.Context, body string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, strings.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json, text/event-stream")
+	if c.session != "" {
+		req.Header.Set("Mcp-Session-Id", c.session)
+	}
+	res, err := c.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if id := res.Header.Get("Mcp-Session-Id"); id != "" {
+		c.session = id
+	}
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %.300s", res.Status, b)
+	}
+	return b, err
+}
+
+// runTrue runs one command that must end with 0.
+func (c *rawHTTP) runTrue(ctx context.Context, session string) error {
+	b, err := c.post(ctx, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_command","arguments":{"session_id":"`+session+`","command":"true"}}}`)
+	if err == nil && !bytes.Contains(b, []byte(`"exit_code":0`)) {
+		err = fmt.Errorf("true answered %.300s", b)
+	}
+	return err
 }

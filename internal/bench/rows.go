@@ -104,20 +104,20 @@ func (b *bench) throughput() ([]row, error) {
 	}
 	defer server.Stop()
 	const clients, each = 16, 150
-	sessions := make([]*driver.Session, clients)
+	sessions := make([]*rawHTTP, clients)
+	name := func(i int) string { return fmt.Sprintf("tp-%d", i) }
 	for i := range sessions {
-		if sessions[i], err = server.Dial(b.ctx, driver.HTTP, "", legacy); err != nil {
+		if sessions[i], err = dialRaw(b.ctx, server.URL+"/mcp"); err != nil {
 			return nil, err
 		}
-		defer sessions[i].Close()
-		if err := runTrue(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+		if err := sessions[i].runTrue(b.ctx, name(i)); err != nil {
 			return nil, err
 		}
 	}
 	begin := time.Now()
 	err = parallel(clients, func(i int) error {
 		for range each {
-			if err := runTrue(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+			if err := sessions[i].runTrue(b.ctx, name(i)); err != nil {
 				return err
 			}
 		}
@@ -127,8 +127,13 @@ func (b *bench) throughput() ([]row, error) {
 		return nil, err
 	}
 	rate := float64(clients*each) / time.Since(begin).Seconds()
+	last, err := server.Dial(b.ctx, driver.HTTP, "", legacy)
+	if err != nil {
+		return nil, err
+	}
+	defer last.Close()
 	for i := range sessions {
-		if err := destroy(b.ctx, sessions[i], fmt.Sprintf("tp-%d", i)); err != nil {
+		if err := destroy(b.ctx, last, name(i)); err != nil {
 			return nil, err
 		}
 	}
