@@ -9,6 +9,7 @@ import (
 	"net"
 
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -37,13 +38,13 @@ type serveCommand struct {
 // small heap would be collected at every megabyte of output that is handed out,
 // so that ballast is added to it: memory that counts and is never touched.
 const gcPercent = 40
-
-var ballast []byte
+const ballastSize = 6 << 20
 
 func (c *serveCommand) Run(a *App) error {
 	if a.getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
-		ballast = make([]byte, 6<<20)
+		ballast := make([]byte, ballastSize)
+		defer runtime.KeepAlive(ballast)
 	}
 	if c.Stdio {
 		if c.HTTP != "" {

@@ -23,7 +23,7 @@ func TestOnlyWhatEveryoneMayReadIsShown(t *testing.T) {
 	at := func(name string) string { return filepath.Join(host, name) }
 	for name, mode := range map[string]os.FileMode{"open": 0o755, "open/deep": 0o755, "closed": 0o700, "half": 0o711, "group": 0o750, "locked": 0o744} {
 		must(t, os.MkdirAll(at(name), 0o755))
-		defer os.Chmod(at(name), 0o755) //nolint:errcheck // for the removal
+		defer os.Chmod(at(name), 0o755)
 		must(t, os.WriteFile(at(name+"/shown"), []byte("shown"), 0o644))
 		must(t, os.WriteFile(at(name+"/secret"), []byte("secret"), 0o600))
 		must(t, os.WriteFile(at(name+"/grouped"), []byte("secret"), 0o640))

@@ -175,7 +175,7 @@ func openLog(dir string) (*os.File, error) {
 	// A killed monitor holds it until the last of its threads is gone, a moment
 	// after it counts as dead.
 	err = lockLog(f)
-	for end := time.Now().Add(2 * time.Second); err == errLocked && time.Now().Before(end); err = lockLog(f) {
+	for end := time.Now().Add(2 * time.Second); errors.Is(err, errLocked) && time.Now().Before(end); err = lockLog(f) {
 		time.Sleep(2 * time.Millisecond)
 	}
 	if err != nil {

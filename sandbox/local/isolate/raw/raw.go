@@ -203,7 +203,7 @@ type task struct {
 
 // cloneArgs is struct clone_args of linux/sched.h.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+	flags, _, _, _, exitSignal, stack, stackSize, _ uint64
 }
 
 const (
