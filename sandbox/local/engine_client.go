@@ -39,7 +39,7 @@ func (e *clientEngine) launch(ctx context.Context, l *wire.Launch, session strin
 	// One whose creator was killed may be on its way, in no record yet. Two
 	// at once would write into the same layers. One that has written its end
 	// has only its last answers to give, and Launch waits for it.
-	if r, err := journal.ReadRecord(l.Dir); (err != nil || r.Stopped == 0) && client.Begun(l.Dir) {
+	if r, alive, _ := client.Alive(l.Dir); (r == nil || !alive || r.Stopped == 0) && client.Begun(l.Dir) {
 		if err := e.kill(ctx, l.Dir); err != nil {
 			return err
 		}
