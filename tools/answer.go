@@ -125,11 +125,15 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 var noNames = []string{"could not resolve", "failure in name resolution", "failure resolving", "name or service not known", "unable to resolve",
 	"getaddrinfo e", "getaddrinfo failed", "no such host", "failed to lookup address", "network is unreachable", "no address associated with hostname", "dns error"}
 
+// complaint is how much of a text's end is searched for what a program that
+// fails says last.
+const complaint = 8 << 10
+
 // unresolved tells that a command's output complains of a name or a network
 // that is not there.
 func unresolved(r *sandbox.RunResult) bool {
 	for _, t := range []string{r.Stderr.Tail, r.Stderr.Head, r.Stdout.Tail, r.Stdout.Head} {
-		t = strings.ToLower(t)
+		t = strings.ToLower(t[max(0, len(t)-complaint):])
 		for _, s := range noNames {
 			if strings.Contains(t, s) {
 				return true
