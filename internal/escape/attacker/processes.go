@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -18,7 +20,7 @@ import (
 var processProbes = []probe{
 	{name: "signals_outside", refused: "signals to processes of the host", run: signalsOutside},
 	{name: "pidfd", refused: "descriptors of processes outside, and descriptors taken out of PID 1", run: pidfds},
-	{name: "trace_init", refused: "tracing PID 1, reading and writing its memory", run: traceInit},
+	{name: "trace_init", refused: "tracing PID 1 and the shims, reading and writing their memory", run: traceInit},
 	{name: "kill_init", refused: "ending or stopping PID 1 with SIGKILL and SIGSTOP", run: killInit},
 	{name: "limit_init", refused: "lowering PID 1's resource limits", run: limitInit},
 }
@@ -71,36 +73,67 @@ func pidfds(t *target) escape.Finding {
 	return found(ways, "refused")
 }
 
+// ours lists PID 1 and its children, the shims, which share its memory.
+func ours() []int {
+	pids := []int{1}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
+		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(f) > 1 && f[1] == "1" {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 func traceInit(t *target) escape.Finding {
 	var ways []string
+	pids := ours()
+	for _, pid := range pids {
+		for _, w := range trace(pid) {
+			ways = append(ways, fmt.Sprintf("%s of PID %d", w, pid))
+		}
+	}
+	if len(pids) < 2 {
+		return escaped("no shim is seen, so nothing was tried on one")
+	}
+	return found(ways, "refused")
+}
+
+func trace(pid int) (ways []string) {
 	const seize = 0x4206
-	if _, _, e := syscall.RawSyscall6(unix.SYS_PTRACE, seize, 1, 0, 0, 0, 0); e == 0 {
+	if _, _, e := syscall.RawSyscall6(unix.SYS_PTRACE, seize, uintptr(pid), 0, 0, 0, 0); e == 0 {
 		ways = append(ways, "PTRACE_SEIZE")
 	}
-	if _, _, e := syscall.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_ATTACH, 1, 0, 0, 0, 0); e == 0 {
+	if _, _, e := syscall.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_ATTACH, uintptr(pid), 0, 0, 0, 0); e == 0 {
 		ways = append(ways, "PTRACE_ATTACH")
 	}
 	b := make([]byte, 8)
 	local := []unix.Iovec{{Base: &b[0], Len: 8}}
 	for _, at := range []uintptr{0x400000, 0x401000} {
 		remote := []unix.RemoteIovec{{Base: at, Len: 8}}
-		if n, err := unix.ProcessVMReadv(1, local, remote, 0); err == nil && n > 0 {
-			ways = append(ways, "read PID 1's memory")
+		if n, err := unix.ProcessVMReadv(pid, local, remote, 0); err == nil && n > 0 {
+			ways = append(ways, "read the memory")
 		} else if err != unix.EPERM {
-			ways = append(ways, fmt.Sprintf("process_vm_readv(1): %v", err))
+			ways = append(ways, fmt.Sprintf("process_vm_readv: %v", err))
 		}
-		if n, err := unix.ProcessVMWritev(1, local, remote, 0); err == nil && n > 0 {
-			ways = append(ways, "wrote PID 1's memory")
+		if n, err := unix.ProcessVMWritev(pid, local, remote, 0); err == nil && n > 0 {
+			ways = append(ways, "wrote the memory")
 		}
 	}
-	if f, err := os.OpenFile("/proc/1/mem", os.O_RDWR, 0); err == nil {
-		ways = append(ways, "opened /proc/1/mem")
+	if f, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0); err == nil {
+		ways = append(ways, "opened mem")
 		_ = f.Close()
 	}
-	if _, _, e := syscall.RawSyscall6(unix.SYS_KCMP, 1, uintptr(os.Getpid()), 0, 0, 0, 0); e == 0 {
-		ways = append(ways, "kcmp compared descriptors of PID 1")
+	if _, _, e := syscall.RawSyscall6(unix.SYS_KCMP, uintptr(pid), uintptr(os.Getpid()), 0, 0, 0, 0); e == 0 {
+		ways = append(ways, "kcmp compared descriptors")
 	}
-	return found(ways, "refused")
+	return ways
 }
 
 func killInit(t *target) escape.Finding {
