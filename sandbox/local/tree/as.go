@@ -117,21 +117,31 @@ type answer struct {
 	Error   string  `json:"error,omitempty"`
 	Errno   int     `json:"errno,omitempty"`
 	TooDeep bool    `json:"too_deep,omitempty"`
+
+	Layer LayerSummary `json:"layer"`
+	// Bad: the error is a *LayerError.
+	Bad bool `json:"bad,omitempty"`
 }
 
 // help runs the helper in a new user namespace. The helper waits for the map on
 // descriptor 4, starts itself once more (a program gains the namespace's
 // rights by being executed as its root), and works.
 func (a As) help(ctx context.Context, stdin io.Reader, stdout io.Writer, args ...string) (Summary, error) {
+	ans, err := a.ask(ctx, stdin, stdout, args...)
+	return ans.Summary, err
+}
+
+func (a As) ask(ctx context.Context, stdin io.Reader, stdout io.Writer, args ...string) (answer, error) {
+	var ans answer
 	result, resultW, err := os.Pipe()
 	if err != nil {
-		return Summary{}, err
+		return ans, err
 	}
 	defer result.Close()
 	gate, gateW, err := os.Pipe()
 	if err != nil {
 		_ = resultW.Close()
-		return Summary{}, err
+		return ans, err
 	}
 	defer gateW.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
@@ -146,7 +156,7 @@ func (a As) help(ctx context.Context, stdin io.Reader, stdout io.Writer, args ..
 	_ = resultW.Close()
 	_ = gate.Close()
 	if err != nil {
-		return Summary{}, fmt.Errorf("user namespace: %w", err)
+		return ans, fmt.Errorf("user namespace: %w", err)
 	}
 	if err = a.Map.apply(ctx, cmd.Process.Pid); err == nil {
 		_, err = gateW.Write([]byte{1})
@@ -158,22 +168,23 @@ func (a As) help(ctx context.Context, stdin io.Reader, stdout io.Writer, args ..
 	// The answer is small: it fits the pipe, so that waiting first is safe.
 	werr := cmd.Wait()
 	if err != nil {
-		return Summary{}, err
+		return ans, err
 	}
-	var ans answer
 	if derr := json.NewDecoder(io.LimitReader(result, 64<<10)).Decode(&ans); derr != nil {
 		if ctx.Err() != nil {
-			return Summary{}, ctx.Err()
+			return ans, ctx.Err()
 		}
-		return Summary{}, fmt.Errorf("helper for %s ended early: %w", args[0], errors.Join(werr, derr))
+		return ans, fmt.Errorf("helper for %s ended early: %w", args[0], errors.Join(werr, derr))
 	}
 	switch {
 	case ans.TooDeep:
-		return ans.Summary, fmt.Errorf("%s: %w", ans.Error, ErrTooDeep)
+		return ans, fmt.Errorf("%s: %w", ans.Error, ErrTooDeep)
+	case ans.Bad:
+		return ans, &LayerError{ans.Error}
 	case ans.Error != "":
-		return ans.Summary, &helpError{ans.Error, syscall.Errno(ans.Errno)}
+		return ans, &helpError{ans.Error, syscall.Errno(ans.Errno)}
 	}
-	return ans.Summary, werr
+	return ans, werr
 }
 
 type helpError struct {
@@ -243,6 +254,8 @@ func helper(args []string) {
 		if err == nil {
 			_, err = io.Copy(io.Discard, os.Stdin)
 		}
+	case len(args) == 3 && args[0] == "layer":
+		ans.Layer, err = layerHelper(args[1], args[2])
 	case len(args) > 3 && args[0] == "chown":
 		var uid, gid int
 		if uid, err = strconv.Atoi(args[1]); err == nil {
@@ -254,6 +267,8 @@ func helper(args []string) {
 	if err != nil {
 		ans.Error = fmt.Sprintf("%.1000s", err.Error())
 		ans.TooDeep = errors.Is(err, ErrTooDeep)
+		var le *LayerError
+		ans.Bad = errors.As(err, &le)
 		var errno syscall.Errno
 		if errors.As(err, &errno) {
 			ans.Errno = int(errno)
