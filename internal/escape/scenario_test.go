@@ -281,7 +281,13 @@ func TestTwoSandboxes(t *testing.T) {
 				out, _ := one.run(t, user, "readlink", "/proc/self/ns/"+ns)
 				w.Namespaces[ns] = strings.TrimSpace(out)
 			}
-			out, _ := one.run(t, user, "hostname")
+			// Each command has a cgroup namespace of its own. Of one that is gone, as
+			// readlink's is, the number may come again.
+			out, _ := one.run(t, user, "sh", "-c", `for p in /proc/[0-9]*; do tr "\0" " " <$p/cmdline 2>/dev/null | grep -q "plan[t] `+name+`" && readlink $p/ns/cgroup; done | head -n 1`)
+			if w.Namespaces["cgroup"] = strings.TrimSpace(out); !strings.HasPrefix(out, "cgroup:") {
+				t.Fatalf("the planter's cgroup namespace: %q", out)
+			}
+			out, _ = one.run(t, user, "hostname")
 			t.Logf("both are named %s", out)
 			probes := []string{"host_files", "abstract_sockets", "unix_sockets", "tcp", "udp", "shared_memory", "host_processes", "namespaces"}
 			out, _ = two.run(t, user, append([]string{attackerPath, "run", user, two.tell(t, w.Outside)}, probes...)...)

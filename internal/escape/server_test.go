@@ -269,10 +269,8 @@ func TestCycles(t *testing.T) {
 		key := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(fmt.Sprintf("%s-%d", l.sessions, i))}
 		r, err := m.ExecuteCommand(ctx, key, sandbox.RunRequest{Command: "cat /proc/self/cgroup; (setsid sleep 1000 >/dev/null 2>&1 &)"})
 		must(t, err)
-		for line := range strings.Lines(r.Stdout.Head) {
-			if _, path, ok := strings.Cut(strings.TrimSpace(line), ":/"); ok && strings.Contains(path, "berth") {
-				l.cgroups["/"+strings.TrimLeft(path, "./")] = true
-			}
+		if strings.Contains(r.Stdout.Head, "berth") || !strings.Contains(r.Stdout.Head, ":/\n") {
+			t.Fatalf("what a command sees of its cgroups: %q", r.Stdout.Head)
 		}
 		_, err = m.SpawnProcess(ctx, key, sandbox.SpawnRequest{RunRequest: sandbox.RunRequest{Argv: []string{"sleep", "1000"}}})
 		must(t, err)
@@ -284,6 +282,14 @@ func TestCycles(t *testing.T) {
 			t.Fatalf("of a running sandbox only %d processes are found: the test is blind: %v", len(own), own)
 		}
 		l.processes = append(l.processes, own...)
+		for _, p := range own {
+			b, _ := os.ReadFile("/proc/" + p.pid + "/cgroup")
+			for line := range strings.Lines(string(b)) {
+				if _, path, ok := strings.Cut(strings.TrimSpace(line), ":/"); ok && strings.Contains(path, "berth/") {
+					l.cgroups["/"+path] = true
+				}
+			}
+		}
 		if n := len(l.things()); n < 6 {
 			t.Fatalf("of a running sandbox only %d things are found: the test is blind: %v", n, l.things())
 		}

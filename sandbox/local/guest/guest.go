@@ -40,7 +40,9 @@ const (
 	FileMount  = "mount"
 	FileTasks  = "tasks"
 	FileMember = "member"
-	FileOOM    = "oom" // memory.events or memory.oom_control
+	FileRun    = "run"  // the directory of a cgroup that commands are born in
+	FilePIDs   = "pids" // pids.events
+	FileOOM    = "oom"  // memory.events or memory.oom_control
 	FileFUSE   = "fuse"
 	FileSudo   = "sudo"
 )
@@ -117,6 +119,8 @@ type guest struct {
 	perProc int64
 	tasks   []int
 	member  []int
+	run     int // -1: none
+	pidsMax int
 	probe   bool
 	oom     int
 	pts     int
@@ -189,6 +193,7 @@ func one(fds map[string][]int, kind string) int {
 func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	g.launch, g.nproc, g.perProc = s.Launch, s.NProc, s.PerProcess
 	g.tasks, g.member, g.oom = fds[FileTasks], fds[FileMember], one(fds, FileOOM)
+	g.run, g.pidsMax = one(fds, FileRun), one(fds, FilePIDs)
 	g.probe = s.Probe || s.NProc > 0
 	single := s.Launch.IDs.Mode == wire.IDsSingle
 	mounts := fds[FileMount]

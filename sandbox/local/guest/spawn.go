@@ -37,6 +37,7 @@ const (
 	stageTTY
 	stageGuard
 	stageExec
+	stageCgroup
 )
 
 // command is what is to be started, by the monitor or through sudo.
@@ -280,11 +281,23 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	join(g.tasks)
 	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1)
 	p.Try(unix.SYS_SETSID)
-	parent := p.Fork(stageFork)
+	var parent func()
+	if g.run >= 0 {
+		parent = p.ForkInto(stageFork, g.run)
+	} else {
+		parent = p.Fork(stageFork)
+	}
 
 	// The command. Descriptors first: whatever lies above is closed.
 	p.Must(stageShim, unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 0)
 	join(g.member)
+	// So that its own cgroup is all that it sees of them. Init has no such
+	// namespace where commands are born in their cgroups.
+	if g.run >= 0 {
+		p.Must(stageCgroup, unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	} else {
+		p.Try(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
 	if userns >= 0 {
 		p.Must(stageUser, unix.SYS_SETNS, uintptr(userns), unix.CLONE_NEWUSER)
 	}
@@ -407,6 +420,8 @@ func startError(c *command, e raw.Event) error {
 		program = c.argv[0]
 	}
 	switch {
+	case e.Stage == stageCgroup:
+		return &wire.Error{Code: wire.CodeUnsupported, Text: "a cgroup namespace was refused: " + errno.Error() + "; as root: sysctl user.max_cgroup_namespaces=100000"}
 	case errno == unix.EAGAIN:
 		return &wire.Error{Code: wire.CodeLimit, Text: "the sandbox has as many processes as it may have; end some of them"}
 	case errno == unix.ENOMEM:

@@ -3,7 +3,6 @@
 package isolate
 
 import (
-	"bufio"
 	"errors"
 	"hash/fnv"
 	"os"
@@ -37,95 +36,29 @@ func CgroupName(dir string) string {
 	return base[:min(len(base), 48)] + "-" + strconv.FormatUint(h.Sum64(), 36)
 }
 
-// hierarchy is one mounted tree of cgroups, and where this process is in it.
-type hierarchy struct {
-	root        string // where it is mounted
-	own         string // this process's cgroup there, as a path on the host
-	v2          bool
-	controllers []string
-}
-
-// hierarchies reads what this process sees.
-func hierarchies() []hierarchy {
-	own := map[string]string{} // by controller; "" is v2
-	b, _ := os.ReadFile("/proc/self/cgroup")
-	for line := range strings.Lines(string(b)) {
-		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
-			for c := range strings.SplitSeq(f[1], ",") {
-				own[c] = f[2]
-			}
-		}
-	}
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	var out []hierarchy
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		before, after, found := strings.Cut(lines.Text(), " - ")
-		m, fs := strings.Fields(before), strings.Fields(after)
-		if !found || len(m) < 6 || len(fs) < 3 || fs[0] != "cgroup" && fs[0] != "cgroup2" {
-			continue
-		}
-		// Where the mount shows a part of the tree only, paths start there.
-		h := hierarchy{root: m[4], own: m[4], v2: fs[0] == "cgroup2"}
-		place := func(p string) string {
-			if p = strings.TrimPrefix(p, strings.TrimSuffix(m[3], "/")); strings.Contains(p, "..") {
-				return h.root
-			}
-			return filepath.Join(h.root, p)
-		}
-		if h.v2 {
-			b, err := os.ReadFile(filepath.Join(h.root, "cgroup.controllers"))
-			if err != nil {
-				continue
-			}
-			for _, o := range strings.Fields(string(b)) {
-				if o == "memory" || o == "pids" || o == "cpu" {
-					h.controllers = append(h.controllers, o)
-				}
-			}
-			h.own = place(own[""])
-		} else {
-			for o := range strings.SplitSeq(fs[2], ",") {
-				switch o {
-				case "memory", "pids", "cpu", "cpuacct":
-					h.controllers = append(h.controllers, o)
-					h.own = place(own[o])
-				}
-			}
-		}
-		if len(h.controllers) > 0 {
-			out = append(out, h)
-		}
-	}
-	return out
-}
-
-// places lists where the sandboxes' cgroups may be: below this process's own,
-// or the nearest one above that can hold some.
-func (h *hierarchy) places() []string {
-	var out []string
-	for dir := h.own; ; dir = filepath.Dir(dir) {
-		out = append(out, dir)
-		if dir == h.root || len(dir) <= len(h.root) {
-			return out
-		}
-	}
-}
-
 type handed struct {
 	kind string
 	fd   int
 }
 
-// cgroups are those of one sandbox.
+// cgroups are those of one sandbox. In a hierarchy of version 1 each command
+// writes itself into its cgroup, which is free for oneself. In version 2 that
+// would cost milliseconds, so there init and commands are born in theirs:
+// NAME/init and NAME/run, of which the second has the limits.
 type cgroups struct {
-	dirs  []string
-	files []handed // for init; the builder takes them over
-	cpu   string   // files to read, empty when there are none
+	name   string
+	owner  int // root inside as seen outside, where that is not the caller; else -1
+	limits wire.Limits
+	setup  *guest.Setup
+
+	have   map[string]string // controller -> how
+	reason string            // why others are not had
+	dirs   []string          // to be removed, in this order
+	files  []handed          // for init; the builder takes them over
+	born   int               // the directory that init is to be born in, opened; -1: none
+	run    string            // the directory of commands in version 2; empty: none
+
+	cpu   string // files to read, empty when there are none
 	cpuV2 bool
 	mem   string
 	pids  string
@@ -137,16 +70,22 @@ const (
 	notEnforced = "not enforced"
 )
 
-// newCgroups makes what can be made of the limits, and tells in setup what holds. It
-// never fails: the caller of Start decides whether that is enough.
-func newCgroups(name string, limits wire.Limits, setup *guest.Setup) *cgroups {
-	c := &cgroups{}
-	have := map[string]string{} // controller -> how
-	reason := "no cgroup hierarchy is mounted"
-	for _, h := range hierarchies() {
+// newCgroups begins to make what can be made of the limits: the cgroups that
+// init is to be born in. It never fails: report tells what holds, and the caller of
+// Start decides whether that is enough.
+func newCgroups(name string, owner int, limits wire.Limits, setup *guest.Setup) *cgroups {
+	return &cgroups{name: name, owner: owner, limits: limits, setup: setup, born: -1, have: map[string]string{}, reason: "no cgroup hierarchy is mounted"}
+}
+
+// each makes the cgroups of the hierarchies of one version.
+func (c *cgroups) each(all []hierarchy, v2 bool) {
+	for _, h := range all {
+		if h.v2 != v2 {
+			continue
+		}
 		var wanted []string
 		for _, w := range h.controllers {
-			if have[w] == "" {
+			if c.have[w] == "" && (w != "cpu" || c.limits.CPUMilli > 0) {
 				wanted = append(wanted, w)
 			}
 		}
@@ -154,34 +93,42 @@ func newCgroups(name string, limits wire.Limits, setup *guest.Setup) *cgroups {
 			continue
 		}
 		var err error
-		for _, place := range h.places() {
-			if err = c.make(&h, place, name, wanted, limits, have, setup); err == nil {
-				break
+		if v2 {
+			err = c.makeV2(&h, wanted)
+		} else {
+			for _, place := range h.places() {
+				if err = c.makeV1(place, wanted); err == nil {
+					break
+				}
 			}
 		}
 		if err != nil {
-			reason = "cgroups cannot be made here (" + cause(err) + "): run berth as root, or with a delegated cgroup (systemd-run --user --scope -p Delegate=yes)"
+			c.reason = "cgroups cannot be made here (" + cause(err) + "): run berth as root, or with a delegated cgroup (systemd-run --user --scope -p Delegate=yes)"
 		}
 	}
+}
+
+// report tells in setup what holds, once all is made.
+func (c *cgroups) report() {
+	limits, setup := c.limits, c.setup
 	held := func(limit int64, controller string) wire.Held {
 		switch {
 		case limit <= 0:
 			return wire.Held{State: notEnforced, Detail: "no limit was asked for"}
-		case have[controller] != "":
-			return wire.Held{State: enforced, Detail: have[controller]}
+		case c.have[controller] != "":
+			return wire.Held{State: enforced, Detail: c.have[controller]}
 		}
-		return wire.Held{State: notEnforced, Detail: reason}
+		return wire.Held{State: notEnforced, Detail: c.reason}
 	}
 	setup.Memory, setup.PIDs, setup.CPU = held(limits.Memory, "memory"), held(limits.PIDs, "pids"), held(limits.CPUMilli, "cpu")
-	if limits.PIDs > 0 && have["pids"] == "" {
+	if limits.PIDs > 0 && c.have["pids"] == "" {
 		setup.NProc = limits.PIDs
-		setup.PIDs = wire.Held{State: enforced, Detail: "RLIMIT_NPROC, for each user; " + reason}
+		setup.PIDs = wire.Held{State: enforced, Detail: "RLIMIT_NPROC, for each user; " + c.reason}
 	}
-	if limits.Memory > 0 && have["memory"] == "" {
+	if limits.Memory > 0 && c.have["memory"] == "" {
 		setup.PerProcess = limits.Memory
-		setup.Memory = wire.Held{State: soft, Detail: "RLIMIT_DATA, for each process; " + reason}
+		setup.Memory = wire.Held{State: soft, Detail: "RLIMIT_DATA, for each process; " + c.reason}
 	}
-	return c
 }
 
 func cause(err error) string {
@@ -192,99 +139,191 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// make makes the cgroup of one hierarchy below place.
-func (c *cgroups) make(h *hierarchy, place, name string, wanted []string, limits wire.Limits, have map[string]string, setup *guest.Setup) (err error) {
+// mkdir makes place/berth/NAME; enable, unless nil, prepares place/berth, and
+// tells whether it could.
+func (c *cgroups) mkdir(place string, enable func(parent string) bool) (dir string, err error) {
 	parent := filepath.Join(place, parentName)
-	dir := filepath.Join(parent, name)
-	if h.v2 {
-		if wanted = enable(place, wanted); len(wanted) == 0 {
-			return errors.New("no controller can be enabled")
-		}
-	}
+	dir = filepath.Join(parent, c.name)
 	for try := 0; ; try++ {
 		if err := os.Mkdir(parent, 0o755); err != nil && !os.IsExist(err) {
-			return err
+			return "", err
 		}
-		on := wanted
-		if h.v2 {
-			on = enable(parent, wanted)
-		}
+		ready := enable == nil || enable(parent)
 		err := os.Mkdir(dir, 0o755)
 		if os.IsNotExist(err) && try < 100 {
 			continue // another sandbox, the last one, has just removed the parent
 		}
 		if err != nil && !os.IsExist(err) {
-			return err
+			return "", err
 		}
-		if wanted = on; len(wanted) == 0 {
+		if !ready {
 			_ = unix.Rmdir(dir)
-			return errors.New("no controller can be enabled")
+			return "", errNoController
 		}
-		break
+		return dir, nil
 	}
-	var fds []handed
-	defer func() {
-		if err != nil {
-			for _, f := range fds {
-				_ = unix.Close(f.fd)
-			}
-			_ = unix.Rmdir(dir)
-		}
-	}()
-	open := func(kind, file string, flags int) error {
-		fd, err := unix.Open(filepath.Join(dir, file), flags|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: file, Err: err}
-		}
-		fds = append(fds, handed{kind, fd})
-		return nil
-	}
-	how := "cgroup v1"
-	join := "tasks"
-	if h.v2 {
-		how, join = "cgroup v2", "cgroup.procs"
+}
+
+var errNoController = errors.New("no controller can be enabled")
+
+// makeV1 makes the cgroup of one hierarchy of version 1, below place.
+func (c *cgroups) makeV1(place string, wanted []string) error {
+	dir, err := c.mkdir(place, nil)
+	if err != nil {
+		return err
 	}
 	who := guest.FileTasks
 	if slices.Contains(wanted, "memory") {
 		who = guest.FileMember
-		setup.Probe = setup.Probe || slices.Contains(wanted, "pids") && limits.PIDs > 0
+		c.setup.Probe = c.setup.Probe || slices.Contains(wanted, "pids") && c.limits.PIDs > 0
 	}
-	if err := open(who, join, unix.O_WRONLY); err != nil {
+	g := &group{c: c, dir: dir}
+	if err := g.make(wanted, func() error { return g.open(who, "tasks", unix.O_WRONLY) }); err != nil {
+		_ = unix.Rmdir(dir)
 		return err
 	}
-	for _, w := range wanted {
-		if err := c.limit(h, dir, w, limits, open); err != nil {
-			return err
-		}
-	}
-	for _, w := range wanted {
-		have[w] = how
-	}
-	c.dirs = append(c.dirs, dir)
-	c.files = append(c.files, fds...)
+	c.accept(g, wanted, "cgroup v1", dir)
 	return nil
 }
 
-// enable turns controllers on for dir's children and tells which are.
-func enable(dir string, wanted []string) []string {
-	file := filepath.Join(dir, "cgroup.subtree_control")
-	for _, w := range wanted {
-		_ = os.WriteFile(file, []byte("+"+w), 0)
+// makeV2 makes the cgroups of the hierarchy of version 2.
+func (c *cgroups) makeV2(h *hierarchy, wanted []string) (err error) {
+	place, on := h.place(wanted)
+	if len(on) == 0 {
+		return errNoController
 	}
-	b, _ := os.ReadFile(file)
-	var out []string
-	on := strings.Fields(string(b))
-	for _, w := range wanted {
-		for _, o := range on {
-			if o == w {
-				out = append(out, w)
+	dir, err := c.mkdir(place, func(parent string) bool {
+		on = enable(parent, on)
+		return len(on) > 0
+	})
+	if err != nil {
+		return err
+	}
+	initDir, run := filepath.Join(dir, "init"), filepath.Join(dir, "run")
+	g := &group{c: c, dir: run, v2: true}
+	defer func() {
+		if err != nil {
+			for _, d := range []string{run, initDir, dir} {
+				_ = unix.Rmdir(d)
+			}
+		}
+	}()
+	if on = enable(dir, on); len(on) == 0 {
+		return errNoController
+	}
+	for _, d := range []string{initDir, run} {
+		if err := os.Mkdir(d, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	if c.owner >= 0 {
+		// Init moves what it starts from its own cgroup into the other, for which
+		// the kernel wants it to be able to write these.
+		for _, d := range []string{dir, initDir, run} {
+			if err := os.Chown(filepath.Join(d, "cgroup.procs"), c.owner, c.owner); err != nil {
+				return err
 			}
 		}
 	}
-	return out
+	if err := g.make(on, func() error { return g.open(guest.FileRun, "", unix.O_PATH|unix.O_DIRECTORY) }); err != nil {
+		return err
+	}
+	born, err := unix.Open(initDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		g.close()
+		return err
+	}
+	c.born, c.run = born, run
+	c.cpu, c.cpuV2 = filepath.Join(run, "cpu.stat"), true
+	c.accept(g, on, "cgroup v2", run, initDir, dir)
+	return nil
 }
 
-func (c *cgroups) limit(h *hierarchy, dir, controller string, limits wire.Limits, open func(kind, file string, flags int) error) error {
+// unborn is called when nobody can be born in a cgroup here: then commands
+// join theirs, and init stays where the monitor is.
+func (c *cgroups) unborn() {
+	for i := range c.files {
+		if c.files[i].kind != guest.FileRun {
+			continue
+		}
+		fd, err := unix.Open(filepath.Join(c.run, "cgroup.procs"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			for k := range c.have {
+				delete(c.have, k)
+			}
+			c.reason = "cgroups cannot be joined here (" + cause(err) + ")"
+			continue
+		}
+		_ = unix.Close(c.files[i].fd)
+		c.files[i] = handed{guest.FileMember, fd}
+		c.setup.Probe = c.limits.PIDs > 0 && c.have["pids"] != ""
+	}
+	c.atBirth()
+}
+
+// atBirth closes what is needed until init is there.
+func (c *cgroups) atBirth() {
+	if c.born >= 0 {
+		_ = unix.Close(c.born)
+		c.born = -1
+	}
+}
+
+// hand gives the files away.
+func (c *cgroups) hand() []handed {
+	files := c.files
+	c.files = nil
+	return files
+}
+
+func (c *cgroups) accept(g *group, on []string, how string, dirs ...string) {
+	for _, w := range on {
+		c.have[w] = how
+	}
+	c.dirs = append(c.dirs, dirs...)
+	c.files = append(c.files, g.files...)
+}
+
+// group is a cgroup with limits that is being made.
+type group struct {
+	c     *cgroups
+	dir   string
+	v2    bool
+	files []handed
+}
+
+// make opens what commands join it by, and sets the limits.
+func (g *group) make(on []string, join func() error) error {
+	err := join()
+	for _, w := range on {
+		if err == nil {
+			err = g.limit(w)
+		}
+	}
+	if err != nil {
+		g.close()
+	}
+	return err
+}
+
+func (g *group) close() {
+	for _, f := range g.files {
+		_ = unix.Close(f.fd)
+	}
+	g.files = nil
+}
+
+func (g *group) open(kind, file string, flags int) error {
+	fd, err := unix.Open(filepath.Join(g.dir, file), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: file, Err: err}
+	}
+	g.files = append(g.files, handed{kind, fd})
+	return nil
+}
+
+func (g *group) limit(controller string) error {
+	c, dir, limits := g.c, g.dir, g.c.limits
 	num := func(v int64) string { return strconv.FormatInt(v, 10) }
 	set := func(file, value string) error { return os.WriteFile(filepath.Join(dir, file), []byte(value), 0) }
 	const period = 100_000
@@ -292,18 +331,18 @@ func (c *cgroups) limit(h *hierarchy, dir, controller string, limits wire.Limits
 	case "pids":
 		c.pids = filepath.Join(dir, "pids.current")
 		if limits.PIDs > 0 {
-			return set("pids.max", num(limits.PIDs))
+			if err := set("pids.max", num(limits.PIDs)); err != nil {
+				return err
+			}
 		}
+		_ = g.open(guest.FilePIDs, "pids.events", unix.O_RDONLY) // absent on old kernels
 	case "cpuacct":
 		c.cpu = filepath.Join(dir, "cpuacct.usage")
 	case "cpu":
 		quota := num(max(limits.CPUMilli*period/1000, 1000))
-		if h.v2 {
-			c.cpu, c.cpuV2 = filepath.Join(dir, "cpu.stat"), true
-		}
 		switch {
 		case limits.CPUMilli <= 0:
-		case h.v2:
+		case g.v2:
 			return set("cpu.max", quota+" "+num(period))
 		default:
 			if err := set("cpu.cfs_period_us", num(period)); err != nil {
@@ -312,7 +351,7 @@ func (c *cgroups) limit(h *hierarchy, dir, controller string, limits wire.Limits
 			return set("cpu.cfs_quota_us", quota)
 		}
 	case "memory":
-		if h.v2 {
+		if g.v2 {
 			c.mem = filepath.Join(dir, "memory.current")
 			if limits.Memory > 0 {
 				_ = set("memory.swap.max", "0") // absent without swap
@@ -320,7 +359,7 @@ func (c *cgroups) limit(h *hierarchy, dir, controller string, limits wire.Limits
 					return err
 				}
 			}
-			return open(guest.FileOOM, "memory.events", unix.O_RDONLY)
+			return g.open(guest.FileOOM, "memory.events", unix.O_RDONLY)
 		}
 		c.mem = filepath.Join(dir, "memory.usage_in_bytes")
 		if limits.Memory > 0 {
@@ -329,7 +368,7 @@ func (c *cgroups) limit(h *hierarchy, dir, controller string, limits wire.Limits
 			}
 			_ = set("memory.memsw.limit_in_bytes", num(limits.Memory)) // absent without swap accounting
 		}
-		return open(guest.FileOOM, "memory.oom_control", unix.O_RDONLY)
+		return g.open(guest.FileOOM, "memory.oom_control", unix.O_RDONLY)
 	}
 	return nil
 }
@@ -402,18 +441,20 @@ func removeCgroup(dir string) error {
 // monitors that were killed. Processes still in them are killed.
 func RemoveStale(names []string) error {
 	var errs []error
-	for _, h := range hierarchies() {
+	for _, h := range found() {
 		for _, place := range h.places() {
 			for _, name := range names {
 				if name == "" || strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
 					continue
 				}
 				dir := filepath.Join(place, parentName, name)
-				if unix.Access(dir, unix.F_OK) != nil {
-					continue
+				for _, d := range []string{filepath.Join(dir, "run"), filepath.Join(dir, "init"), dir} {
+					if unix.Access(d, unix.F_OK) != nil {
+						continue
+					}
+					killCgroup(d)
+					errs = append(errs, removeCgroup(d))
 				}
-				killCgroup(dir)
-				errs = append(errs, removeCgroup(dir))
 			}
 		}
 	}

@@ -103,10 +103,21 @@ func (b *builder) start() (_ *Sandbox, err error) {
 			_ = b.conn.Close()
 		}
 		if s.cgroups != nil {
+			for _, f := range s.cgroups.hand() {
+				_ = unix.Close(f.fd)
+			}
 			_ = s.cgroups.remove()
 		}
 	}()
-	if gate, err = b.fork(); err != nil {
+	setup := &guest.Setup{Launch: *l}
+	owner := -1
+	if l.IDs.Mode == wire.IDsRange {
+		owner = int(l.IDs.Base)
+	}
+	s.cgroups = newCgroups(CgroupName(l.Dir), owner, l.Limits, setup)
+	trees := found()
+	s.cgroups.each(trees, true)
+	if gate, err = b.fork(s.cgroups); err != nil {
 		return nil, err
 	}
 	if err = b.mapIDs(); err != nil {
@@ -119,9 +130,9 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		return nil, errors.New("init ended before it began")
 	}
 	// From here on init's program loads while its root is being made.
-	setup := &guest.Setup{Launch: *l}
-	s.cgroups = newCgroups(CgroupName(l.Dir), l.Limits, setup)
-	for _, f := range s.cgroups.files {
+	s.cgroups.each(trees, false)
+	s.cgroups.report()
+	for _, f := range s.cgroups.hand() {
 		b.add(f.kind, f.fd)
 	}
 	if err = refuse(l.Limits.Must, setup); err != nil {
@@ -148,9 +159,10 @@ func (b *builder) start() (_ *Sandbox, err error) {
 	return s, nil
 }
 
-// fork starts init's process, in all its namespaces, and leaves it waiting for
-// a byte on gate.
-func (b *builder) fork() (gate int, err error) {
+// fork starts init's process, in all its namespaces and in its cgroup, and
+// leaves it waiting for a byte on gate.
+func (b *builder) fork(c *cgroups) (gate int, err error) {
+	defer c.atBirth()
 	var pair, pipe [2]int
 	if pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return -1, err
@@ -215,7 +227,16 @@ func (b *builder) fork() (gate int, err error) {
 	}
 	p.Must(3, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, raw.Keep(p, new(uint64)), 0, 8)
 	p.Must(4, unix.SYS_EXECVEAT, high, p.String(""), p.Strings([]string{"berth-init", "init"}), p.Strings([]string{"GOMAXPROCS=1", "GOTRACEBACK=single", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}), unix.AT_EMPTY_PATH)
-	b.pid, err = p.Start(unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
+	const flags = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	if c.born >= 0 {
+		// Without a cgroup namespace: its root would be the monitor's cgroup, from
+		// where init could not reach the commands'. Each command has one of its own.
+		if b.pid, err = p.StartInto(flags, c.born); err == nil {
+			return pipe[1], nil
+		}
+		c.unborn()
+	}
+	b.pid, err = p.Start(flags | unix.CLONE_NEWCGROUP)
 	if err != nil {
 		b.pid = 0
 		_ = unix.Close(pipe[1])

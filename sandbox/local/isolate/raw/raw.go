@@ -94,6 +94,15 @@ func (p *Program) Fork(stage uint32) (parent func()) {
 	return func() { p.steps[at].a[1] = uintptr(len(p.steps)) }
 }
 
+// ForkInto is Fork for a child that is born in the cgroup (v2) whose directory
+// the descriptor cgroup is. To join it later costs milliseconds.
+func (p *Program) ForkInto(stage uint32, cgroup int) (parent func()) {
+	parent = p.Fork(stage)
+	args := &cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK | unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(cgroup)}
+	p.steps[len(p.steps)-1].a[2] = Keep(p, args)
+	return parent
+}
+
 // Probe fails when no process may be forked any more: a limit that was set
 // after the fork, or comes with a user id, does not show until then.
 func (p *Program) Probe(stage uint32) { p.add(kindProbe, stage, 0, nil) }
@@ -180,6 +189,19 @@ func (p *Program) Start(flags uintptr) (pid int, err error) {
 	return int(r), nil
 }
 
+// StartInto is Start for a child that is born in the cgroup (v2) whose directory
+// the descriptor cgroup is.
+func (p *Program) StartInto(flags uintptr, cgroup int) (pid int, err error) {
+	s := &scratch{}
+	args := &cloneArgs{flags: uint64(flags) | unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(cgroup)}
+	r, errno := forkInto(p.steps, s, args)
+	runtime.KeepAlive(p)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
 // Child is a first child that runs in its starter's memory.
 type Child struct {
 	PID int
@@ -203,7 +225,7 @@ type task struct {
 
 // cloneArgs is struct clone_args of linux/sched.h.
 type cloneArgs struct {
-	flags, _, _, _, exitSignal, stack, stackSize, _ uint64
+	flags, _, _, _, exitSignal, stack, stackSize, _, _, _, cgroup uint64
 }
 
 const (
@@ -269,6 +291,12 @@ func child(t *task) { work(t.steps, t.scratch) }
 //go:noescape
 func vfork(flags uintptr) (pid uintptr, errno syscall.Errno)
 
+// vfork3 is vfork with all of clone3's arguments, which lie at args; they name no
+// stack.
+//
+//go:noescape
+func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
+
 // fork forks; the child never returns. It calls nothing but RawSyscall6, which
 // does not split the stack, and what is here.
 //
@@ -278,6 +306,21 @@ func vfork(flags uintptr) (pid uintptr, errno syscall.Errno)
 func fork(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
 	beforeFork()
 	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		work(steps, s)
+	}
+	afterFork()
+	return pid, errno
+}
+
+// forkInto is fork by clone3.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func forkInto(steps []step, s *scratch, args *cloneArgs) (pid uintptr, errno syscall.Errno) {
+	beforeFork()
+	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
 		work(steps, s)
 	}
@@ -301,7 +344,11 @@ func work(steps []step, s *scratch) {
 		report = s.report
 		// The second child takes this memory as it is, since to copy it for
 		// the few calls before it executes something would cost the most of a start.
-		main, errno = vfork(unix.CLONE_VM | unix.CLONE_VFORK | uintptr(unix.SIGCHLD))
+		if steps[pc].a[2] != 0 {
+			main, errno = vfork3(steps[pc].a[2], unsafe.Sizeof(cloneArgs{}))
+		} else {
+			main, errno = vfork(unix.CLONE_VM | unix.CLONE_VFORK | uintptr(unix.SIGCHLD))
+		}
 		if main == 0 && errno == 0 {
 			interpret(steps, s, pc+1)
 			exit(127) // programs end with Fail

@@ -25,6 +25,27 @@ failed:
 	MOVQ	AX, errno+16(FP)
 	RET
 
+// func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
+//
+// As vfork; the child runs on the same stack, since args names no other.
+TEXT ·vfork3(SB),NOSPLIT|NOFRAME,$0-32
+	MOVQ	args+0(FP), DI
+	MOVQ	size+8(FP), SI
+	MOVQ	$435, AX	// clone3
+	POPQ	R12
+	SYSCALL
+	PUSHQ	R12
+	CMPQ	AX, $0xfffffffffffff001
+	JCC	failed
+	MOVQ	AX, pid+16(FP)
+	MOVQ	$0, errno+24(FP)
+	RET
+failed:
+	NEGQ	AX
+	MOVQ	$0, pid+16(FP)
+	MOVQ	AX, errno+24(FP)
+	RET
+
 // func clone3(args *cloneArgs, size, start uintptr, t *task) (pid uintptr, errno syscall.Errno)
 //
 // The child comes back on its own stack, with t and start in registers, and

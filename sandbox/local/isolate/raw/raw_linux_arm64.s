@@ -22,6 +22,25 @@ failed:
 	MOVD	R0, errno+16(FP)
 	RET
 
+// func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
+//
+// As vfork; the child runs on the same stack, since args names no other.
+TEXT ·vfork3(SB),NOSPLIT|NOFRAME,$0-32
+	MOVD	args+0(FP), R0
+	MOVD	size+8(FP), R1
+	MOVD	$435, R8	// clone3
+	SVC
+	CMN	$4095, R0
+	BCS	failed
+	MOVD	R0, pid+16(FP)
+	MOVD	ZR, errno+24(FP)
+	RET
+failed:
+	NEG	R0, R0
+	MOVD	R0, errno+24(FP)
+	MOVD	ZR, pid+16(FP)
+	RET
+
 // func clone3(args *cloneArgs, size, start uintptr, t *task) (pid uintptr, errno syscall.Errno)
 //
 // The child comes back on its own stack, with t and start in registers, and
