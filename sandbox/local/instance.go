@@ -87,7 +87,7 @@ func (in *Instance) look() (view, error) {
 		v.status, v.reason = sandbox.StatusError, rec.Error
 	case op == opCreating, op == opStarting && !v.alive:
 		v.status = sandbox.StatusStarting
-	case op == opStopping:
+	case op == opStopping, v.alive && v.mon.Stopping != 0:
 		v.status = sandbox.StatusStopping
 	case op == opArchiving && rec.Archived == nil:
 		v.status = sandbox.StatusArchiving
@@ -303,6 +303,14 @@ func (in *Instance) Start(ctx context.Context) error {
 	}
 	defer func() { l.release(in.gone()) }()
 	v, err := in.lookLocked(l, opStarting)
+	for err == nil && v.status == sandbox.StatusStopping { // its monitor ends it, being idle
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+		v, err = in.lookLocked(l, opStarting)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)

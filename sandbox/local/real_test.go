@@ -225,3 +225,26 @@ func TestMountsNameNoHostPaths(t *testing.T) {
 		}
 	}
 }
+
+// A start that comes while the idle sandbox is being stopped waits for the end
+// and starts it: what follows finds it running.
+func TestStartDuringIdleStop(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{AutoStop: ptr(time.Second)})
+	must(t, err)
+	// It holds the stop up until it is killed, and does not count as busy.
+	wantRun(t, in, "agent", "trap '' TERM; (trap '' TERM; while :; do sleep 0.05; done) >/dev/null 2>&1 & echo kept > ~/file", "")
+	for {
+		info, err := in.Info(t.Context())
+		must(t, err)
+		if info.Status == sandbox.StatusStopping {
+			break
+		}
+		if info.Status != sandbox.StatusRunning {
+			t.Fatalf("the sandbox went from running to %s", info.Status)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/file", "kept")
+}

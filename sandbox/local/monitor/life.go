@@ -98,6 +98,8 @@ func (m *monitor) stop(reason string, done func(*wire.Error)) {
 
 // halt ends what runs and then the monitor; m.stopping is set.
 func (m *monitor) halt(reason string) {
+	m.record.Stopping = time.Now().UnixNano()
+	_ = journal.WriteRecord(m.dir, &m.record) // else a start may come too early, and be refused
 	m.mu.Lock()
 	for _, p := range m.order {
 		if p.running() && !p.ending && !p.info.TimedOut {

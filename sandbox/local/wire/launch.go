@@ -132,6 +132,8 @@ type Record struct {
 	MonitorStart uint64 `json:"monitor_start"`
 	Ready        Ready  `json:"ready"`
 	Started      int64  `json:"started"`
+	// Stopping is set when it begins to end: nothing is started any more.
+	Stopping int64 `json:"stopping,omitempty"`
 	// Stopped is set when the monitor ends in order; Reason says why
 	// ("idle for 15 minutes", "asked to").
 	Stopped int64  `json:"stopped,omitempty"`
