@@ -8,6 +8,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,9 @@ const commandCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_F
 // Shell text longer than this goes by file: the kernel takes at most 128 KiB
 // in one argument.
 const longText = 100 << 10
+
+// limitPatience is how long a start waits for a limit to make room.
+const limitPatience = 300 * time.Millisecond
 
 // The stages at which a start can fail.
 const (
@@ -122,6 +126,10 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		return nil, nil, nil, err
 	}
 	s, err := g.spawn(t, c)
+	// Those that a kill has just ended count until they are reaped.
+	for end := time.Now().Add(limitPatience); err != nil && wireError(err).Code == wire.CodeLimit && time.Now().Before(end); s, err = g.spawn(t, c) {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil {
 		g.mu.Lock()
 		delete(g.trees, r.ID)
