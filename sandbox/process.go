@@ -107,6 +107,11 @@ type ProcessInfo struct {
 	// Leftovers are processes of its tree that outlive its exit, as
 	// "pid command", at most 20.
 	Leftovers []string
+	// Struck names the sandbox's limits that were met while it ran and that may be why it
+	// failed, such as "disk limit 1 GiB reached".
+	Struck []string
+	// Processes counts the live ones of its tree; 0: not known, or none.
+	Processes int
 	CPU       time.Duration // negative: not known
 	Memory    int64         // bytes; negative: not known
 }

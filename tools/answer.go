@@ -115,6 +115,9 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 	if len(p.Leftovers) > 0 && p.State != sandbox.ProcessRunning && !p.Killed {
 		out = append(out, fmt.Sprintf("left running under process_id %s: %s", p.ID, strings.Join(p.Leftovers, ", ")))
 	}
+	if p.State != sandbox.ProcessRunning {
+		out = append(out, p.Struck...)
+	}
 	if offline && unresolved(r) {
 		out = append(out, "this sandbox has no network")
 	}

@@ -29,7 +29,9 @@ type processRow struct {
 	StdinOpen   bool     `json:"stdin_open,omitempty"`
 	CPUSeconds  *float64 `json:"cpu_seconds,omitempty"` // absent when not known
 	MemoryBytes *int64   `json:"memory_bytes,omitempty"`
+	Processes   int      `json:"processes,omitempty"`
 	OutputBytes int64    `json:"output_bytes"`
+	Limits      []string `json:"limits,omitempty"`
 	Leftovers   []string `json:"leftovers,omitempty"`
 }
 
@@ -65,6 +67,7 @@ func processRowOf(p sandbox.ProcessInfo) processRow {
 		TimedOut: p.TimedOut, Killed: p.Killed, Reason: p.Reason, Started: stamp(p.Started), Ended: stamp(p.Ended),
 		Cwd: p.Cwd, User: p.User, TTY: p.TTY, StdinOpen: p.StdinOpen,
 		OutputBytes: p.Produced.Stdout + p.Produced.Stderr, Leftovers: p.Leftovers,
+		Processes: p.Processes, Limits: p.Struck,
 	}
 	if p.CPU >= 0 {
 		s := p.CPU.Seconds()

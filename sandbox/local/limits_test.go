@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/sandbox"
 	"berth/sandbox/local"
@@ -60,5 +61,39 @@ func TestAskedLimits(t *testing.T) {
 	must(t, err)
 	if info.Spec.Resources != asked.Resources {
 		t.Errorf("resources in force %+v, want %+v", info.Spec.Resources, asked.Resources)
+	}
+}
+
+// ran runs shell text and returns what is known of the process afterwards.
+func ran(t *testing.T, in sandbox.Instance, user, shell string) sandbox.ProcessInfo {
+	t.Helper()
+	p, err := in.Spawn(t.Context(), sandbox.Command{ID: sandbox.NewProcessID(), Shell: shell, Display: shell, Cwd: "/", User: user, Timeout: time.Minute})
+	must(t, err)
+	must(t, p.Wait(t.Context(), sandbox.Cursor{}, true))
+	info, err := p.Info(t.Context())
+	must(t, err)
+	return info
+}
+
+// The limit that struck is named: as the reason of a kill, or beside the exit.
+func TestStruckLimits(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs cgroups: run as root")
+	}
+	p := provider(t, local.Options{Dir: stateDir(t), Limits: local.Limits{PIDs: 64}})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{Resources: sandbox.Resources{Memory: 64 << 20}})
+	must(t, err)
+	const hog = "tail -n 1 /dev/zero" // looks for the line's end in memory
+	if i := ran(t, in, "agent", "exec "+hog); i.Reason != "memory limit 64 MiB" || *i.ExitCode != 137 {
+		t.Errorf("a hog: %+v; want killed by the memory limit", i)
+	}
+	if i := ran(t, in, "agent", hog+"; exit 3"); *i.ExitCode != 3 || len(i.Struck) != 1 || !strings.Contains(i.Struck[0], "memory limit 64 MiB reached") {
+		t.Errorf("a hog's parent: %+v; want exit 3 and the limit named", i)
+	}
+	if i := ran(t, in, "agent", "for i in $(seq 100); do sleep 2 & done"); len(i.Struck) != 1 || !strings.Contains(i.Struck[0], "process limit 64 reached") {
+		t.Errorf("too many processes: %+v; want the limit named", i)
+	}
+	if i := ran(t, in, "agent", "true; exit 4"); len(i.Struck) != 0 {
+		t.Errorf("nothing struck: %+v", i)
 	}
 }

@@ -105,7 +105,7 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		}
 	}()
 
-	t := &tree{id: r.ID, shims: map[*shim]bool{}, oom: g.oomCount()}
+	t := &tree{id: r.ID, shims: map[*shim]bool{}, oom: count(g.oom, "oom_kill "), forks: count(g.pidsMax, "max ")}
 	if len(c.shell) > longText {
 		if t.file, err = longFile(c.shell, u, g.single()); err != nil {
 			return nil, nil, nil, err
@@ -139,7 +139,8 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 	}
 	s.ended = func(ws unix.WaitStatus, cpu int64, left bool) {
 		t.clean()
-		e := wire.Exited{ID: t.id, Code: ws.ExitStatus(), CPUNS: cpu, OOM: g.oomCount() > t.oom}
+		e := wire.Exited{ID: t.id, Code: ws.ExitStatus(), CPUNS: cpu, OOM: count(g.oom, "oom_kill ") > t.oom, PIDs: count(g.pidsMax, "max ") > t.forks}
+		e.Full = ws != 0 && full()
 		if ws.Signaled() {
 			e.Code, e.Signal = -1, int(ws.Signal())
 		}
@@ -246,7 +247,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	g.born()
 	if err != nil {
 		_ = report.Close()
-		return nil, startError(c, raw.Event{Stage: stageFork, Value: errnoOf(err)})
+		return nil, g.startError(c, raw.Event{Stage: stageFork, Value: errnoOf(err)})
 	}
 	var buf [raw.EventSize]byte
 	n, err := report.Read(buf[:])
@@ -261,7 +262,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 		delete(t.shims, s)
 		g.mu.Unlock()
 		_ = report.Close()
-		return nil, startError(c, e)
+		return nil, g.startError(c, e)
 	}
 	s.main = int(e.Value)
 	return s, nil
@@ -421,7 +422,7 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 }
 
 // startError tells why a command did not start.
-func startError(c *command, e raw.Event) error {
+func (g *guest) startError(c *command, e raw.Event) error {
 	errno := unix.Errno(e.Value)
 	program := "bash or sh"
 	if len(c.argv) > 0 {
@@ -431,7 +432,7 @@ func startError(c *command, e raw.Event) error {
 	case e.Stage == stageCgroup:
 		return &wire.Error{Code: wire.CodeUnsupported, Text: "a cgroup namespace was refused: " + errno.Error() + "; as root: sysctl user.max_cgroup_namespaces=100000"}
 	case errno == unix.EAGAIN:
-		return &wire.Error{Code: wire.CodeLimit, Text: "the sandbox has as many processes as it may have; end some of them"}
+		return &wire.Error{Code: wire.CodeLimit, Text: "process limit " + strconv.FormatInt(g.launch.Limits.PIDs, 10) + " reached: the sandbox has as many processes and threads as it may have; end some of them"}
 	case errno == unix.ENOMEM:
 		return &wire.Error{Code: wire.CodeLimit, Text: "there is not enough memory to start a process; end some that run"}
 	case e.Stage == stageCwd:
@@ -475,23 +476,34 @@ func longFile(text string, u *wire.User, single bool) (string, error) {
 	return name, nil
 }
 
-// oomCount is how many processes the memory limit has killed.
-func (g *guest) oomCount() int64 {
-	if g.oom < 0 {
+// count reads one line's number of a cgroup's file; 0 when there is none.
+func count(fd int, key string) int64 {
+	if fd < 0 {
 		return 0
 	}
 	var buf [512]byte
-	n, err := unix.Pread(g.oom, buf[:], 0)
+	n, err := unix.Pread(fd, buf[:], 0)
 	if err != nil {
 		return 0
 	}
 	for line := range strings.SplitSeq(string(buf[:n]), "\n") {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			v, _ := strconv.ParseInt(count, 10, 64)
+		if text, ok := strings.CutPrefix(line, key); ok {
+			v, _ := strconv.ParseInt(text, 10, 64)
 			return v
 		}
 	}
 	return 0
+}
+
+// full tells whether the file system that the root is written to has next to
+// nothing left, as a program leaves it that was refused more.
+func full() bool {
+	var st unix.Statfs_t
+	if unix.Statfs("/", &st) != nil || st.Blocks == 0 {
+		return false
+	}
+	size := int64(st.Bsize)
+	return int64(st.Bavail)*size < min(1<<20, int64(st.Blocks)*size/64) || st.Files > 0 && st.Ffree == 0
 }
 
 // terminal makes a terminal of the sandbox's own, in u's hands.

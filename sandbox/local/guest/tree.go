@@ -22,7 +22,8 @@ type tree struct {
 	shims  map[*shim]bool // those that have not ended; the first, and one for each sudo
 	exited bool
 	alone  bool   // and nothing was left by then, as the monitor was told
-	oom    int64  // the counter at the start
+	oom    int64  // the counters at the start: kills for memory,
+	forks  int64  // and refused forks
 	file   string // the command's text, when it was too long for an argument
 }
 

@@ -172,7 +172,7 @@ func (m *monitor) measure(i *wire.Process) {
 		i.Leftovers = bounded(t.Processes)
 		return
 	}
-	i.CPUNS, i.Memory = max(t.CPUNS, -1), max(t.Memory, -1)
+	i.CPUNS, i.Memory, i.Count = max(t.CPUNS, -1), max(t.Memory, -1), max(t.Count, 0)
 }
 
 func (p *peer) stdin(id uint64, s *wire.Stdin, data []byte) {

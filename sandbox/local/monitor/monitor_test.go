@@ -115,7 +115,7 @@ func TestHostileEvents(t *testing.T) {
 	for range 1000 {
 		many = append(many, string(make([]byte, 1000))+"\xff")
 	}
-	p.fates(&wire.Exited{Code: 1 << 40, Signal: 1 << 20, CPUNS: -1 << 60, Leftovers: many}, 0)
+	p.fates(&wire.Exited{Code: 1 << 40, Signal: 1 << 20, CPUNS: -1 << 60, Leftovers: many}, &wire.Limits{})
 	if n := len(p.info.Leftovers); n != 20 || len(p.info.Leftovers[0]) > 200 || p.info.CPUNS != -1 || *p.info.ExitCode > 255 || p.info.Signal != "" {
 		t.Fatalf("kept %d leftovers, %+v", n, p.info)
 	}

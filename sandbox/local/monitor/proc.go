@@ -124,7 +124,7 @@ func parseSignal(s string) (unix.Signal, bool) {
 }
 
 // fates fills in how p ended; m.mu is held.
-func (p *proc) fates(e *wire.Exited, memory int64) {
+func (p *proc) fates(e *wire.Exited, l *wire.Limits) {
 	i := &p.info
 	sig := e.Signal
 	if sig < 0 || sig > 64 {
@@ -144,10 +144,17 @@ func (p *proc) fates(e *wire.Exited, memory int64) {
 	case p.killSignal != 0 && sig != 0:
 		code, i.Killed, i.Reason = 137, true, p.killReason
 	case e.OOM && sig == int(unix.SIGKILL):
-		code, i.Killed, i.Reason = 137, true, "memory limit"
-		if memory > 0 {
-			i.Reason += " " + strconv.FormatInt(memory>>20, 10) + " MiB"
-		}
+		code, i.Killed, i.Reason = 137, true, named("memory limit", l.Memory)
+	case e.OOM:
+		i.Struck = append(i.Struck, named("memory limit", l.Memory)+" reached: a process of the sandbox was killed")
+	}
+	if e.PIDs && l.PIDs > 0 {
+		i.Struck = append(i.Struck, "process limit "+strconv.FormatInt(l.PIDs, 10)+" reached: no more processes or threads could be started")
+	}
+	if e.Full && l.Disk > 0 {
+		i.Struck = append(i.Struck, named("disk limit", l.Disk)+" reached: no space is left in the sandbox")
+	} else if e.Full {
+		i.Struck = append(i.Struck, "no space is left on the disk that the sandbox is on")
 	}
 	i.ExitCode = &code
 	i.State = journal.Exited
@@ -157,6 +164,17 @@ func (p *proc) fates(e *wire.Exited, memory int64) {
 	if p.gone = p.gone || len(i.Leftovers) == 0; p.gone {
 		i.Leftovers = nil
 	}
+}
+
+// named writes a limit of so many bytes, if any.
+func named(what string, bytes int64) string {
+	switch {
+	case bytes <= 0:
+		return what
+	case bytes < 1<<30 || bytes%(1<<30) != 0:
+		return what + " " + strconv.FormatInt(bytes>>20, 10) + " MiB"
+	}
+	return what + " " + strconv.FormatInt(bytes>>30, 10) + " GiB"
 }
 
 // bounded makes a list of commands that init sent fit to be kept.

@@ -366,7 +366,7 @@ func (m *monitor) exited(e *wire.Exited) {
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		p.fates(e, m.launch.Limits.Memory)
+		p.fates(e, &m.launch.Limits)
 		m.finish(p)
 	}()
 }

@@ -183,6 +183,10 @@ type Exited struct {
 	// OOM tells that the memory limit killed a process of the sandbox since
 	// this one started.
 	OOM bool `json:"oom,omitempty"`
+	// PIDs tells that the process limit has refused a fork since, and Full that
+	// the file system of the root is full.
+	PIDs bool `json:"pids,omitempty"`
+	Full bool `json:"full,omitempty"`
 }
 
 // Signal to a process's whole tree.

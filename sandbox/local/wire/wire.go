@@ -153,8 +153,12 @@ type Process struct {
 	StdoutLost int64    `json:"stdout_lost,omitempty"`
 	StderrLost int64    `json:"stderr_lost,omitempty"`
 	Leftovers  []string `json:"leftovers,omitempty"`
-	CPUNS      int64    `json:"cpu_ns"` // -1: not known
-	Memory     int64    `json:"memory"` // -1: not known
+	// Struck names the limits that were met while it ran.
+	Struck []string `json:"struck,omitempty"`
+	// Count is how many live processes its tree has; 0: not known.
+	Count  int   `json:"count,omitempty"`
+	CPUNS  int64 `json:"cpu_ns"` // -1: not known
+	Memory int64 `json:"memory"` // -1: not known
 }
 
 // Processes lists, oldest first.
