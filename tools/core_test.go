@@ -178,7 +178,7 @@ func TestKillProcess(t *testing.T) {
 func TestLeftoversAreNamed(t *testing.T) {
 	c := mcptest.New(t, mcptest.Options{}).Client(t, mcptest.InProcess)
 	start := time.Now()
-	r := c.Must("execute_command", args{"session_id": "s", "command": "sleep 77 & sleep 0.3; echo done"})
+	r := c.Must("execute_command", args{"session_id": "s", "command": "sleep 77 & until grep -q '^sleep' /proc/$!/cmdline; do :; done; echo done"})
 	if time.Since(start) > 20*time.Second {
 		t.Error("the command was waited for until its leftovers ended")
 	}

@@ -357,7 +357,7 @@ func testOutput(t *testing.T, s *suite) {
 	t.Run("exit_before_pipes_close", func(t *testing.T) {
 		b := on(t)
 		began := time.Now()
-		p := b.spawn(b.command("sleep 987654 & echo $!; exit 4"))
+		p := b.spawn(b.command("sleep 987654 & until grep -q '^sleep' /proc/$!/cmdline; do :; done; echo $!; exit 4"))
 		info, _, _ := b.ended(p)
 		if d := time.Since(began); d > 5*time.Second || code(info) != 4 {
 			t.Errorf("got exit %d after %v; a leftover must not hold it back", code(info), d)
