@@ -21,7 +21,7 @@ const (
 	MaxCPU    = 4096
 	MinMemory = 16 << 20 // bytes; less starts no interpreter
 	MaxMemory = 1 << 50
-	MinDisk   = 16 << 20 // bytes
+	MinDisk   = 64 << 20 // bytes
 	MaxDisk   = 1 << 50
 )
 
@@ -72,7 +72,7 @@ func (f *faults) resources(r Resources) {
 		f.add("resources.memory_gib", GiB(r.Memory)+" does not fit", "0.015625 GiB (16 MiB) to 1,048,576 GiB", "")
 	}
 	if r.Disk != 0 && (r.Disk < MinDisk || r.Disk > MaxDisk) {
-		f.add("resources.disk_gib", GiB(r.Disk)+" does not fit", "0.015625 GiB (16 MiB) to 1,048,576 GiB", "")
+		f.add("resources.disk_gib", GiB(r.Disk)+" does not fit", "0.0625 GiB (64 MiB) to 1,048,576 GiB", "")
 	}
 }
 

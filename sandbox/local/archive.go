@@ -17,7 +17,9 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/disk"
 	"berth/sandbox/local/tree"
+	"berth/sandbox/local/wire"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
@@ -63,21 +65,24 @@ func (in *Instance) archive(ctx context.Context, v *view) error {
 		}
 	}
 	as := treeAs(r.IDs)
-	// Overlay's working directories mean nothing once it is unmounted.
-	works, err := filepath.Glob(filepath.Join(in.layers(), "*", "work"))
-	if err != nil {
-		return err
-	}
-	for _, w := range works {
-		if err := as.Remove(ctx, w); err != nil {
-			return err
-		}
-	}
 	path := filepath.Join(in.dir(), archiveFile)
 	tmp := path + ".new"
 	defer os.Remove(tmp) // renamed by then, unless something failed
 	a := &archived{At: time.Now().UTC(), Stopped: in.stopped(v)}
-	plain, err := in.pack(ctx, tmp, as, a)
+	var plain string
+	err := in.withFiles(r, func(dir string) (err error) {
+		// Overlay's working directories mean nothing once it is unmounted.
+		works, err := filepath.Glob(filepath.Join(dir, "*", "work"))
+		for _, w := range works {
+			if err == nil {
+				err = as.Remove(ctx, w)
+			}
+		}
+		if err == nil {
+			plain, err = in.pack(ctx, dir, tmp, as, a)
+		}
+		return err
+	})
 	if err != nil {
 		if errors.Is(err, tree.ErrTooDeep) {
 			return &sandbox.UserError{Text: "the sandbox stays stopped: " + err.Error()}
@@ -116,6 +121,9 @@ func (in *Instance) archive(ctx context.Context, v *view) error {
 // freeLayers removes the layers of an archived sandbox, if they are still there.
 func (in *Instance) freeLayers(ctx context.Context, r *record) error {
 	ctx = context.WithoutCancel(ctx)
+	if err := os.Remove(filepath.Join(in.dir(), disk.Image)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if _, err := os.Lstat(in.layers()); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -135,7 +143,7 @@ func (in *Instance) freeLayers(ctx context.Context, r *record) error {
 }
 
 // pack writes the archive and returns the digest of what was packed.
-func (in *Instance) pack(ctx context.Context, tmp string, as tree.As, a *archived) (string, error) {
+func (in *Instance) pack(ctx context.Context, dir, tmp string, as tree.As, a *archived) (string, error) {
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return "", err
@@ -149,7 +157,7 @@ func (in *Instance) pack(ctx context.Context, tmp string, as tree.As, a *archive
 	}
 	defer z.Close()
 	content := &counter{w: io.MultiWriter(z, plainSum), told: in.tell("packing")}
-	if a.Content, err = as.Pack(ctx, content, in.layers()); err != nil {
+	if a.Content, err = as.Pack(ctx, content, dir); err != nil {
 		return "", err
 	}
 	if err := z.Close(); err != nil {
@@ -250,12 +258,27 @@ func (in *Instance) unpack(ctx context.Context, r *record, as tree.As) error {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
-	err := in.unpackInto(ctx, tmp, r.Archived, as)
-	if err == nil {
-		err = step("restore:unpacked")
+	unpack := func(dir string) error {
+		if err := in.unpackInto(ctx, dir, r.Archived, as); err != nil {
+			return err
+		}
+		return syncFS(dir)
+	}
+	var err error
+	if image := filepath.Join(in.dir(), disk.Image); r.DiskKind == wire.DiskImage {
+		// What a killed restore left of the image is made anew; without layers it
+		// is nobody's.
+		if err = makeImage(ctx, image, r.Spec.Disk); err == nil {
+			err = withImage(image, unpack)
+		}
+		if err == nil {
+			err = syncFS(in.dir())
+		}
+	} else {
+		err = unpack(tmp)
 	}
 	if err == nil {
-		err = syncFS(tmp)
+		err = step("restore:unpacked")
 	}
 	if err == nil {
 		err = os.Rename(tmp, in.layers())

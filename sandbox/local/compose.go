@@ -116,11 +116,12 @@ func (p *Provider) compose(s *store, id string, r *record, b base) *wire.Launch 
 		Dir:           s.sandboxDir(id),
 		Hostname:      hostname,
 		IDs:           r.IDs,
-		Mounts:        p.mounts(s.layersPath(id), b, r.IDs),
+		Mounts:        p.mounts(r.uppers(s.layersPath(id)), b, r.IDs),
 		Env:           baseEnv(),
 		Users:         users(),
 		User:          userOf(r.Spec),
 		Limits:        p.limits(r.Spec),
+		Disk:          r.disk(s.sandboxDir(id)),
 		Intervals:     intervals(r.Spec),
 		LogBytes:      p.opts.LogBytes,
 		KeepProcesses: p.opts.KeepProcesses,
@@ -260,6 +261,9 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 		return nil, err
 	}
 	r.IDs = ids
+	if r.Spec.Disk > 0 && r.DiskKind == "" {
+		r.DiskKind, _ = chooseDisk(r.Spec, ids)
+	}
 	b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,11 @@ func (p *Provider) guarantees(v *view, spec specRecord) []sandbox.Guarantee {
 	limit("memory_limit", func(r *wire.Ready) wire.Held { return r.Memory }, l.Memory, size(l.Memory))
 	limit("pids_limit", func(r *wire.Ready) wire.Held { return r.PIDs }, l.PIDs, strconv.FormatInt(l.PIDs, 10)+" processes and threads")
 	limit("cpu_limit", func(r *wire.Ready) wire.Held { return r.CPU }, l.CPUMilli, strconv.FormatFloat(float64(l.CPUMilli)/1000, 'f', -1, 64)+" cores")
-	return append(g, sandbox.Guarantee{Name: "disk_limit", State: sandbox.NotEnforced, Detail: "files may fill the disk of this machine"})
+	if l.Disk == 0 {
+		return append(g, sandbox.Guarantee{Name: "disk_limit", State: sandbox.NotEnforced, Detail: "no limit is set: files may fill the disk of this machine"})
+	}
+	limit("disk_limit", func(r *wire.Ready) wire.Held { return r.Disk }, l.Disk, size(l.Disk))
+	return g
 }
 
 func userIDs(ids wire.IDs, why string) sandbox.Guarantee {

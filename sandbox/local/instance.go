@@ -189,13 +189,17 @@ func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, de
 	if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
 		if u, err := c.Usage(ctx); err == nil {
 			usage.CPU, usage.Memory, usage.Processes = time.Duration(u.CPUNS), u.Memory, u.Processes
+			if u.Disk > 0 {
+				usage.Disk = u.Disk
+			}
 			if idle := v.rec.Spec.autoStop(); idle > 0 && u.IdleSince > 0 {
 				info.IdleDeadline = time.Unix(0, u.IdleSince).Add(idle)
 			}
 		}
 	}
 	if detail {
-		if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok {
+		// Unless it has a file system of its own, which has told.
+		if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok && usage.Disk < 0 {
 			usage.Disk = n
 		}
 	}

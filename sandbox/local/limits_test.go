@@ -4,12 +4,16 @@ package local_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"berth/sandbox"
 	"berth/sandbox/local"
+	"berth/sandbox/local/disk"
+	"berth/sandbox/local/journal"
 )
 
 // guarantee finds what in tells of one guarantee.
@@ -95,5 +99,96 @@ func TestStruckLimits(t *testing.T) {
 	}
 	if i := ran(t, in, "agent", "true; exit 4"); len(i.Struck) != 0 {
 		t.Errorf("nothing struck: %+v", i)
+	}
+}
+
+// loops lists the loop devices that show files below dir.
+func loops(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	must(t, err)
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(b), dir) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// A disk limit is exact, survives everything that a sandbox's files survive,
+// and leaves nothing.
+func TestDiskLimit(t *testing.T) {
+	if err := disk.Available(); err != nil {
+		t.Skip("needs loop devices: ", err)
+	}
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir})
+	spec := sandbox.Spec{Resources: sandbox.Resources{Disk: 128 << 20}}
+	in, err := p.Create(t.Context(), testKey, spec)
+	must(t, err)
+	if g := guarantee(t, in, "disk_limit"); g.State != sandbox.Enforced {
+		t.Errorf("%+v, want enforced", g)
+	}
+	wantRun(t, in, "agent", "echo kept > /home/agent/kept; sudo sh -c 'echo x > /usr/share/kept; chown 5:6 /usr/share/kept'", "")
+	fill := ran(t, in, "agent", "head -c 1G /dev/zero > /tmp/full")
+	if *fill.ExitCode == 0 || len(fill.Struck) != 1 || !strings.HasPrefix(fill.Struck[0], "disk limit 128 MiB reached") {
+		t.Errorf("filling up: %+v; want a failure and the limit named", fill)
+	}
+	wantRun(t, in, "agent", "rm /tmp/full; head -c 20M /dev/zero > /home/agent/zeros", "")
+	info, err := in.Info(t.Context())
+	must(t, err)
+	if u := info.Usage.Disk; u < 20<<20 || u > 60<<20 {
+		t.Errorf("%d bytes used, want some more than 20 MiB", u)
+	}
+	kept := func(after string) {
+		t.Helper()
+		if out, code := run(t, in, "root", "cat /home/agent/kept; stat -c %u:%g /usr/share/kept; stat -c %s /home/agent/zeros"); code != 0 || out != "kept\n5:6\n20971520" {
+			t.Errorf("after %s: %d, %q", after, code, out)
+		}
+	}
+	must(t, in.Stop(t.Context()))
+	must(t, in.Start(t.Context()))
+	kept("stop and start")
+	killEverything(t, in)
+	must(t, in.Start(t.Context()))
+	kept("kill -9 of monitor and init")
+	if n := len(loops(t, dir)); n != 1 {
+		t.Errorf("%d loop devices while it runs, want 1", n)
+	}
+	must(t, in.Stop(t.Context()))
+	must(t, in.(sandbox.Archiver).Archive(t.Context()))
+	if _, err := os.Stat(filepath.Join(in.(*local.Instance).Dir(), disk.Image)); !os.IsNotExist(err) {
+		t.Errorf("the archived sandbox's image is there: %v", err)
+	}
+	must(t, in.Start(t.Context()))
+	kept("archive and restore")
+	must(t, in.Destroy(t.Context()))
+	for end := time.Now().Add(5 * time.Second); len(loops(t, dir)) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left: %v", loops(t, dir))
+		}
+	}
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(b), dir) {
+		t.Errorf("mounts below %s are left (%v)", dir, err)
+	}
+}
+
+// killEverything ends the monitor and init of in as a full machine might.
+func killEverything(t *testing.T, in sandbox.Instance) {
+	t.Helper()
+	r, err := journal.ReadRecord(in.(*local.Instance).Dir())
+	must(t, err)
+	for _, pid := range []int{r.MonitorPID, r.Ready.InitPID} {
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		info, err := in.Info(t.Context())
+		must(t, err)
+		if info.Status != sandbox.StatusRunning {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after the kill it is %s", info.Status)
+		}
 	}
 }

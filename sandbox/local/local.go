@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/disk"
 	"berth/sandbox/local/wire"
 )
 
@@ -168,6 +169,11 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec) (err error) {
 	}
 	if err := os.MkdirAll(filepath.Join(tmp, layersDir), 0o700); err != nil {
 		return err
+	}
+	if r.DiskKind == wire.DiskImage {
+		if err := makeImage(ctx, filepath.Join(tmp, disk.Image), spec.Resources.Disk); err != nil {
+			return err
+		}
 	}
 	if err := writeJSON(filepath.Join(tmp, recordFile), r, true); err != nil {
 		return err

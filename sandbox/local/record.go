@@ -28,6 +28,8 @@ type record struct {
 	Created time.Time  `json:"created"`
 	Spec    specRecord `json:"spec"`
 	IDs     wire.IDs   `json:"ids"`
+	// DiskKind is how the disk limit is held, see wire.Disk; empty without one.
+	DiskKind string `json:"disk_kind,omitempty"`
 	// MadeOn and Base are the host's system directories when it was made and
 	// when it was last started.
 	MadeOn baseName `json:"made_on"`

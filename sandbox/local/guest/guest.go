@@ -54,6 +54,7 @@ type Setup struct {
 	Memory wire.Held `json:"memory"`
 	PIDs   wire.Held `json:"pids"`
 	CPU    wire.Held `json:"cpu"`
+	Disk   wire.Held `json:"disk"`
 	// NProc and PerProcess replace cgroups: a bound on the processes of each
 	// user, and on the memory of each process. 0: none.
 	NProc      int64 `json:"nproc,omitempty"`
@@ -199,6 +200,11 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	mounts := fds[FileMount]
 	if s.Launch.IDs.Mode != wire.IDsRange {
 		maps := &rootfs.Maps{Layers: -1, UserXattr: true}
+		if d := s.Launch.Disk; d != nil && d.Kind == wire.DiskTmpfs {
+			if err := rootfs.Scarce(d.Dir, s.Launch.Limits.Disk); err != nil {
+				return nil, err
+			}
+		}
 		var err error
 		if mounts, err = rootfs.Build(s.Launch.Mounts, maps); err != nil {
 			return nil, err
@@ -249,7 +255,7 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	if err := g.listenSudo(); err != nil {
 		return nil, err
 	}
-	ready := &wire.Ready{Memory: s.Memory, PIDs: s.PIDs, CPU: s.CPU}
+	ready := &wire.Ready{Memory: s.Memory, PIDs: s.PIDs, CPU: s.CPU, Disk: s.Disk}
 	ready.Tree = wire.Held{State: "enforced", Detail: "a subreaper for each process"}
 	ready.Seccomp = wire.Held{State: "enforced", Detail: "Docker's default list"}
 	return ready, nil

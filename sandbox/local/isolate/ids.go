@@ -143,20 +143,31 @@ func mapTool(name string, pid int, self, sub, count uint32) error {
 }
 
 // mounts makes the mounts of the range mode, in a mount namespace that only
-// this thread has.
-func (b *builder) mounts() error {
+// this thread has. It returns a descriptor of the limited file system among them,
+// -1 when there is none.
+func (b *builder) mounts() (limited int, err error) {
+	limited = -1
+	defer func() {
+		if err != nil && limited >= 0 {
+			_ = unix.Close(limited)
+			limited = -1
+		}
+	}()
 	l := b.launch
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return rootfs.Explain("make a mount namespace", err)
+		return -1, rootfs.Explain("make a mount namespace", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return rootfs.Explain("make mounts private", err)
+		return -1, rootfs.Explain("make mounts private", err)
+	}
+	if limited, err = limit(l); err != nil {
+		return limited, err
 	}
 	maps := &rootfs.Maps{Layers: -1, RootUID: int(l.IDs.Base), RootGID: int(l.IDs.Base)}
 	if l.IDs.IDMapped {
 		ns, err := unix.Open("/proc/"+strconv.Itoa(b.pid)+"/ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return b.died(err)
+			return limited, b.died(err)
 		}
 		defer unix.Close(ns)
 		maps.Layers = ns
@@ -167,17 +178,17 @@ func (b *builder) mounts() error {
 	}
 	maps.Scratch = filepath.Join(l.Dir, "scratch")
 	if err := os.MkdirAll(maps.Scratch, 0o700); err != nil {
-		return err
+		return limited, err
 	}
 	defer os.Remove(maps.Scratch)
 	fds, err := rootfs.Build(l.Mounts, maps)
 	if err != nil {
-		return err
+		return limited, err
 	}
 	for _, fd := range fds {
 		b.add(guest.FileMount, fd)
 	}
-	return nil
+	return limited, nil
 }
 
 // userNS makes a user namespace with that map, in which nobody lives.

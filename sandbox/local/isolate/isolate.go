@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/sandbox/local/disk"
 	"berth/sandbox/local/guest"
 	"berth/sandbox/local/isolate/raw"
 	"berth/sandbox/local/isolate/rootfs"
@@ -39,9 +40,11 @@ type Sandbox struct {
 	PID int
 
 	cgroups *cgroups
+	disk    int           // a descriptor of the limited file system; -1: none
 	done    chan struct{} // closed when init is gone
 	err     error
 	close   sync.Once
+	mu      sync.Mutex // guards disk
 }
 
 // startTime bounds how long init may take to be ready.
@@ -86,7 +89,7 @@ func (b *builder) start() (_ *Sandbox, err error) {
 	if err := checkIDs(l); err != nil {
 		return nil, err
 	}
-	s := &Sandbox{done: make(chan struct{})}
+	s := &Sandbox{disk: -1, done: make(chan struct{})}
 	var gate int
 	defer func() {
 		for _, f := range b.files {
@@ -108,6 +111,7 @@ func (b *builder) start() (_ *Sandbox, err error) {
 			}
 			_ = s.cgroups.remove()
 		}
+		s.letGo()
 	}()
 	setup := &guest.Setup{Launch: *l}
 	owner := -1
@@ -132,6 +136,7 @@ func (b *builder) start() (_ *Sandbox, err error) {
 	// From here on init's program loads while its root is being made.
 	s.cgroups.each(trees, false)
 	s.cgroups.report()
+	setup.Disk = diskHeld(l)
 	for _, f := range s.cgroups.hand() {
 		b.add(f.kind, f.fd)
 	}
@@ -142,7 +147,7 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		return nil, err
 	}
 	if l.IDs.Mode == wire.IDsRange {
-		if err = b.mounts(); err != nil {
+		if s.disk, err = b.mounts(); err != nil {
 			return nil, err
 		}
 	}
@@ -391,7 +396,25 @@ func (s *Sandbox) Wait() error {
 }
 
 // Usage of all commands together; -1 where not known. IdleSince is not set.
-func (s *Sandbox) Usage() wire.Usage { return s.cgroups.usage() }
+func (s *Sandbox) Usage() wire.Usage {
+	u := s.cgroups.usage()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u.Disk = -1; s.disk >= 0 {
+		u.Disk = disk.Used(s.disk)
+	}
+	return u
+}
+
+// letGo closes what would keep the limited file system.
+func (s *Sandbox) letGo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.disk >= 0 {
+		_ = unix.Close(s.disk)
+		s.disk = -1
+	}
+}
 
 // Close ends init, when it has not ended, and removes what the sandbox has outside. It may be
 // repeated.
@@ -405,6 +428,7 @@ func (s *Sandbox) Close() error {
 			<-s.done
 		}
 		_ = s.Conn.Close()
+		s.letGo()
 		err = s.cgroups.remove()
 	})
 	return err

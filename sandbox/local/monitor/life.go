@@ -209,6 +209,9 @@ func (m *monitor) clear() {
 			}
 		}
 	}
+	if d := m.launch.Disk; d != nil && d.Image != "" && below(d.Image) {
+		paths = append(paths, d.Image)
+	}
 	paths = append(paths, m.logDir, m.dir+"/"+journal.FileName)
 	for _, path := range paths {
 		// An ordinary user may not delete files of ids that are mapped for it;

@@ -18,8 +18,10 @@ type Launch struct {
 	Env   map[string]string `json:"env"`
 	Users []User            `json:"users"`
 	// User is the default of Command.User and of file operations.
-	User      string    `json:"user"`
-	Limits    Limits    `json:"limits"`
+	User   string `json:"user"`
+	Limits Limits `json:"limits"`
+	// Disk is how Limits.Disk is held; nil without such a limit.
+	Disk      *Disk     `json:"disk,omitempty"`
 	Intervals Intervals `json:"intervals"`
 	LogBytes  int64     `json:"log_bytes"` // per stream; 0: 64 MiB
 	// Helper is a file on the host that holds this program; it stands as
@@ -29,6 +31,23 @@ type Launch struct {
 	KeepProcesses int   `json:"keep_processes"`
 	KeepLogBytes  int64 `json:"keep_log_bytes"`
 }
+
+// Disk limits what is written below Dir, where all uppers and works are.
+type Disk struct {
+	Kind string `json:"kind"`
+	Dir  string `json:"dir"`
+	// Image is a file that holds an ext4 file system, for DiskImage.
+	Image string `json:"image,omitempty"`
+	// Detail says, for DiskSoft, why there is nothing better.
+	Detail string `json:"detail,omitempty"`
+}
+
+// The ways a disk limit is held.
+const (
+	DiskImage = "image" // a file system of its own, on a loop device
+	DiskTmpfs = "tmpfs" // in memory, for sandboxes whose files do not outlive their stop
+	DiskSoft  = "soft"  // looked at from time to time
+)
 
 // The ways ids are mapped.
 const (
@@ -118,6 +137,7 @@ type Ready struct {
 	Memory    Held   `json:"memory"`
 	PIDs      Held   `json:"pids"`
 	CPU       Held   `json:"cpu"`
+	Disk      Held   `json:"disk"`
 	Tree      Held   `json:"tree"` // process trees
 	Seccomp   Held   `json:"seccomp"`
 	InitPID   int    `json:"init_pid"`   // outside

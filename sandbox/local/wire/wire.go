@@ -211,6 +211,7 @@ type Usage struct {
 	CPUNS     int64 `json:"cpu_ns"`
 	Memory    int64 `json:"memory"`
 	Processes int   `json:"processes"`
+	Disk      int64 `json:"disk"`       // bytes; 0 too: not known
 	IdleSince int64 `json:"idle_since"` // unix nanoseconds; 0: busy
 }
 

@@ -66,6 +66,15 @@ func Build(mounts []wire.Mount, maps *Maps) (fds []int, err error) {
 	return fds, nil
 }
 
+// Scarce mounts a file system of so many bytes in memory on dir, as the caller
+// sees it.
+func Scarce(dir string, bytes int64) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size="+strconv.FormatInt(bytes, 10)); err != nil {
+		return Explain("mount tmpfs for the disk limit", err)
+	}
+	return nil
+}
+
 // Close closes descriptors.
 func Close(fds []int) {
 	for _, fd := range fds {
