@@ -54,3 +54,46 @@ type NetworkState struct {
 	Lost  int64 `json:"lost,omitempty"`
 	Flows int   `json:"flows"` // open connections; 0 when the gate sleeps
 }
+
+// Ops between the monitor and a gate; those with an arrow are answered.
+const (
+	OpGateStart   = "gate_start"   // GateStart + the sockets of package inside; the monitor's first
+	OpGatePolicy  = "gate_policy"  // Network ->
+	OpGateRefused = "gate_refused" // GateRefused -> ; from the gate
+	OpGateSocket  = "gate_socket"  // GateSocket -> one descriptor; from the gate; the monitor hands it on to init
+	OpGateState   = "gate_state"   // event: GateState, before the gate ends
+	OpGateFlows   = "gate_flows"   // event: GateFlows
+)
+
+// GateStart is all that a gate is told at its start.
+type GateStart struct {
+	Network   Network          `json:"network"`
+	Resolvers []netip.AddrPort `json:"resolvers,omitempty"` // the host's
+	IdleMS    int64            `json:"idle_ms"`
+	State     GateState        `json:"state"`
+}
+
+// GateRefused tells of one refused connection. Source is its end inside.
+type GateRefused struct {
+	Refusal
+	Source netip.AddrPort `json:"source"`
+}
+
+// GateSocket asks for a UDP socket inside, bound to At and, when valid,
+// connected to Peer.
+type GateSocket struct {
+	At   netip.AddrPort `json:"at"`
+	Peer netip.AddrPort `json:"peer"`
+}
+
+// GateState is what one gate leaves to the next: which name an address made up
+// for it stands for.
+type GateState struct {
+	Names []string `json:"names,omitempty"` // oldest first
+	Next  uint32   `json:"next,omitempty"`  // the number of the first of Names
+}
+
+// GateFlows counts open connections.
+type GateFlows struct {
+	Open int `json:"open"`
+}

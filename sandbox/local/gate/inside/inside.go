@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/sandbox/local/gate/netlink"
 	"berth/sandbox/local/wire"
 )
 
@@ -70,18 +71,18 @@ func routes(six bool) error {
 	if six {
 		self, family = wire.NetSelf6, unix.AF_INET6
 	}
-	index := native.AppendUint32(nil, lo)
+	index := netlink.Native.AppendUint32(nil, lo)
 	ifa := append([]byte{family, uint8(self.BitLen()), unix.IFA_F_PERMANENT | unix.IFA_F_NODAD, unix.RT_SCOPE_UNIVERSE}, index...)
-	addr := newMessage(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, ifa).
-		attr(unix.IFA_LOCAL, self.AsSlice()).attr(unix.IFA_ADDRESS, self.AsSlice())
+	addr := netlink.New(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, ifa).
+		Attr(unix.IFA_LOCAL, self.AsSlice()).Attr(unix.IFA_ADDRESS, self.AsSlice())
 	scope := uint8(unix.RT_SCOPE_HOST)
 	rt := []byte{family, 0, 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, scope, unix.RTN_LOCAL, 0, 0, 0, 0}
-	route := newMessage(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, rt).
-		attr(unix.RTA_OIF, index).attr(unix.RTA_PREFSRC, self.AsSlice())
-	if err := talk(unix.NETLINK_ROUTE, []string{"add an address"}, addr); err != nil {
+	route := netlink.New(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, rt).
+		Attr(unix.RTA_OIF, index).Attr(unix.RTA_PREFSRC, self.AsSlice())
+	if err := netlink.Talk(unix.NETLINK_ROUTE, []string{"add an address"}, addr); err != nil {
 		return err
 	}
-	return talk(unix.NETLINK_ROUTE, []string{"add a route"}, route)
+	return netlink.Talk(unix.NETLINK_ROUTE, []string{"add a route"}, route)
 }
 
 // Socket options that unix does not name.
@@ -167,4 +168,3 @@ func Datagrams(at, peer netip.AddrPort) (*os.File, error) {
 	}
 	return f, nil
 }
-

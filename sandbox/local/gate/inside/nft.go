@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/sandbox/local/gate/netlink"
 	"berth/sandbox/local/wire"
 )
 
@@ -31,56 +32,56 @@ const (
 
 type expr struct {
 	name string
-	fill func(*message)
+	fill func(*netlink.Message)
 }
 
 // rules is a batch of nf_tables messages.
 type rules struct {
 	family uint8
-	list   []*message
+	list   []*netlink.Message
 	what   []string
 }
 
-func (r *rules) add(kind int, flags uint16, what string) *message {
-	m := newMessage(unix.NFNL_SUBSYS_NFTABLES<<8|uint16(kind), flags|unix.NLM_F_ACK, []byte{r.family, 0, 0, 0})
+func (r *rules) add(kind int, flags uint16, what string) *netlink.Message {
+	m := netlink.New(unix.NFNL_SUBSYS_NFTABLES<<8|uint16(kind), flags|unix.NLM_F_ACK, []byte{r.family, 0, 0, 0})
 	r.list, r.what = append(r.list, m), append(r.what, what)
 	return m
 }
 
 func (r *rules) edge(kind uint16) {
-	m := newMessage(kind, 0, []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES})
+	m := netlink.New(kind, 0, []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES})
 	r.list, r.what = append(r.list, m), append(r.what, "nf_tables batch")
 }
 
 func (r *rules) chain(name string, hook, priority, policy int32) {
 	r.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, "the chain "+name).
-		text(unix.NFTA_CHAIN_TABLE, "berth").text(unix.NFTA_CHAIN_NAME, name).
-		begin(unix.NFTA_CHAIN_HOOK).be32(unix.NFTA_HOOK_HOOKNUM, uint32(hook)).be32(unix.NFTA_HOOK_PRIORITY, uint32(priority)).end().
-		be32(unix.NFTA_CHAIN_POLICY, uint32(policy)).text(unix.NFTA_CHAIN_TYPE, "filter")
+		Text(unix.NFTA_CHAIN_TABLE, "berth").Text(unix.NFTA_CHAIN_NAME, name).
+		Begin(unix.NFTA_CHAIN_HOOK).BE32(unix.NFTA_HOOK_HOOKNUM, uint32(hook)).BE32(unix.NFTA_HOOK_PRIORITY, uint32(priority)).End().
+		BE32(unix.NFTA_CHAIN_POLICY, uint32(policy)).Text(unix.NFTA_CHAIN_TYPE, "filter")
 }
 
 func (r *rules) rule(chain string, what string, exprs ...[]expr) {
 	m := r.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, what)
-	m.text(unix.NFTA_RULE_TABLE, "berth").text(unix.NFTA_RULE_CHAIN, chain).begin(unix.NFTA_RULE_EXPRESSIONS)
+	m.Text(unix.NFTA_RULE_TABLE, "berth").Text(unix.NFTA_RULE_CHAIN, chain).Begin(unix.NFTA_RULE_EXPRESSIONS)
 	for _, list := range exprs {
 		for _, e := range list {
-			m.begin(listElem).text(exprName, e.name).begin(exprData)
+			m.Begin(listElem).Text(exprName, e.name).Begin(exprData)
 			e.fill(m)
-			m.end().end()
+			m.End().End()
 		}
 	}
-	m.end()
+	m.End()
 }
 
 func verdict(code uint32) []expr {
-	return []expr{{"immediate", func(m *message) {
-		m.be32(immediateDreg, regVerdict).begin(immediateData).begin(dataVerdict).be32(1, code).end().end()
+	return []expr{{"immediate", func(m *netlink.Message) {
+		m.BE32(immediateDreg, regVerdict).Begin(immediateData).Begin(dataVerdict).BE32(1, code).End().End()
 	}}}
 }
 
 func equals(data []byte) expr {
-	return expr{"cmp", func(m *message) {
-		m.be32(cmpSreg, reg1).be32(cmpOp, 0).begin(cmpData).attr(dataValue, data).end()
+	return expr{"cmp", func(m *netlink.Message) {
+		m.BE32(cmpSreg, reg1).BE32(cmpOp, 0).Begin(cmpData).Attr(dataValue, data).End()
 	}}
 }
 
@@ -96,13 +97,13 @@ func to(p netip.Prefix) []expr {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
 	return []expr{
-		{"payload", func(m *message) {
-			m.be32(unix.NFTA_PAYLOAD_DREG, reg1).be32(unix.NFTA_PAYLOAD_BASE, payloadNetwork).
-				be32(unix.NFTA_PAYLOAD_OFFSET, offset).be32(unix.NFTA_PAYLOAD_LEN, size)
+		{"payload", func(m *netlink.Message) {
+			m.BE32(unix.NFTA_PAYLOAD_DREG, reg1).BE32(unix.NFTA_PAYLOAD_BASE, payloadNetwork).
+				BE32(unix.NFTA_PAYLOAD_OFFSET, offset).BE32(unix.NFTA_PAYLOAD_LEN, size)
 		}},
-		{"bitwise", func(m *message) {
-			m.be32(bitSreg, reg1).be32(bitDreg, reg1).be32(bitLen, size).
-				begin(bitMask).attr(dataValue, mask).end().begin(bitXor).attr(dataValue, make([]byte, len(a))).end()
+		{"bitwise", func(m *netlink.Message) {
+			m.BE32(bitSreg, reg1).BE32(bitDreg, reg1).BE32(bitLen, size).
+				Begin(bitMask).Attr(dataValue, mask).End().Begin(bitXor).Attr(dataValue, make([]byte, len(a))).End()
 		}},
 		equals(a),
 	}
@@ -110,14 +111,14 @@ func to(p netip.Prefix) []expr {
 
 func protocol(n byte) []expr {
 	return []expr{
-		{"meta", func(m *message) { m.be32(unix.NFTA_META_DREG, reg1).be32(unix.NFTA_META_KEY, metaL4Proto) }},
+		{"meta", func(m *netlink.Message) { m.BE32(unix.NFTA_META_DREG, reg1).BE32(unix.NFTA_META_KEY, metaL4Proto) }},
 		equals([]byte{n}),
 	}
 }
 
 func number(reg uint32, data []byte) expr {
-	return expr{"immediate", func(m *message) {
-		m.be32(immediateDreg, reg).begin(immediateData).attr(dataValue, data).end()
+	return expr{"immediate", func(m *netlink.Message) {
+		m.BE32(immediateDreg, reg).Begin(immediateData).Attr(dataValue, data).End()
 	}}
 }
 
@@ -127,8 +128,8 @@ func divert(family uint8, gate netip.AddrPort) []expr {
 	port := []byte{byte(gate.Port() >> 8), byte(gate.Port())}
 	return []expr{
 		number(reg1, gate.Addr().AsSlice()), number(reg2, port),
-		{"tproxy", func(m *message) {
-			m.be32(tproxyFamily, uint32(family)).be32(tproxyAddr, reg1).be32(tproxyPort, reg2)
+		{"tproxy", func(m *netlink.Message) {
+			m.BE32(tproxyFamily, uint32(family)).BE32(tproxyAddr, reg1).BE32(tproxyPort, reg2)
 		}},
 	}
 }
@@ -147,7 +148,7 @@ func walls(six bool) error {
 	at := netip.AddrPortFrom(gate, wire.NetGatePort)
 
 	r.edge(unix.NFNL_MSG_BATCH_BEGIN)
-	r.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "a table").text(unix.NFTA_TABLE_NAME, "berth")
+	r.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "a table").Text(unix.NFTA_TABLE_NAME, "berth")
 	r.chain("in", hookPrerouting, -150, verdictAccept)
 	r.rule("in", "a rule", to(loop), verdict(verdictAccept))
 	r.rule("in", "a rule", to(own), verdict(verdictAccept))
@@ -163,5 +164,5 @@ func walls(six bool) error {
 		r.rule("out", "a rule", protocol(proto), verdict(verdictAccept))
 	}
 	r.edge(unix.NFNL_MSG_BATCH_END)
-	return talk(unix.NETLINK_NETFILTER, r.what, r.list...)
+	return netlink.Talk(unix.NETLINK_NETFILTER, r.what, r.list...)
 }
