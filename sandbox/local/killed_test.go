@@ -17,6 +17,7 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/client"
+	"berth/sandbox/local/disk"
 	"berth/sandbox/local/isolate"
 )
 
@@ -124,6 +125,7 @@ func (w *watched) gone(t *testing.T, dir string) {
 				left = append(left, "mount "+line)
 			}
 		}
+		left = append(left, loops(t, dir)...)
 		if len(left) == 0 || time.Now().After(end) {
 			break
 		}
@@ -135,7 +137,19 @@ func (w *watched) gone(t *testing.T, dir string) {
 
 // As TestKilledAtEveryStep, with real monitors and commands running inside. A
 // step with a time is a kill that much later, wherever the operation is by then.
-func TestServerKilledWithRealMonitors(t *testing.T) {
+func TestServerKilledWithRealMonitors(t *testing.T) { killWithRealMonitors(t, sandbox.Spec{}) }
+
+// The same for a sandbox whose files are on a file system of its own.
+func TestServerKilledWithDiskLimit(t *testing.T) {
+	if err := disk.Available(); err != nil {
+		t.Skip("needs loop devices: ", err)
+	}
+	killWithRealMonitors(t, diskSpec)
+}
+
+var diskSpec = sandbox.Spec{Resources: sandbox.Resources{Disk: 256 << 20}}
+
+func killWithRealMonitors(t *testing.T, spec sandbox.Spec) {
 	tests := []struct {
 		op    string
 		steps []string
@@ -156,7 +170,7 @@ func TestServerKilledWithRealMonitors(t *testing.T) {
 				p := provider(t, local.Options{Dir: dir})
 				var w watched
 				if tt.from != nil {
-					in, err := p.Create(ctx, testKey, sandbox.Spec{})
+					in, err := p.Create(ctx, testKey, spec)
 					must(t, err)
 					wantRun(t, in, "agent", "echo precious > ~/f; mkdir -p /workspace/a/b && ln ~/f ~/g; (setsid sleep 1000 >/dev/null 2>&1 &)", "")
 					w.note(t, dir)
@@ -167,7 +181,7 @@ func TestServerKilledWithRealMonitors(t *testing.T) {
 						must(t, do(ctx, in, op))
 					}
 				}
-				killReal(t, dir, tt.op, step)
+				killReal(t, dir, tt.op, step, spec)
 				if !strings.HasSuffix(step, "6ms") { // some at once, while a monitor is on its way
 					w.note(t, dir)
 					must(t, p.Sweep(ctx))
@@ -176,7 +190,7 @@ func TestServerKilledWithRealMonitors(t *testing.T) {
 
 				in, err := p.Lookup(ctx, testKey)
 				if errors.Is(err, sandbox.ErrNotFound) && tt.op == "create" {
-					in, err = p.Create(ctx, testKey, sandbox.Spec{})
+					in, err = p.Create(ctx, testKey, spec)
 				}
 				must(t, err)
 				if got := status(t, in); got == sandbox.StatusError || got == sandbox.StatusDestroyed && tt.op != "destroy" {
@@ -210,10 +224,13 @@ func TestServerKilledWithRealMonitors(t *testing.T) {
 
 // killReal runs op, with real monitors, in a process that dies at step; with a
 // time in step, op may have ended before.
-func killReal(t *testing.T, dir, op, step string) {
+func killReal(t *testing.T, dir, op, step string, spec sandbox.Spec) {
 	t.Helper()
 	cmd := operation(t, dir, op, step)
 	cmd.Env = append(cmd.Env, "BERTH_TEST_ENGINE=real")
+	if spec.Resources.Disk > 0 {
+		cmd.Env = append(cmd.Env, "BERTH_TEST_DISK=yes")
+	}
 	out, err := cmd.CombinedOutput()
 	if cmd.ProcessState.Exited() && (err != nil || !strings.Contains(step, "+")) {
 		t.Fatalf("%s was not killed at %s: %v, %s", op, step, err, out)

@@ -130,7 +130,11 @@ func operate(op string) int {
 		return 1
 	}
 	if op == "create" {
-		_, err := p.Create(ctx, testKey, sandbox.Spec{})
+		spec := sandbox.Spec{}
+		if os.Getenv("BERTH_TEST_DISK") != "" {
+			spec = diskSpec
+		}
+		_, err := p.Create(ctx, testKey, spec)
 		if errors.Is(err, sandbox.ErrExists) {
 			return 17
 		}

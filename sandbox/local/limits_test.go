@@ -192,3 +192,50 @@ func killEverything(t *testing.T, in sandbox.Instance) {
 		}
 	}
 }
+
+// Without loop devices a sandbox that is deleted on its stop has its limit in
+// memory, and it is as exact.
+func TestDiskLimitInMemory(t *testing.T) {
+	if disk.Available() == nil {
+		t.Skip("loop devices are used here; run as an ordinary user")
+	}
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	ephemeral := true
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{Ephemeral: &ephemeral, Resources: sandbox.Resources{Disk: 64 << 20}})
+	must(t, err)
+	if g := guarantee(t, in, "disk_limit"); g.State != sandbox.Enforced {
+		t.Errorf("%+v, want enforced", g)
+	}
+	fill := ran(t, in, "agent", "head -c 1G /dev/zero > /home/agent/full")
+	if *fill.ExitCode == 0 || len(fill.Struck) != 1 || !strings.HasPrefix(fill.Struck[0], "disk limit 64 MiB reached") {
+		t.Errorf("filling up: %+v; want a failure and the limit named", fill)
+	}
+	must(t, in.Stop(t.Context()))
+}
+
+// What nothing holds is looked at, when the operator allows that: beyond a limit
+// something is killed, and the limit named.
+func TestSoftLimits(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("all limits are enforced for root; run as an ordinary user")
+	}
+	p := provider(t, local.Options{Dir: stateDir(t), BestEffort: true})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{Resources: sandbox.Resources{CPU: 1, Memory: 256 << 20, Disk: 64 << 20}})
+	must(t, err)
+	if g := guarantee(t, in, "disk_limit"); g.State != sandbox.Soft {
+		t.Errorf("%+v, want soft", g)
+	}
+	if i := ran(t, in, "agent", "head -c 100M /dev/zero > /home/agent/full; sleep 30"); i.Reason != "disk limit 64 MiB" {
+		t.Errorf("a full disk: %+v; want killed by the disk limit", i)
+	}
+	wantRun(t, in, "agent", "rm /home/agent/full; sleep 5", "")
+	if g := guarantee(t, in, "memory_limit"); g.State == sandbox.Soft {
+		hog := "python3 -c 'import time; x = bytearray(150 << 20); time.sleep(30)'"
+		if i := ran(t, in, "agent", hog+" & "+hog); i.Reason != "memory limit 256 MiB" {
+			t.Errorf("two hogs: %+v; want killed by the memory limit", i)
+		}
+	}
+	if g := guarantee(t, in, "cpu_limit"); g.State == sandbox.Soft {
+		wantRun(t, in, "agent", "nproc", "1")
+	}
+}

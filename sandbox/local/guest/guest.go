@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/sandbox/local/disk"
 	"berth/sandbox/local/isolate/rootfs"
 	"berth/sandbox/local/wire"
 )
@@ -59,6 +60,8 @@ type Setup struct {
 	// user, and on the memory of each process. 0: none.
 	NProc      int64 `json:"nproc,omitempty"`
 	PerProcess int64 `json:"per_process,omitempty"`
+	// CPUs that commands begin on; nil: all.
+	CPUs *unix.CPUSet `json:"cpus,omitempty"`
 	// Probe says that a limit on processes shows only to what is forked after
 	// the command has joined a cgroup.
 	Probe bool `json:"probe,omitempty"`
@@ -77,7 +80,7 @@ func Main() {
 		return
 	}
 	g := &guest{
-		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[uint32]int{}, writes: map[uint64]*write{}, children: make(chan struct{}, 1),
+		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1),
 	}
 	if err := g.setup(); err != nil {
 		return
@@ -118,10 +121,12 @@ type guest struct {
 	launch  wire.Launch
 	nproc   int64
 	perProc int64
+	cpus    *unix.CPUSet
 	tasks   []int
 	member  []int
 	run     int // -1: none
 	pidsMax int
+	layers  int // the directory of the files of the sandbox, outside; -1: not open
 	probe   bool
 	oom     int
 	pts     int
@@ -196,6 +201,7 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	g.tasks, g.member, g.oom = fds[FileTasks], fds[FileMember], one(fds, FileOOM)
 	g.run, g.pidsMax = one(fds, FileRun), one(fds, FilePIDs)
 	g.probe = s.Probe || s.NProc > 0
+	g.cpus = s.CPUs
 	single := s.Launch.IDs.Mode == wire.IDsSingle
 	mounts := fds[FileMount]
 	if s.Launch.IDs.Mode != wire.IDsRange {
@@ -206,6 +212,11 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 			}
 		}
 		var err error
+		if d := s.Launch.Disk; d != nil && d.Kind == wire.DiskSoft {
+			if g.layers, err = unix.Open(d.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+				return nil, rootfs.Explain("open "+d.Dir, err)
+			}
+		}
 		if mounts, err = rootfs.Build(s.Launch.Mounts, maps); err != nil {
 			return nil, err
 		}
@@ -319,6 +330,12 @@ func (g *guest) serve(f *wire.Frame) {
 		var r wire.ProcessRef
 		if err = decode(f, &r); err == nil {
 			body, err = g.describe(r.ID)
+		}
+	case wire.OpDisk:
+		if g.layers < 0 {
+			err = invalid("disk: nothing is limited by looking at it")
+		} else {
+			body = wire.DiskUse{Bytes: disk.Written(g.layers)}
 		}
 	case wire.OpHalt:
 		var r wire.Halt

@@ -331,6 +331,10 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 			p.Must(stageGuard, unix.SYS_PRLIMIT64, 0, lim, raw.Keep(p, &unix.Rlimit{Cur: uint64(v), Max: uint64(v)}), 0)
 		}
 	}
+	if g.cpus != nil {
+		set := *g.cpus
+		p.Must(stageGuard, unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(set), raw.Keep(p, &set))
+	}
 	p.Try(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, raw.Keep(p, &unix.Rlimit{Cur: g.nofile, Max: g.nofile}), 0)
 	for i := 0; i <= g.lastCap; i++ {
 		if commandCaps&(1<<i) == 0 {

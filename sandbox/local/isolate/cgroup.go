@@ -125,10 +125,48 @@ func (c *cgroups) report() {
 		setup.NProc = limits.PIDs
 		setup.PIDs = wire.Held{State: enforced, Detail: "RLIMIT_NPROC, for each user; " + c.reason}
 	}
+	if limits.CPUMilli > 0 && c.have["cpu"] == "" {
+		if cpus := someCPUs(c.name, limits.CPUMilli); cpus != nil {
+			setup.CPUs = cpus
+			setup.CPU = wire.Held{State: soft, Detail: "commands begin on " + strconv.Itoa(cpus.Count()) + " of the processors, which they may change; " + c.reason}
+		}
+	}
 	if limits.Memory > 0 && c.have["memory"] == "" {
 		setup.PerProcess = limits.Memory
-		setup.Memory = wire.Held{State: soft, Detail: "RLIMIT_DATA, for each process; " + c.reason}
+		setup.Memory = wire.Held{State: soft, Detail: "RLIMIT_DATA, for each process, and all together looked at every few seconds; " + c.reason}
 	}
+}
+
+// someCPUs chooses as many of the processors that the caller may use as come
+// next above a limit; other sandboxes have others. Nil: all of them.
+func someCPUs(name string, milli int64) *unix.CPUSet {
+	var all, some unix.CPUSet
+	if unix.SchedGetaffinity(0, &all) != nil {
+		return nil
+	}
+	n := int((milli + 999) / 1000)
+	if n >= all.Count() {
+		return nil
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name))
+	const most = len(all) * 64
+	for i := int(h.Sum32() % uint32(all.Count())); some.Count() < n; {
+		// The i-th of those that can be used.
+		k := 0
+		for cpu := range most {
+			if !all.IsSet(cpu) {
+				continue
+			}
+			if k == i%all.Count() {
+				some.Set(cpu)
+				break
+			}
+			k++
+		}
+		i++
+	}
+	return &some
 }
 
 func cause(err error) string {

@@ -205,6 +205,7 @@ func (m *monitor) begin() {
 	m.mu.Lock()
 	m.watchIdle()
 	m.mu.Unlock()
+	m.watchLimits()
 }
 
 func readLaunch(fd int) (*wire.Launch, error) {

@@ -228,6 +228,11 @@ type Tree struct {
 	Processes []string `json:"processes"` // "pid command", at most 20
 }
 
+// DiskUse is what the sandbox's files take.
+type DiskUse struct {
+	Bytes int64 `json:"bytes"`
+}
+
 // Halt ends everything inside.
 type Halt struct {
 	GraceMS int64 `json:"grace_ms"`

@@ -96,6 +96,7 @@ const (
 	OpStart  = "start"  // StartProcess + stdin, stdout, stderr -> Started (+ the terminal's master if TTY)
 	OpSignal = "signal" // Signal -> Signalled
 	OpTree   = "tree"   // ProcessRef -> Tree
+	OpDisk   = "disk"   // -> DiskUse, with DiskSoft in other modes than IDsRange
 	OpExited = "exited" // event from init: Exited
 	OpGone   = "gone"   // event from init: ProcessRef; nothing is left of a tree that outlived its OpExited
 	OpHalt   = "halt"   // -> ; TERM to all, KILL after grace, answered when nothing is left
