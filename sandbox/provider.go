@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"net"
 	"time"
 )
 
@@ -146,6 +147,33 @@ type (
 	// empty when it was deleted. An Instance ability.
 	Retirer interface {
 		Retire(ctx context.Context, reason string) (kept string, err error)
+	}
+	// PortDialer connects to a port that something listens on inside, at
+	// 127.0.0.1 or else ::1. syscall.ECONNREFUSED when nothing does,
+	// ErrNotRunning when the sandbox does not run; it starts nothing. An
+	// Instance ability.
+	PortDialer interface {
+		DialPort(ctx context.Context, port uint16) (net.Conn, error)
+	}
+	// PortKeeper keeps with the sandbox that p.Number is exposed, until it is
+	// destroyed. It fills in Label and Token, which stay the same whenever the
+	// port is kept again; p.Listen 0 keeps the former one. ErrLimit beyond
+	// MaxPorts. An Instance ability.
+	PortKeeper interface {
+		KeepPort(ctx context.Context, p Port) (Port, error)
+	}
+	// PortFinder finds the sandbox of an exposed port; ErrNotFound when there
+	// is none. A Provider ability.
+	PortFinder interface {
+		FindPort(ctx context.Context, label string) (Instance, Port, error)
+	}
+	// PortLister lists the labels of all exposed ports. A Provider ability.
+	PortLister interface {
+		PortLabels(ctx context.Context) ([]string, error)
+	}
+	// Toucher notes that a running sandbox is in use. An Instance ability.
+	Toucher interface {
+		Touch(ctx context.Context) error
 	}
 	// Sweeper enforces the intervals that nobody else does: archives and
 	// deletes stopped sandboxes whose time has come, forgets old tombstones

@@ -132,6 +132,9 @@ type Spec struct {
 	Timeout *time.Duration
 	// WorkingDirectory is absolute; commands start there when it is given.
 	WorkingDirectory string
+	// Public makes exposed ports answer without a token, unless exposing one
+	// says otherwise.
+	Public *bool
 	// Resources that the sandbox may use.
 	Resources Resources
 }
@@ -169,6 +172,8 @@ type Info struct {
 	Guarantees []Guarantee
 	// HostDirs are the operator's host folders shown inside.
 	HostDirs []HostDir
+	// Ports that are exposed, by number.
+	Ports []Port
 	// BaseChanged tells that the host's system directories changed since the
 	// sandbox was made; empty when not.
 	BaseChanged string

@@ -48,6 +48,7 @@ func serverMade(ctx context.Context) bool {
 func (s Spec) Clone() Spec {
 	s.Labels, s.Env = maps.Clone(s.Labels), maps.Clone(s.Env)
 	s.Ephemeral, s.AutoStop, s.AutoArchive = clone(s.Ephemeral), clone(s.AutoStop), clone(s.AutoArchive)
+	s.Public = clone(s.Public)
 	s.AutoDelete, s.Timeout = clone(s.AutoDelete), clone(s.Timeout)
 	return s
 }
@@ -64,7 +65,7 @@ func clone[T any](p *T) *T {
 // over the built-in ones: every pointer is set, maps are merged key by key. The
 // name may still be empty; the Manager puts the session id there.
 func (s Spec) WithDefaults(d Spec) Spec {
-	out := s.over(d).over(Spec{Language: TypeScript, User: "agent", Ephemeral: new(bool),
+	out := s.over(d).over(Spec{Language: TypeScript, User: "agent", Ephemeral: new(bool), Public: new(bool),
 		AutoStop: ptr(DefaultAutoStop), AutoArchive: ptr(DefaultAutoArchive), AutoDelete: ptr(Never), Timeout: ptr(DefaultTimeout)})
 	if *out.AutoArchive == 0 {
 		*out.AutoArchive = MaxAutoArchive
@@ -106,6 +107,9 @@ func (s Spec) over(d Spec) Spec {
 	s.Resources = s.Resources.over(d.Resources)
 	if s.Ephemeral == nil {
 		s.Ephemeral = d.Ephemeral
+	}
+	if s.Public == nil {
+		s.Public = d.Public
 	}
 	for _, p := range []struct{ a, b **time.Duration }{{&s.AutoStop, &d.AutoStop}, {&s.AutoArchive, &d.AutoArchive},
 		{&s.AutoDelete, &d.AutoDelete}, {&s.Timeout, &d.Timeout}} {
@@ -316,6 +320,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if a, b := want.Ephemeral, inForce.Ephemeral; a != nil && b != nil && *a != *b {
 		say("ephemeral", *a, *b)
+	}
+	if a, b := want.Public, inForce.Public; a != nil && *a != (b != nil && *b) {
+		say("public", *a, b != nil && *b)
 	}
 	for _, p := range []struct {
 		field string

@@ -56,6 +56,7 @@ func (in *Instance) destroyLocked(ctx context.Context, reason string) error {
 			t.Owner, t.Session, t.Created, t.Spec = r.Owner, r.Session, r.Created, r.Spec
 			t.Spec.Env = nil // secrets live no longer than their sandbox
 			ids = r.IDs
+			in.s.dropPorts(r)
 		}
 		if t.Session != "" {
 			// On a full disk deleting matters more than remembering.

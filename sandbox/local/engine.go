@@ -4,6 +4,7 @@ package local
 
 import (
 	"context"
+	"net"
 
 	"berth/sandbox"
 	"berth/sandbox/local/wire"
@@ -40,4 +41,7 @@ type connection interface {
 	// Stop returns when everything inside has ended and the monitor too.
 	Stop(ctx context.Context, reason string) error
 	Files() sandbox.Files
+	// Touch counts as activity.
+	Touch(ctx context.Context) error
+	DialPort(ctx context.Context, port uint16) (net.Conn, error)
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,3 +122,7 @@ func (c fakeConn) Stop(ctx context.Context, reason string) error {
 	return writeJSON(filepath.Join(c.dir, "monitor.json"), rec, false)
 }
 func (fakeConn) Files() sandbox.Files { return nil }
+
+func (fakeConn) Touch(context.Context) error { return nil }
+
+func (fakeConn) DialPort(context.Context, uint16) (net.Conn, error) { return nil, syscall.ECONNREFUSED }

@@ -156,6 +156,9 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 	if info.Name == "" {
 		info.Name = v.rec.Session
 	}
+	for _, r := range v.rec.Ports {
+		info.Ports = append(info.Ports, r.port())
+	}
 	info.Guarantees = in.p.guarantees(&v, v.rec.Spec)
 	if v.rec.MadeOn.Host != v.rec.Base.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, v.rec.Base)

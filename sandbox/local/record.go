@@ -38,6 +38,9 @@ type record struct {
 	Error    string    `json:"error,omitempty"`
 	Lost     *lost     `json:"lost,omitempty"`
 	Archived *archived `json:"archived,omitempty"`
+	// Ports are exposed until it is destroyed. They are its own: nothing made
+	// from this sandbox takes them over.
+	Ports []portRecord `json:"ports,omitempty"`
 }
 
 // baseName identifies a state of the host's system directories.
@@ -72,6 +75,7 @@ type specRecord struct {
 	Env              map[string]string `json:"env,omitempty"`
 	User             string            `json:"user,omitempty"`
 	Ephemeral        *bool             `json:"ephemeral,omitempty"`
+	Public           *bool             `json:"public,omitempty"`
 	AutoStop         *time.Duration    `json:"auto_stop_ns,omitempty"`
 	AutoArchive      *time.Duration    `json:"auto_archive_ns,omitempty"`
 	AutoDelete       *time.Duration    `json:"auto_delete_ns,omitempty"`
@@ -84,13 +88,13 @@ type specRecord struct {
 
 func fromSpec(s sandbox.Spec) specRecord {
 	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), User: s.User,
-		Ephemeral: s.Ephemeral, AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
+		Ephemeral: s.Ephemeral, Public: s.Public, AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
 		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk}
 }
 
 func (r specRecord) spec() sandbox.Spec {
 	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, User: r.User,
-		Ephemeral: r.Ephemeral, AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
+		Ephemeral: r.Ephemeral, Public: r.Public, AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
 		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}}
 }
 

@@ -26,6 +26,7 @@ import (
 //	locks/ID         see lock
 //	tombstones/ID    JSON, what is remembered of a destroyed sandbox
 //	retired/NAME/    sandboxes set aside, with a record of when and why
+//	ports/LABEL      which sandbox's port is exposed under that label
 //	ids/SLOT         which sandbox has which range of user ids
 //	base/FINGERPRINT/ layers of the default root
 //	tmp/, trash/     half made and half removed; swept
@@ -36,7 +37,7 @@ type store struct {
 	now func() time.Time // for what is old
 }
 
-var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "tmp", "trash", "bin"}
+var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "tmp", "trash", "bin", "ports"}
 
 // sandboxID is the name of a key's sandbox in the state directory. Nobody can
 // choose another's, and it is short and safe as a file name.

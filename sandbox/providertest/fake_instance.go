@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -34,6 +35,7 @@ type fakeBox struct {
 	stopReason string
 	procs      map[sandbox.ProcessID]*fakeProcess
 	order      []sandbox.ProcessID
+	ports      []sandbox.Port
 }
 
 func (b *fakeBox) info() sandbox.Info {
@@ -41,7 +43,7 @@ func (b *fakeBox) info() sandbox.Info {
 	defer b.mu.Unlock()
 	i := sandbox.Info{Key: b.key, Name: b.spec.Name, Provider: b.store.options.Name, Status: b.status, Reason: b.reason,
 		Created: b.created, Stopped: b.stopped, StopReason: b.stopReason, Spec: b.spec, Home: b.home, User: "agent",
-		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees()}
+		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees(), Ports: slices.Clone(b.ports)}
 	if i.Name == "" {
 		i.Name = string(b.key.Session)
 	}
@@ -167,7 +169,7 @@ func (i *fakeInstance) Destroy(ctx context.Context) error {
 		return err
 	}
 	b.mu.Lock()
-	b.status, b.procs, b.order = sandbox.StatusDestroyed, nil, nil
+	b.status, b.procs, b.order, b.ports = sandbox.StatusDestroyed, nil, nil, nil
 	b.mu.Unlock()
 	return nil
 }

@@ -53,6 +53,7 @@ const (
 	Updates    Ability = "updates"    // Updater
 	Retirement Ability = "retirement" // Retirer
 	Tombstones Ability = "tombstones" // Lookup of a destroyed sandbox
+	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
 )
 
@@ -80,7 +81,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
-		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls},
+		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts},
 	} {
 		t.Run(g.name, func(t *testing.T) {
 			s := &suite{h: h}

@@ -39,6 +39,7 @@ var kinds = map[string]error{
 	wire.CodeLimit:       sandbox.ErrLimit,
 	wire.CodeUnsupported: sandbox.ErrUnsupported,
 	wire.CodeStopping:    sandbox.ErrNotRunning,
+	wire.CodeRefused:     syscall.ECONNREFUSED,
 }
 
 // convert makes an error of package sandbox or io/fs of one that crossed the

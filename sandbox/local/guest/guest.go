@@ -367,6 +367,11 @@ func (g *guest) serve(f *wire.Frame) {
 		if err = decode(f, &r); err == nil {
 			err = g.symlink(&r)
 		}
+	case wire.OpDial:
+		var r wire.Dial
+		if err = decode(f, &r); err == nil {
+			files, err = dial(&r)
+		}
 	default:
 		err = &wire.Error{Code: wire.CodeUnsupported, Text: "init does not know " + f.Op}
 	}

@@ -23,7 +23,7 @@ func (p *peer) handle(f *wire.Frame) {
 		m.mu.Unlock()
 	}
 	switch f.Op {
-	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink:
+	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink, wire.OpDial:
 		p.forward(f)
 		return
 	}
@@ -250,7 +250,7 @@ func (p *peer) usage(id uint64) {
 	p.answer(id, u, nil)
 }
 
-// forward hands a file request on to init, and its answer back.
+// forward hands a request for files or a socket on to init, and its answer back.
 func (p *peer) forward(f *wire.Frame) {
 	m := p.m
 	var commit wire.Commit
@@ -272,7 +272,7 @@ func (p *peer) forward(f *wire.Frame) {
 		}
 	}
 	want := 0
-	if f.Op == wire.OpOpen || f.Op == wire.OpCreate {
+	if f.Op == wire.OpOpen || f.Op == wire.OpCreate || f.Op == wire.OpDial {
 		want = 1
 	}
 	// In a goroutine, since init may be slow to take the request.

@@ -61,6 +61,7 @@ const (
 	CodeStopping    = "stopping" // the sandbox is being stopped; nothing was started
 	CodeNoProgram   = "no_program"
 	CodeBadCwd      = "bad_cwd"
+	CodeRefused     = "refused" // nothing listens on that port
 	CodeNoUser      = "no_user"
 	CodeInvalid     = "invalid"
 	CodeInternal    = "internal"
@@ -88,6 +89,7 @@ const (
 	OpCommit    = "commit"    // Commit -> File (init)
 	OpMkdir     = "mkdir"     // Mkdir -> (init)
 	OpSymlink   = "symlink"   // Symlink -> (init)
+	OpDial      = "dial"      // Dial -> one descriptor, a connected TCP socket (init)
 )
 
 // Ops between the monitor and init.
@@ -270,6 +272,11 @@ type Symlink struct {
 	Path   string `json:"path"`
 	User   string `json:"user,omitempty"`
 	Target string `json:"target"`
+}
+
+// Dial connects to a port of the loopback interface inside: 127.0.0.1, then ::1.
+type Dial struct {
+	Port uint16 `json:"port"`
 }
 
 // Created answers Create. Token is given to Commit; a token that is not
