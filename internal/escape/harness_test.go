@@ -355,8 +355,13 @@ func eachMode(t *testing.T, test func(t *testing.T, o local.Options)) {
 
 func newBox(t *testing.T, m *sandbox.Manager) *box {
 	t.Helper()
+	return newBoxOf(t, m, sandbox.Spec{})
+}
+
+func newBoxOf(t *testing.T, m *sandbox.Manager, spec sandbox.Spec) *box {
+	t.Helper()
 	b := &box{m: m, key: sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.NewSessionID()}}
-	_, err := m.StartSandbox(t.Context(), b.key, sandbox.Spec{})
+	_, err := m.StartSandbox(t.Context(), b.key, spec)
 	must(t, err)
 	t.Cleanup(func() {
 		if _, err := m.DestroySandbox(context.Background(), b.key); err != nil {
