@@ -20,6 +20,7 @@ const maxArgCode = 100 << 10
 func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunResult, error) {
 	var f faults
 	r.check(&f, false)
+	m.checkUser(ctx, key, r.User, &f)
 	if r.Command != "" || len(r.Argv) > 0 {
 		f.add("command", "run_code has none", "code", "")
 	}

@@ -18,6 +18,9 @@ func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartR
 	if err := m.allowed(spec); err != nil {
 		return nil, err
 	}
+	if err := m.checkImage(spec); err != nil {
+		return nil, err
+	}
 	b, err := m.ready(ctx, key, create, spec)
 	if err != nil {
 		return nil, sayNoSession(err, key)
@@ -62,6 +65,9 @@ func (m *Manager) converge(ctx context.Context, key Key, b *box, spec Spec, res 
 		asked.Ephemeral = spec.Ephemeral
 	}
 	asked.Resources = spec.Resources.over(want.Resources)
+	if spec.Image != "" {
+		asked.Image = spec.Image
+	}
 	if len(drift(want, b.info.Spec)) > 0 {
 		if u, ok := b.inst.(Updater); ok {
 			if err := u.Update(ctx, want); err != nil {

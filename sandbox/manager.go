@@ -28,6 +28,12 @@ type Options struct {
 type Limits struct {
 	MaxSandboxes int // a running or stopped sandbox counts, per owner; 0 = 1000
 	MaxProcesses int // running processes per sandbox; 0 = 512
+	// AllowedImages are patterns of the images that sandboxes may be made of,
+	// see Imager; nil: any of a registry. AnyImage allows all, files of this
+	// machine too: for the operator's own commands. Defaults.Image is always
+	// allowed.
+	AllowedImages []string
+	AnyImage      bool
 	// Resources of each sandbox; one that asks for less has less, one that
 	// asks for nothing has these. Zero fields: no ceiling.
 	Resources Resources
@@ -293,6 +299,9 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	}
 	if err := f.err(); err != nil {
 		return nil, err
+	}
+	if o.Limits.AllowedImages == nil {
+		o.Limits.AllowedImages = []string{"*"}
 	}
 	if o.Limits.MaxSandboxes == 0 {
 		o.Limits.MaxSandboxes = 1000

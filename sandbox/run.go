@@ -31,6 +31,7 @@ const killWait = 5 * time.Second
 func (m *Manager) ExecuteCommand(ctx context.Context, key Key, r RunRequest) (*RunResult, error) {
 	var f faults
 	r.check(&f, true)
+	m.checkUser(ctx, key, r.User, &f)
 	wait := parseSpan(&f, "wait_seconds", r.Wait, MaxWait)
 	if err := f.err(); err != nil {
 		return nil, err
@@ -68,6 +69,7 @@ func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*R
 	began := time.Now()
 	var f faults
 	r.check(&f, true)
+	m.checkUser(ctx, key, r.User, &f)
 	if t := r.TTY; t != nil {
 		f.window(*t)
 	}
@@ -133,7 +135,7 @@ func (r *RunRequest) check(f *faults, needsCommand bool) {
 		size += len(k) + len(v) + 2
 	}
 	f.envSize(size)
-	f.user(r.User)
+	f.userName(r.User)
 	if r.Stdin != nil && len(*r.Stdin) > MaxStdin {
 		f.add("stdin", fmt.Sprintf("it has %d bytes", len(*r.Stdin)), "at most 8,388,608", "write it with write_file and redirect it")
 	}
@@ -334,6 +336,8 @@ func spawnError(err error, c Command) error {
 	switch {
 	case errors.Is(err, ErrNoProgram) && len(c.Argv) > 0:
 		return noProgram(c.Argv)
+	case errors.Is(err, ErrNoProgram):
+		return &UserError{Err: ErrNoProgram, Text: "there is neither bash nor sh in the sandbox's image; pass argv, a program with its arguments, instead of command; nothing was run"}
 	case errors.As(err, &user), errors.As(err, &field):
 		return err
 	case errors.Is(err, fs.ErrNotExist):

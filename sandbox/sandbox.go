@@ -118,7 +118,12 @@ type Spec struct {
 	// Env is merged into each command's environment; it is never written to
 	// a file inside the sandbox. Names match [A-Za-z_][A-Za-z0-9_]*.
 	Env map[string]string
-	// User runs commands: "agent" when absent, or "root".
+	// Image is what the sandbox is made of, as for docker pull; empty: the
+	// provider's default root. Its environment, user and working directory hold
+	// unless the spec says otherwise; its entrypoint is not run.
+	Image string
+	// User runs commands: "agent" when absent, or "root". With an image it is
+	// one of the image's, or a number; absent: the one the image names, else root.
 	User string
 	// Ephemeral sandboxes are deleted as soon as they stop.
 	Ephemeral *bool
@@ -170,6 +175,8 @@ type Info struct {
 	Usage *Usage
 	// Guarantees tell what holds here, in display order.
 	Guarantees []Guarantee
+	// Image is what the sandbox was made of; nil for the default root.
+	Image *ImageUse
 	// HostDirs are the operator's host folders shown inside.
 	HostDirs []HostDir
 	// Ports that are exposed, by number.
@@ -177,6 +184,14 @@ type Info struct {
 	// BaseChanged tells that the host's system directories changed since the
 	// sandbox was made; empty when not.
 	BaseChanged string
+}
+
+// ImageUse is the image that a sandbox was made of: it stays the same whatever
+// its name leads to later.
+type ImageUse struct {
+	Name     string // whole: "docker.io/library/debian:12"
+	Digest   string // of its manifest
+	Platform string
 }
 
 // HostDir is a folder of the host shown inside, the operator's choice alone.

@@ -48,14 +48,47 @@ type flight struct {
 	box   *box  // set before done is closed
 	err   error // likewise
 
-	mu    sync.Mutex
-	phase string // how far it is, for callers that cannot wait on
+	mu      sync.Mutex
+	phase   string // how far it is, for callers that cannot wait on
+	waiting map[int]func(Progress)
+	waits   int
 }
 
 func (f *flight) say(format string, a ...any) {
 	f.mu.Lock()
 	f.phase = fmt.Sprintf(format, a...)
 	f.mu.Unlock()
+}
+
+// report tells those who wait how far the provider is.
+func (f *flight) report(p Progress) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.phase = p.Text
+	for _, tell := range f.waiting {
+		tell(p)
+	}
+}
+
+// join has the flight tell the call of ctx how far it is, until leave.
+func (f *flight) join(ctx context.Context) (leave func()) {
+	tell, ok := ctx.Value(progressKey{}).(func(Progress))
+	if !ok || tell == nil {
+		return func() {}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.waiting == nil {
+		f.waiting = map[int]func(Progress){}
+	}
+	f.waits++
+	id := f.waits
+	f.waiting[id] = tell
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.waiting, id)
+	}
 }
 
 // ready returns the key's sandbox, running, and starts it as far as want
@@ -84,14 +117,18 @@ func (m *Manager) ready(ctx context.Context, key Key, want mode, given Spec) (*b
 		}
 		m.mu.Unlock()
 
+		leave := f.join(ctx)
 		timer := time.NewTimer(time.Until(deadline))
 		select {
 		case <-f.done:
 			timer.Stop()
+			leave()
 		case <-ctx.Done():
 			timer.Stop()
+			leave()
 			return nil, ctx.Err()
 		case <-timer.C:
+			leave()
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			return nil, &UserError{Err: ErrStarting, Text: fmt.Sprintf(
@@ -111,7 +148,7 @@ func (m *Manager) ready(ctx context.Context, key Key, want mode, given Spec) (*b
 
 // fly runs one start to its end and publishes it.
 func (m *Manager) fly(f *flight, key Key, given Spec, made bool) {
-	b, err := m.start(m.ctx, f, key, given, made)
+	b, err := m.start(WithProgress(m.ctx, f.report), f, key, given, made)
 	m.mu.Lock()
 	delete(m.flights, key)
 	if err == nil {
@@ -236,7 +273,9 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		if errors.Is(err, ErrExists) {
 			// Another process was faster: use its sandbox, once it can be seen.
 			notice.Replaced = ""
-			lost++
+			if lost++; lost == 1 {
+				deadline = time.Now().Add(pollMost) // making ours may have taken long
+			}
 			if err := m.poll(ctx, deadline, min(10*time.Millisecond<<min(lost, 8), pollEvery)); err != nil {
 				return nil, transitionError(err, Info{Status: StatusStarting})
 			}

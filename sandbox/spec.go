@@ -65,7 +65,12 @@ func clone[T any](p *T) *T {
 // over the built-in ones: every pointer is set, maps are merged key by key. The
 // name may still be empty; the Manager puts the session id there.
 func (s Spec) WithDefaults(d Spec) Spec {
-	out := s.over(d).over(Spec{Language: TypeScript, User: "agent", Ephemeral: new(bool), Public: new(bool),
+	out := s.over(d)
+	user := "agent"
+	if out.Image != "" {
+		user = "" // the image's own
+	}
+	out = out.over(Spec{Language: TypeScript, User: user, Ephemeral: new(bool), Public: new(bool),
 		AutoStop: ptr(DefaultAutoStop), AutoArchive: ptr(DefaultAutoArchive), AutoDelete: ptr(Never), Timeout: ptr(DefaultTimeout)})
 	if *out.AutoArchive == 0 {
 		*out.AutoArchive = MaxAutoArchive
@@ -98,8 +103,12 @@ func (s Spec) over(d Spec) Spec {
 	if s.Language == "" {
 		s.Language = d.Language
 	}
-	if s.User == "" {
+	// Who runs commands in the default root says nothing of an image.
+	if s.User == "" && (s.Image == "" || s.Image == d.Image) {
 		s.User = d.User
+	}
+	if s.Image == "" {
+		s.Image = d.Image
 	}
 	if s.WorkingDirectory == "" {
 		s.WorkingDirectory = d.WorkingDirectory
@@ -140,7 +149,12 @@ func (s Spec) Validate() error {
 		f.add("language", fmt.Sprintf("there is no default language %.40q", s.Language), "typescript, javascript, python", "bash runs by execute_command, and by run_code when asked for")
 	}
 	f.env(s.Env)
-	f.user(s.User)
+	f.image(s.Image)
+	if s.Image == "" {
+		f.user(s.User)
+	} else {
+		f.userName(s.User)
+	}
 	span := func(field string, d *time.Duration, least, most time.Duration, allowed string) {
 		if d != nil && (*d < least || *d > most) {
 			f.add(field, fmt.Sprintf("%v does not fit", *d), allowed, "")
@@ -237,7 +251,7 @@ func plainPath(p string) bool {
 
 // updated is the spec in force once s is applied to it: what is given wins,
 // given maps replace those in force. Only a new sandbox can be made ephemeral,
-// or with other resources.
+// or with another image or other resources.
 func (s Spec) updated(inForce, defaults Spec) Spec {
 	want := s.over(Spec{Env: map[string]string{}, Labels: map[string]string{}})
 	if s.Env != nil {
@@ -253,7 +267,10 @@ func (s Spec) updated(inForce, defaults Spec) Spec {
 	under := inForce.Clone()
 	under.Env, under.Labels = nil, nil
 	want = want.over(under)
-	want.Ephemeral, want.Resources = clone(inForce.Ephemeral), inForce.Resources
+	want.Ephemeral, want.Resources, want.Image = clone(inForce.Ephemeral), inForce.Resources, inForce.Image
+	if s.User == "" {
+		want.User = inForce.User
+	}
 	if want.AutoArchive != nil && *want.AutoArchive == 0 {
 		*want.AutoArchive = MaxAutoArchive
 	}
@@ -275,6 +292,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if want.Name != inForce.Name {
 		say("name", want.Name, inForce.Name)
+	}
+	if want.Image != inForce.Image {
+		say("image", orNone(want.Image), orNone(inForce.Image))
 	}
 	if want.Language != inForce.Language {
 		say("language", want.Language, inForce.Language)

@@ -129,6 +129,9 @@ func (r *registry) work(ctx context.Context, c *call) (*mcp.CallToolResult, erro
 	if c.choice.Made {
 		ctx = sandbox.WithServerMadeSession(ctx)
 	}
+	if tell := c.progress.output(); tell != nil {
+		ctx = sandbox.WithProgress(ctx, func(p sandbox.Progress) { tell(sandbox.Output{Stdout: []byte(p.Text + "\n")}) })
+	}
 	c.ctx = ctx
 	res, err := c.tool.handle(c)
 	if err == nil && res == nil {

@@ -44,7 +44,9 @@ func forAgent(i sandbox.Info) string {
 	if user == "" {
 		user = "agent"
 	}
-	if cwd == home {
+	if i.Spec.Image != "" && i.Image == nil {
+		s = append(s, "User, home and default directory are the image's.")
+	} else if cwd == home {
 		s = append(s, fmt.Sprintf("Home and default directory: %s; user: %s.", home, user))
 	} else {
 		s = append(s, fmt.Sprintf("Home: %s; default directory: %s; user: %s.", home, cwd, user))

@@ -31,6 +31,7 @@ type sandboxInfo struct {
 	Spec           sandboxSpec       `json:"spec"`
 	Home           string            `json:"home,omitempty"`
 	User           string            `json:"user,omitempty"`
+	ImageDigest    string            `json:"image_digest,omitempty"`
 	Runtimes       map[string]string `json:"runtimes,omitempty"`
 	Network        string            `json:"network"`
 	HostDirs       []hostDir         `json:"host_dirs,omitempty"`
@@ -44,6 +45,7 @@ type sandboxInfo struct {
 
 // sandboxSpec is the spec in force. Of the environment it tells the names.
 type sandboxSpec struct {
+	Image            string     `json:"image,omitempty"`
 	Language         string     `json:"language,omitempty"`
 	EnvNames         []string   `json:"env_names,omitempty"`
 	User             string     `json:"user,omitempty"`
@@ -94,6 +96,9 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 	if out.Name == "" {
 		out.Name = out.SessionID
 	}
+	if i.Image != nil {
+		out.ImageDigest = i.Image.Digest
+	}
 	if len(i.Runtimes) > 0 {
 		out.Runtimes = map[string]string{}
 		for l, p := range i.Runtimes {
@@ -138,7 +143,7 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 
 func specOf(s sandbox.Spec) sandboxSpec {
 	out := sandboxSpec{
-		Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral,
+		Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral,
 		AutoStop: minutesOf(s.AutoStop), AutoArchive: minutesOf(s.AutoArchive), AutoDelete: minutesOf(s.AutoDelete),
 		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources),
 	}

@@ -107,7 +107,7 @@ var arguments = map[string]string{
 	"read_output":     "base64 cursor max_bytes pattern process_id tail_lines wait_for wait_seconds",
 	"kill_process":    "process_id signal",
 	"list_processes":  "",
-	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral labels language name resources timeout_seconds user working_directory",
+	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name resources timeout_seconds user working_directory",
 	"reconnect":       "",
 	"get_sandbox":     "",
 	"list_sandboxes":  "cursor labels limit status",

@@ -13,7 +13,8 @@ type startSandboxArguments struct {
 	Labels             map[string]string `json:"labels" schema:"items=64;bytes=256"`
 	Language           string            `json:"language" doc:"Of run_code." schema:"enum=typescript|javascript|python;default=typescript"`
 	Env                map[string]string `json:"env" schema:"items=1000;bytes=131071"`
-	User               string            `json:"user" schema:"enum=agent|root;default=agent"`
+	Image              string            `json:"image" doc:"As for docker pull; default: this machine's own system." schema:"bytes=1024"`
+	User               string            `json:"user" doc:"agent or root; with image any of its own." schema:"bytes=64"`
 	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it when it stops."`
 	AutoStopMinutes    *int              `json:"auto_stop_minutes" doc:"When idle; 0 = never." schema:"min=0;max=525600;default=15"`
 	AutoArchiveMinutes *int              `json:"auto_archive_minutes" doc:"When stopped; 0 = 43200." schema:"min=0;max=43200;default=10080"`
@@ -49,9 +50,9 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
-	"image": lacks("images; sandboxes start from this machine's own system"), "snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
-	"volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
-	"mounts":  lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
+	"snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
+	"volumes":  lacks("volumes; files stay in the sandbox until it is deleted"),
+	"mounts":   lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
 	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
 	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
 }
@@ -79,7 +80,7 @@ func startSandbox() tool {
 
 func (a *startSandboxArguments) spec() sandbox.Spec {
 	return sandbox.Spec{
-		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, User: a.User, Ephemeral: a.Ephemeral,
+		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
 	}

@@ -122,9 +122,10 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 		return nil, err
 	}
 	m, err := sandbox.NewManager(p, sandbox.Options{
-		Logger:         log,
-		Defaults:       c.Defaults.Spec(),
-		Limits:         sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses, Resources: c.Limits.Resources()},
+		Logger:   log,
+		Defaults: c.Defaults.Spec(),
+		Limits: sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses, Resources: c.Limits.Resources(),
+			AllowedImages: c.Limits.AllowedImages, AnyImage: !a.serving},
 		EventDir:       a.eventDir(c),
 		ProviderReason: reason,
 	})

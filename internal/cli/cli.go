@@ -55,6 +55,7 @@ type commands struct {
 	Copy   copyCommand   `cmd:"" name:"cp" group:"people" help:"Copy files into or out of a sandbox."`
 	Stop   stopCommand   `cmd:"" group:"people" help:"Stop a sandbox; its files stay."`
 	Remove removeCommand `cmd:"" name:"rm" group:"people" help:"Delete a sandbox and its files."`
+	Images imagesCommand `cmd:"" group:"people" help:"List, fetch and remove images."`
 	Prune  pruneCommand  `cmd:"" group:"people" help:"Delete the sandboxes that are not running."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
@@ -242,5 +243,6 @@ type App struct {
 
 	ctx      context.Context
 	commands *commands
+	serving  bool // for agents, not for the operator
 	flags    []config.Flag
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"berth/sandbox"
 )
 
 // progress draws one line on a terminal; elsewhere it is silent. It is safe for
@@ -55,13 +57,32 @@ func (r *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *progress) draw(r *progressReader) {
-	const cells = 24
-	filled := cells
-	if r.size > 0 {
-		filled = int(min(r.done, r.size) * cells / r.size)
+// report shows how far other work is.
+func (p *progress) report(r sandbox.Progress) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); p.on && r.Total > 0 && now.Sub(p.last) > 50*time.Millisecond && now.Sub(p.started) > 200*time.Millisecond {
+		p.last, p.drawn = now, true
+		line := []rune(oneLine(r.Text))
+		if w := p.app.width(p.app.Stderr); w > cells+2 && len(line) > w-cells-2 {
+			line = line[:w-cells-2]
+		}
+		fmt.Fprintf(p.app.Stderr, "\r\x1b[K%s %s", p.app.paint(p.app.Stderr, "36", bar(r.Done, r.Total)), string(line))
 	}
-	bar := strings.Repeat("█", filled) + strings.Repeat("░", cells-filled)
+}
+
+const cells = 24 // of a bar
+
+func bar(done, total int64) string {
+	filled := cells
+	if total > 0 {
+		filled = int(min(max(done, 0), total) * cells / total)
+	}
+	return strings.Repeat("█", filled) + strings.Repeat("░", cells-filled)
+}
+
+func (p *progress) draw(r *progressReader) {
+	bar := bar(r.done, r.size)
 	name := oneLine(r.name)
 	if r := []rune(name); len(r) > 30 {
 		name = "…" + string(r[len(r)-29:])

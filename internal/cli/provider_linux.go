@@ -4,6 +4,10 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"berth/internal/config"
 	"berth/sandbox"
@@ -42,10 +46,45 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 		Limits:        local.Limits{PIDs: int64(c.Limits.MaxPIDs)},
 		BestEffort:    c.BestEffort,
 	}
+	o.Images = local.ImageOptions{
+		Aliases: c.Local.Images.Aliases, Mirrors: c.Local.Images.Mirrors, Platform: c.Local.Images.Platform, AuthFiles: a.authFiles(),
+		MaxBytes: int64(c.Local.Images.MaxGiB) << 30, KeepUnused: time.Duration(c.Local.Images.KeepDays) * 24 * time.Hour,
+		Private: []string{"*"}, // of the commands for people
+	}
+	if a.serving {
+		o.Images.Private = slices.DeleteFunc(slices.Clone(c.Limits.AllowedImages), func(p string) bool { return strings.HasPrefix(p, "*") })
+		if d := c.Defaults.Image; d != "" {
+			o.Images.Private = append(o.Images.Private, d)
+		}
+	}
 	for _, d := range c.Limits.HostDirs {
 		o.HostDirs = append(o.HostDirs, sandbox.HostDir{Host: d.Host, Path: d.Path, ReadOnly: d.ReadOnly})
 	}
 	return o, nil
+}
+
+// authFiles are where Docker and Podman keep credentials, Docker's first.
+func (a *App) authFiles() []string {
+	var list []string
+	add := func(dir string, parts ...string) {
+		if filepath.IsAbs(dir) {
+			list = append(list, filepath.Join(append([]string{dir}, parts...)...))
+		}
+	}
+	home := a.getenv("HOME")
+	if dir := a.getenv("DOCKER_CONFIG"); dir != "" {
+		add(dir, "config.json")
+	} else {
+		add(home, ".docker", "config.json")
+	}
+	add(a.getenv("REGISTRY_AUTH_FILE"))
+	add(a.getenv("XDG_RUNTIME_DIR"), "containers", "auth.json")
+	if dir := a.getenv("XDG_CONFIG_HOME"); dir != "" {
+		add(dir, "containers", "auth.json")
+	} else {
+		add(home, ".config", "containers", "auth.json")
+	}
+	return list
 }
 
 func stateDir(a *App, c *config.Config) (string, error) {

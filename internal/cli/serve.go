@@ -61,6 +61,7 @@ func (c *serveCommand) Run(a *App) error {
 	for _, w := range cfg.Warnings {
 		log.Warn("settings", slog.String("remark", w))
 	}
+	a.serving = true
 	b, err := a.openWith(cfg, log)
 	if err != nil {
 		return err

@@ -85,6 +85,7 @@ type Log struct {
 // Defaults are what a sandbox is made of unless its session says otherwise.
 type Defaults struct {
 	Labels             map[string]string `yaml:"labels"`
+	Image              string            `yaml:"image"`
 	Language           string            `yaml:"language"`
 	Env                map[string]string `yaml:"env"`
 	User               string            `yaml:"user"`
@@ -116,6 +117,9 @@ type Limits struct {
 	// MaxPIDs bounds the processes and threads of all that one sandbox runs;
 	// 0: the built-in bound, best effort.
 	MaxPIDs int `yaml:"max_pids"`
+	// AllowedImages are patterns of the images that sessions may name, in which
+	// * stands for any text; none: no image.
+	AllowedImages []string `yaml:"allowed_images"`
 	// HostDirs are folders of this machine shown in every sandbox.
 	HostDirs []HostDir `yaml:"host_dirs"`
 }
@@ -146,6 +150,22 @@ type Local struct {
 	// per sandbox.
 	KeepProcesses int `yaml:"keep_processes"`
 	KeepLogMiB    int `yaml:"keep_log_mib"`
+	// Images say where images come from, and how long they stay.
+	Images Images `yaml:"images"`
+}
+
+// Images are the settings of images.
+type Images struct {
+	// Aliases are names of the operator's own for images.
+	Aliases map[string]string `yaml:"aliases"`
+	// Mirrors of registries are asked first, in order.
+	Mirrors map[string][]string `yaml:"mirrors"`
+	// Platform is "linux/ARCHITECTURE"; empty: this machine's.
+	Platform string `yaml:"platform"`
+	// KeepDays is how long an image stays that no sandbox uses; 0: for ever.
+	KeepDays int `yaml:"keep_days"`
+	// MaxGiB bounds what one layer of an image unpacks to.
+	MaxGiB int `yaml:"max_gib"`
 }
 
 // TokenOwner is the owner's name that BERTH_TOKEN and a generated token stand for.
@@ -165,8 +185,8 @@ func Default() *Config {
 			AutoDeleteMinutes:  -1,
 			TimeoutSeconds:     300,
 		},
-		Limits: Limits{MaxSandboxes: 1000, MaxProcesses: 512},
-		Local:  Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024},
+		Limits: Limits{MaxSandboxes: 1000, MaxProcesses: 512, AllowedImages: []string{"*"}},
+		Local:  Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024, Images: Images{KeepDays: 30, MaxGiB: 64}},
 	}
 }
 

@@ -41,6 +41,7 @@ func TestExampleHoldsEveryKeyWithItsDefault(t *testing.T) {
 		cmp.FilterValues(func(a, b []string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b []config.HostDir) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string]secret.Text) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
+		cmp.FilterValues(func(a, b map[string][]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.AllowUnexported(config.Environment{})); diff != "" {
 		t.Errorf("config.example.yaml differs from the defaults (-default +example):\n%s", diff)

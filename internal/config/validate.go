@@ -125,12 +125,33 @@ func (l *loader) validate() {
 	atLeast("local.log_mib", c.Local.LogMiB, 1, 1<<20, " MiB")
 	atLeast("local.keep_processes", c.Local.KeepProcesses, 1, 100000, "")
 	atLeast("local.keep_log_mib", c.Local.KeepLogMiB, 1, 1<<20, " MiB")
+	atLeast("local.images.keep_days", c.Local.Images.KeepDays, 0, 10000, " days; 0 keeps them for ever")
+	atLeast("local.images.max_gib", c.Local.Images.MaxGiB, 1, 1<<14, " GiB")
+	if p := c.Local.Images.Platform; p != "" && !platformPattern.MatchString(p) {
+		bad("local.images.platform", l.quote("local.images.platform", p)+" is no platform", "linux/ARCHITECTURE, such as linux/arm64", "")
+	}
+	image := func(key, name string) {
+		if name == "" || len(name) > sandbox.MaxImage || strings.ContainsAny(name, " \t\r\n") {
+			bad(key, l.quote(key, name)+" is no name of an image", "such as debian:12, oci:/path:tag or docker-archive:/path", "")
+		}
+	}
+	for alias, name := range c.Local.Images.Aliases {
+		image("local.images.aliases."+alias, name)
+	}
+	if d.Image != "" {
+		image("defaults.image", d.Image)
+	}
+	for i, p := range c.Limits.AllowedImages {
+		image(fmt.Sprintf("limits.allowed_images[%d]", i), p)
+	}
 	for i, p := range c.Local.ExtraPaths {
 		if !filepath.IsAbs(p) || filepath.Clean(p) == "/" {
 			bad(fmt.Sprintf("local.extra_paths[%d]", i), l.quote(fmt.Sprintf("local.extra_paths[%d]", i), p)+" cannot be shown", "an absolute path, not /", "")
 		}
 	}
 }
+
+var platformPattern = regexp.MustCompile(`^linux/[a-z0-9_]+(/[a-z0-9]+)?$`)
 
 // wrong reports a bad value, unless the key has been reported already.
 func (l *loader) wrong(key, text, allowed, hint string) {
@@ -219,11 +240,16 @@ func (d Defaults) Spec() sandbox.Spec {
 		*autoDelete = sandbox.Never
 	}
 	timeout := time.Duration(d.TimeoutSeconds) * time.Second
+	user := d.User
+	if d.Image != "" && user == Default().Defaults.User {
+		user = "" // the image's own
+	}
 	return sandbox.Spec{
+		Image:            d.Image,
 		Labels:           d.Labels,
 		Language:         sandbox.Language(d.Language),
 		Env:              d.Env,
-		User:             d.User,
+		User:             user,
 		Ephemeral:        &d.Ephemeral,
 		AutoStop:         minutes(d.AutoStopMinutes),
 		AutoArchive:      minutes(d.AutoArchiveMinutes),

@@ -121,7 +121,7 @@ func (s *store) base(ctx context.Context, kind baseKind, step func(string) error
 	if s.use(b) {
 		return b, nil
 	}
-	if err := s.makeBase(ctx, b, kind, step); err != nil {
+	if err := s.makeLayers(ctx, b, kind.as, step, func(b base) error { return b.build(ctx, kind) }); err != nil {
 		return b, fmt.Errorf("layers of the default root: %w", err)
 	}
 	return b, nil
@@ -136,15 +136,17 @@ func (s *store) use(b base) bool {
 	return os.Chtimes(b.dir, now, now) == nil
 }
 
-func (s *store) makeBase(ctx context.Context, b base, kind baseKind, step func(string) error) error {
+// makeLayers builds b aside and renames it into place, for the holder of its
+// lock.
+func (s *store) makeLayers(ctx context.Context, b base, as tree.As, step func(string) error, build func(base) error) error {
 	// What a killed process left: whoever holds the lock is alone.
 	tmp := s.path("tmp", "base."+b.name.Fingerprint)
-	if err := kind.as.Remove(ctx, tmp); err != nil {
+	if err := as.Remove(ctx, tmp); err != nil {
 		return err
 	}
 	err := os.Mkdir(tmp, 0o700)
 	if err == nil {
-		err = base{name: b.name, dir: tmp}.build(ctx, kind)
+		err = build(base{name: b.name, dir: tmp})
 	}
 	if err == nil {
 		err = step("base:built")
@@ -153,7 +155,7 @@ func (s *store) makeBase(ctx context.Context, b base, kind baseKind, step func(s
 		err = os.Rename(tmp, b.dir)
 	}
 	if err != nil {
-		_ = kind.as.Remove(context.WithoutCancel(ctx), tmp)
+		_ = as.Remove(context.WithoutCancel(ctx), tmp)
 		if s.use(b) {
 			return nil // where a base directory is shared, another may have made it
 		}

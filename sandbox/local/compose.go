@@ -110,13 +110,13 @@ func (p *Provider) idMode() (wire.IDs, string) {
 }
 
 // compose says to the monitor what to build.
-func (p *Provider) compose(s *store, id string, r *record, b base) *wire.Launch {
-	return &wire.Launch{
+func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) *wire.Launch {
+	l := &wire.Launch{
 		Version:       wire.Version,
 		Dir:           s.sandboxDir(id),
 		Hostname:      hostname,
 		IDs:           r.IDs,
-		Mounts:        p.mounts(r.uppers(s.layersPath(id)), b, r.IDs),
+		Mounts:        mounts,
 		Env:           baseEnv(),
 		Users:         users(),
 		User:          userOf(r.Spec),
@@ -127,6 +127,10 @@ func (p *Provider) compose(s *store, id string, r *record, b base) *wire.Launch 
 		KeepProcesses: p.opts.KeepProcesses,
 		KeepLogBytes:  p.opts.KeepLogBytes,
 	}
+	if im := r.Image; im != nil {
+		l.Env, l.Users, l.User = imageEnv(&im.Image), im.users(), im.Account.Name
+	}
+	return l
 }
 
 func userOf(s specRecord) string {
@@ -142,17 +146,9 @@ func intervals(s specRecord) wire.Intervals {
 
 // mounts composes the default root.
 func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
-	overlay := func(target string, lower ...string) wire.Mount {
-		name := strings.ReplaceAll(strings.Trim(target, "/"), "/", "-")
-		if name == "" {
-			name = "root"
-		}
-		return wire.Mount{Target: target, Type: "overlay", Lower: lower,
-			Upper: filepath.Join(layers, name, "upper"), Work: filepath.Join(layers, name, "work")}
-	}
-	list := []wire.Mount{overlay("/", b.layer("/"))}
+	list := []wire.Mount{overlay(layers, "/", b.layer("/"))}
 	for _, d := range overDirs() {
-		list = append(list, overlay(d, b.layer(d), d))
+		list = append(list, overlay(layers, d, b.layer(d), d))
 	}
 	for _, d := range p.opts.ExtraPaths {
 		d = filepath.Clean(d)
@@ -160,6 +156,23 @@ func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
 		// read what everyone can, and no more.
 		list = append(list, wire.Mount{Target: d, Type: "bind", Source: d, ReadOnly: true})
 	}
+	return append(list, p.hostDirs(ids, "agent")...)
+}
+
+// overlay is a piece of the root that can be written; layers is where its
+// upper directory is.
+func overlay(layers, target string, lower ...string) wire.Mount {
+	name := strings.ReplaceAll(strings.Trim(target, "/"), "/", "-")
+	if name == "" {
+		name = "root"
+	}
+	return wire.Mount{Target: target, Type: "overlay", Lower: lower,
+		Upper: filepath.Join(layers, name, "upper"), Work: filepath.Join(layers, name, "work")}
+}
+
+// hostDirs shows the operator's folders, whose owner is user inside.
+func (p *Provider) hostDirs(ids wire.IDs, user string) []wire.Mount {
+	var list []wire.Mount
 	for _, h := range p.opts.HostDirs {
 		source, err := filepath.EvalSymlinks(h.Host)
 		if err != nil {
@@ -167,7 +180,7 @@ func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
 		}
 		m := wire.Mount{Target: filepath.Clean(h.Path), Type: "bind", Source: source, ReadOnly: h.ReadOnly}
 		if ids.Mode == wire.IDsSingle || ids.IDMapped {
-			m.MapOwner = "agent" // else it shows its owner as the kernel can
+			m.MapOwner = user // else it shows its owner as the kernel can
 		}
 		list = append(list, m)
 	}
@@ -264,15 +277,25 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 	if r.Spec.Disk > 0 && r.DiskKind == "" {
 		r.DiskKind, _ = chooseDisk(r.Spec, ids)
 	}
-	b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
-	if err != nil {
-		return nil, err
+	var mounts []wire.Mount
+	if r.Image != nil {
+		layers, err := p.imageLayers(ctx, s, r)
+		if err != nil {
+			return nil, err
+		}
+		mounts = append([]wire.Mount{overlay(r.uppers(s.layersPath(id)), "/", layers...)}, p.hostDirs(ids, r.Image.Account.Name)...)
+	} else {
+		b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
+		if err != nil {
+			return nil, err
+		}
+		r.Base = b.name
+		if r.MadeOn.Fingerprint == "" {
+			r.MadeOn = b.name
+		}
+		mounts = p.mounts(r.uppers(s.layersPath(id)), b, ids)
 	}
-	r.Base = b.name
-	if r.MadeOn.Fingerprint == "" {
-		r.MadeOn = b.name
-	}
-	l := p.compose(s, id, r, b)
+	l := p.compose(s, id, r, mounts)
 	if l.Helper, err = s.helper(); err != nil {
 		return nil, err
 	}

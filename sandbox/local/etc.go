@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -208,6 +209,24 @@ func hostIDs(file string) map[string]int {
 // the caller's.
 const hostname = "berth"
 
+// netFiles are the files of /etc that say what the sandbox's network is.
+func netFiles() map[string]string {
+	return map[string]string{
+		"hostname":    hostname + "\n",
+		"hosts":       "127.0.0.1\tlocalhost\n127.0.1.1\t" + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+		"resolv.conf": "# There is no network in this sandbox but its own loopback.\noptions timeout:1 attempts:1\n",
+	}
+}
+
+func aptConf(single bool) string {
+	conf := "// berth: the sandbox is the wall\nAPT::Get::Assume-Yes \"true\";\nDPkg::Lock::Timeout \"60\";\n" +
+		"Acquire::Retries \"0\"; // without a network it only takes longer\n"
+	if single {
+		conf += "APT::Sandbox::User \"root\"; // no other user exists here\n"
+	}
+	return conf
+}
+
 // writeEtc writes the files of /etc that are ours.
 func writeEtc(etc, shell string, single bool) error {
 	var passwd, group strings.Builder
@@ -231,9 +250,6 @@ func writeEtc(etc, shell string, single bool) error {
 	files := map[string]string{
 		"passwd":        passwd.String(),
 		"group":         group.String(),
-		"hostname":      hostname + "\n",
-		"hosts":         "127.0.0.1\tlocalhost\n127.0.1.1\t" + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-		"resolv.conf":   "# There is no network in this sandbox but its own loopback.\noptions timeout:1 attempts:1\n",
 		"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\nethers: files\nrpc: files\n",
 		"mtab":          "", // a link, below
 		"fstab":         "# nothing is mounted by hand here\n",
@@ -241,16 +257,12 @@ func writeEtc(etc, shell string, single bool) error {
 		"gitconfig": "[user]\n\tname = agent\n\temail = agent@berth.invalid\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n",
 	}
 	if _, err := os.Stat("/etc/apt"); err == nil {
-		conf := "// berth: the sandbox is the wall\nAPT::Get::Assume-Yes \"true\";\nDPkg::Lock::Timeout \"60\";\n" +
-			"Acquire::Retries \"0\"; // without a network it only takes longer\n"
-		if single {
-			conf += "APT::Sandbox::User \"root\"; // no other user exists here\n"
-		}
-		files["apt/apt.conf.d/99berth"] = conf
+		files["apt/apt.conf.d/99berth"] = aptConf(single)
 	}
 	if _, err := os.Stat("/etc/dpkg"); err == nil {
 		files["dpkg/dpkg.cfg.d/berth"] = "force-unsafe-io\n"
 	}
+	maps.Copy(files, netFiles())
 	for name, text := range files {
 		path := filepath.Join(etc, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

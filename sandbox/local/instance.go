@@ -160,7 +160,9 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 		info.Ports = append(info.Ports, r.port())
 	}
 	info.Guarantees = in.p.guarantees(&v, v.rec.Spec)
-	if v.rec.MadeOn.Host != v.rec.Base.Host {
+	if v.rec.Image != nil {
+		v.rec.Image.tell(&info)
+	} else if v.rec.MadeOn.Host != v.rec.Base.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, v.rec.Base)
 	} else if now := fingerprint(in.p.kindFor(v.rec.IDs)); now.Host != v.rec.MadeOn.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, now)
@@ -448,7 +450,9 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 	case v.rec == nil:
 		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
 	}
+	was := v.rec.Spec.Image
 	v.rec.Spec = fromSpec(spec)
+	v.rec.Spec.Image = was
 	if err := in.s.writeRecord(in.id, v.rec); err != nil {
 		return full(in.s, err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local/disk"
+	"berth/sandbox/local/image"
 	"berth/sandbox/local/wire"
 )
 
@@ -27,15 +28,25 @@ type Provider struct {
 	opts   Options
 	log    *slog.Logger
 	engine engine
+	names  *image.Store // for names alone
 
 	mu    sync.Mutex
 	state *store // nil until the state directory was opened
-	ended bool
+	// images are those of the state directory at imagesDir; nil until they are needed.
+	images    *image.Store
+	imagesDir string
+	pruned    time.Time // when unused images were looked for
+	ended     bool
 }
 
 var (
 	_ sandbox.Provider = (*Provider)(nil)
 	_ sandbox.Sweeper  = (*Provider)(nil)
+
+	_ sandbox.Imager      = (*Provider)(nil)
+	_ sandbox.ImageLister = (*Provider)(nil)
+	_ sandbox.ImagePuller = (*Provider)(nil)
+	_ sandbox.ImagePruner = (*Provider)(nil)
 )
 
 // New checks o and touches nothing yet: what is missing on the machine is said
@@ -54,7 +65,11 @@ func New(o Options) (*Provider, error) {
 	if o.now == nil {
 		o.now = time.Now
 	}
-	p := &Provider{opts: o, log: o.Logger, engine: o.engine}
+	names, err := o.Images.store("", o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{opts: o, log: o.Logger, engine: o.engine, names: names}
 	if p.engine == nil {
 		p.engine = newEngine(o.Logger)
 	}
@@ -68,7 +83,11 @@ func (p *Provider) Name() string { return "local" }
 func (p *Provider) Close() error {
 	p.mu.Lock()
 	p.ended = true
+	images := p.images
 	p.mu.Unlock()
+	if images != nil {
+		_ = images.Close()
+	}
 	return p.engine.close()
 }
 
@@ -106,6 +125,15 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 		return nil, err
 	}
 	in := p.instance(s, key)
+	var im *imageRecord
+	if spec.Image != "" {
+		// Before the lock: it may take long, and until then nothing is there.
+		var pin *image.Pin
+		if im, pin, err = p.pullImage(ctx, s, spec); err != nil {
+			return nil, full(s, err)
+		}
+		defer pin.Release()
+	}
 	l, err := acquire(ctx, s.lockPath(in.id), opCreating)
 	if err != nil {
 		return nil, err
@@ -128,7 +156,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	if err := s.checkSpace(); err != nil {
 		return nil, err
 	}
-	if err := in.create(ctx, spec); err != nil {
+	if err := in.create(ctx, spec, im); err != nil {
 		return nil, full(s, err)
 	}
 	created = true
@@ -138,9 +166,12 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 
 // create builds the sandbox aside and renames it into place. From then on it
 // exists: killed here, it is found stopped and can be started.
-func (in *Instance) create(ctx context.Context, spec sandbox.Spec) (err error) {
+func (in *Instance) create(ctx context.Context, spec sandbox.Spec, im *imageRecord) (err error) {
 	p, s := in.p, in.s
-	r := &record{Version: recordVersion, Owner: string(in.key.Owner), Session: string(in.key.Session), Created: time.Now().UTC(), Spec: fromSpec(spec)}
+	r := &record{Version: recordVersion, Owner: string(in.key.Owner), Session: string(in.key.Session), Created: time.Now().UTC(), Spec: fromSpec(spec), Image: im}
+	if im != nil && r.Spec.WorkingDirectory == "" {
+		r.Spec.WorkingDirectory = im.WorkDir
+	}
 	tmp := s.path("tmp", in.id+".create")
 	as := treeAs(wire.IDs{})
 	if err := as.Remove(ctx, tmp); err != nil { // of a berth that was killed
@@ -300,6 +331,9 @@ func (p *Provider) describe(r specRecord) sandbox.Info {
 	home := agentHome
 	if user == "root" {
 		home = "/root"
+	}
+	if r.Image != "" { // the image says more once it is there
+		return sandbox.Info{Provider: p.Name(), Name: r.Name, Spec: r.spec(), User: r.User, HostDirs: slices.Clone(p.opts.HostDirs)}
 	}
 	return sandbox.Info{Provider: p.Name(), Name: r.Name, Spec: r.spec(), User: user, Home: home,
 		Runtimes: p.runtimes(), HostDirs: slices.Clone(p.opts.HostDirs)}

@@ -48,6 +48,8 @@ type Options struct {
 	KeepProcesses int
 	// KeepLogBytes bounds all logs of a sandbox, in bytes; 0: 1 GiB.
 	KeepLogBytes int64
+	// Images say where images come from.
+	Images ImageOptions
 	// Progress is told how far an archive or a restore is; nil: nobody. It
 	// must not block.
 	Progress func(sandbox.Key, Progress)

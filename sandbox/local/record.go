@@ -34,6 +34,8 @@ type record struct {
 	// when it was last started.
 	MadeOn baseName `json:"made_on"`
 	Base   baseName `json:"base"`
+	// Image is what it was made of; nil for the default root.
+	Image *imageRecord `json:"image,omitempty"`
 	// Error makes StatusError.
 	Error    string    `json:"error,omitempty"`
 	Lost     *lost     `json:"lost,omitempty"`
@@ -73,6 +75,7 @@ type specRecord struct {
 	Labels           map[string]string `json:"labels,omitempty"`
 	Language         string            `json:"language,omitempty"`
 	Env              map[string]string `json:"env,omitempty"`
+	Image            string            `json:"image,omitempty"`
 	User             string            `json:"user,omitempty"`
 	Ephemeral        *bool             `json:"ephemeral,omitempty"`
 	Public           *bool             `json:"public,omitempty"`
@@ -87,13 +90,13 @@ type specRecord struct {
 }
 
 func fromSpec(s sandbox.Spec) specRecord {
-	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), User: s.User,
+	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, User: s.User,
 		Ephemeral: s.Ephemeral, Public: s.Public, AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
 		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk}
 }
 
 func (r specRecord) spec() sandbox.Spec {
-	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, User: r.User,
+	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, User: r.User,
 		Ephemeral: r.Ephemeral, Public: r.Public, AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
 		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}}
 }

@@ -28,7 +28,8 @@ import (
 //	retired/NAME/    sandboxes set aside, with a record of when and why
 //	ports/LABEL      which sandbox's port is exposed under that label
 //	ids/SLOT         which sandbox has which range of user ids
-//	base/FINGERPRINT/ layers of the default root
+//	base/FINGERPRINT/ layers of the default root, and ours over images
+//	images/          see package image
 //	tmp/, trash/     half made and half removed; swept
 //
 // A sandbox exists when sandboxes/ID does; it comes and goes by one rename.

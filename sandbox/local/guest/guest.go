@@ -80,7 +80,7 @@ func Main() {
 		return
 	}
 	g := &guest{
-		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1),
+		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1),
 	}
 	if err := g.setup(); err != nil {
 		return
@@ -142,7 +142,7 @@ type guest struct {
 	trees    map[string]*tree
 	shims    map[int]*shim
 	halting  bool
-	nested   map[uint32]int // user namespaces of single mode, by the user's id in them
+	nested   map[[2]uint32]int // user namespaces of single mode, by the user's and group's id in them
 	writes   map[uint64]*write
 	token    uint64
 	sudoBusy int

@@ -216,7 +216,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	single := g.single()
 	if single && c.user.UID != 0 {
 		var err error
-		if userns, err = g.nestedNS(c.user.UID); err != nil {
+		if userns, err = g.nestedNS(c.user.UID, c.user.GID); err != nil {
 			return nil, err
 		}
 	}
@@ -448,6 +448,8 @@ func (g *guest) startError(c *command, e raw.Event) error {
 		return err
 	case e.Stage == stageUser:
 		return &wire.Error{Code: wire.CodeNoUser, Text: "user " + c.user.Name + " has ids that this sandbox does not have: " + errno.Error()}
+	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR) && len(c.argv) == 0:
+		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; give a program and its arguments as argv, or use an image with a shell"}
 	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR):
 		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; install it or give its whole path"}
 	case e.Stage == stageExec && errno == unix.ENOEXEC:
@@ -540,11 +542,11 @@ func (g *guest) terminal(u *wire.User, cols, rows uint16) (*os.File, int, error)
 }
 
 // nestedNS is the user namespace, below the sandbox's, in which uid is the
-// sandbox's only user.
-func (g *guest) nestedNS(uid uint32) (int, error) {
+// sandbox's only user, and gid its only group.
+func (g *guest) nestedNS(uid, gid uint32) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if fd, ok := g.nested[uid]; ok {
+	if fd, ok := g.nested[[2]uint32{uid, gid}]; ok {
 		return fd, nil
 	}
 	var gate, report [2]int
@@ -559,8 +561,8 @@ func (g *guest) nestedNS(uid uint32) (int, error) {
 	p.Report(report[1])
 	p.Must(stageUser, unix.SYS_CLOSE, uintptr(gate[1]))
 	p.Must(stageUser, unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
-	id := strconv.FormatUint(uint64(uid), 10)
-	for _, w := range [][2]string{{"setgroups", "deny"}, {"uid_map", id + " 0 1"}, {"gid_map", id + " 0 1"}} {
+	num := func(id uint32) string { return strconv.FormatUint(uint64(id), 10) }
+	for _, w := range [][2]string{{"setgroups", "deny"}, {"uid_map", num(uid) + " 0 1"}, {"gid_map", num(gid) + " 0 1"}} {
 		p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/"+w[0]), unix.O_WRONLY|unix.O_CLOEXEC)
 		p.Must(stageUser, unix.SYS_WRITE, raw.Saved, p.String(w[1]), uintptr(len(w[1])))
 	}
@@ -585,6 +587,6 @@ func (g *guest) nestedNS(uid uint32) (int, error) {
 	if err != nil {
 		return -1, pathError("user namespace", err)
 	}
-	g.nested[uid] = fd
+	g.nested[[2]uint32{uid, gid}] = fd
 	return fd, nil
 }

@@ -131,6 +131,21 @@ func (v View) hides(i int, dir string) bool {
 	return false
 }
 
+// Plain tells that no layer has a link on the way to name, name included.
+func (v View) Plain(name string) bool {
+	at := "/"
+	for part := range strings.SplitSeq(strings.Trim(name, "/"), "/") {
+		at = path.Join(at, part)
+		for _, d := range v.Dirs {
+			var st unix.Stat_t
+			if unix.Lstat(filepath.Join(d, at), &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR && !(st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // Dir tells whether name is a directory.
 func (v View) Dir(name string) bool {
 	_, st, ok := v.find(name)
