@@ -175,6 +175,15 @@ type (
 	Toucher interface {
 		Touch(ctx context.Context) error
 	}
+	// Forker makes another sandbox, with key and spec, of the files that this
+	// one, running or stopped, has at one moment, and returns it running. This
+	// one goes on undisturbed: its processes, their output and its files are as
+	// they were. No process is alive in the new one. It fails as Provider.Create
+	// does, with ErrExists when there is a sandbox of that key; nothing is left
+	// behind then. An Instance ability.
+	Forker interface {
+		Fork(ctx context.Context, key Key, spec Spec) (Instance, error)
+	}
 	// Sweeper enforces the intervals that nobody else does: archives and
 	// deletes stopped sandboxes whose time has come, forgets old tombstones
 	// and retired ones. A Provider ability.

@@ -26,9 +26,10 @@ var errNeverSeen = fmt.Errorf("never seen: %w", ErrNotFound)
 type mode int
 
 const (
-	startOnly   mode = iota // start a stopped one
-	freshIfGone             // and replace one that was destroyed or is broken
-	create                  // and make one for a session never seen
+	held        mode = iota - 1 // nothing: who waits for it starts by himself
+	startOnly                   // start a stopped one
+	freshIfGone                 // and replace one that was destroyed or is broken
+	create                      // and make one for a session never seen
 )
 
 // box is a running sandbox and how a call came to it.

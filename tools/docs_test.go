@@ -42,9 +42,12 @@ func TestDocsAreUpToDate(t *testing.T) {
 			set[tool.Name] = name
 		}
 	}
-	_, list := listed(t, tools.Options{})
+	_, list := listed(t, tools.Options{Toolsets: []string{"all"}})
 	for _, name := range tools.Toolsets() {
 		fmt.Fprintf(&b, "\n## Toolset %s\n", name)
+		if !slices.Contains(tools.DefaultToolsets(), name) {
+			fmt.Fprintf(&b, "\nNot offered unless asked for: `--toolsets default,%s`.\n", name)
+		}
 		for _, tool := range list {
 			if set[tool.Name] == name {
 				describe(&b, tool)

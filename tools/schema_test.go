@@ -66,7 +66,7 @@ func TestListFitsItsBudget(t *testing.T) {
 }
 
 func TestSchemasAreAsReviewed(t *testing.T) {
-	raw, _ := listed(t, tools.Options{})
+	raw, _ := listed(t, tools.Options{Toolsets: []string{"all"}})
 	var answer struct {
 		Result struct{ Tools []json.RawMessage }
 	}
@@ -116,10 +116,11 @@ var arguments = map[string]string{
 	"read_file":       "base64 limit offset path",
 	"write_file":      "append base64 content mode path",
 	"edit_file":       "edits path",
+	"fork_sandbox":    "labels new_session_id",
 }
 
 func TestEveryToolIsWhole(t *testing.T) {
-	_, list := listed(t, tools.Options{})
+	_, list := listed(t, tools.Options{Toolsets: []string{"all"}})
 	seen := map[string]bool{}
 	for _, tool := range list {
 		seen[tool.Name] = true

@@ -22,8 +22,8 @@ import (
 
 // Options of Register. The zero value works.
 type Options struct {
-	// Toolsets chooses what is listed: "core", "sandbox", "files", or "all".
-	// Empty means the default set, which is all of these.
+	// Toolsets chooses what is listed: "core", "sandbox", "files",
+	// "snapshots", or "all". Empty means DefaultToolsets.
 	Toolsets []string
 	// ReadOnly keeps only the tools that change nothing.
 	ReadOnly bool
@@ -42,7 +42,10 @@ type Options struct {
 }
 
 // Toolsets lists the toolsets there are, in the order of the documentation.
-func Toolsets() []string { return []string{"core", "sandbox", "files"} }
+func Toolsets() []string { return append(DefaultToolsets(), "snapshots") }
+
+// DefaultToolsets are those that are listed unless others are asked for.
+func DefaultToolsets() []string { return []string{"core", "sandbox", "files"} }
 
 // chosen checks Toolsets; its error is a *sandbox.FieldError.
 func (o Options) chosen() (map[string]bool, error) {
@@ -62,7 +65,7 @@ func (o Options) chosen() (map[string]bool, error) {
 		}
 	}
 	if len(o.Toolsets) == 0 {
-		for _, k := range known {
+		for _, k := range DefaultToolsets() {
 			set[k] = true
 		}
 	}
@@ -121,6 +124,7 @@ func all() []tool {
 		executeCommand(), runCode(), spawnProcess(), sendStdin(), readOutput(), killProcess(), listProcesses(),
 		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(),
 		readFile(), writeFile(), editFile(),
+		forkSandbox(),
 	}
 }
 

@@ -17,7 +17,7 @@ func TestEveryTransport(t *testing.T) {
 	for _, how := range mcptest.Transports() {
 		t.Run(string(how), func(t *testing.T) {
 			t.Parallel()
-			s := mcptest.New(t, mcptest.Options{})
+			s := mcptest.New(t, mcptest.Options{Tools: tools.Options{Toolsets: []string{"all"}}})
 			c := s.Client(t, how)
 			list, err := c.ListTools(t.Context(), mcp.ListToolsRequest{})
 			if err != nil || len(list.Tools) != len(arguments) {

@@ -64,6 +64,9 @@ func (in *Instance) archive(ctx context.Context, v *view) error {
 			return err
 		}
 	}
+	if err := in.settleSeal(r); err != nil {
+		return err
+	}
 	as := treeAs(r.IDs)
 	path := filepath.Join(in.dir(), archiveFile)
 	tmp := path + ".new"

@@ -295,6 +295,7 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 		}
 		mounts = p.mounts(r.uppers(s.layersPath(id)), b, ids)
 	}
+	standOn(mounts, s.sealedPaths(r.Sealed))
 	l := p.compose(s, id, r, mounts)
 	if l.Helper, err = s.helper(); err != nil {
 		return nil, err

@@ -117,6 +117,8 @@ func (s *store) removeTree(ctx context.Context, dir string) error {
 	as := treeAs(r.IDs)
 	if err := readJSON(filepath.Join(dir, recordFile), &r); err == nil {
 		as = treeAs(r.IDs)
+	} else if err := readJSON(filepath.Join(dir, layerFile), &r); err == nil {
+		as = treeAs(r.IDs)
 	} else if ids, _ := idMode(); ids.Mode == wire.IDsSub {
 		as = treeAs(ids)
 	}
@@ -127,7 +129,7 @@ func (s *store) removeTree(ctx context.Context, dir string) error {
 			return tree.Remove(dir)
 		}
 		for _, e := range entries {
-			if e.Name() == recordFile {
+			if e.Name() == recordFile || e.Name() == layerFile {
 				continue
 			}
 			if err := as.Remove(ctx, filepath.Join(dir, e.Name())); err != nil {
@@ -233,7 +235,10 @@ func (in *Instance) Recover(ctx context.Context) error {
 		if err := in.checkArchive(ctx, r.Archived); err != nil {
 			return unrecoverable
 		}
-	} else if _, err := os.Lstat(in.layers()); err != nil {
+	} else if _, err := os.Lstat(in.layers()); err != nil && r.Sealing == "" {
+		return unrecoverable
+	}
+	if in.s.missingLayer(r) != "" {
 		return unrecoverable
 	}
 	r.Error = ""

@@ -25,6 +25,8 @@ type engine interface {
 	// kill ends dir's monitor and everything inside at once, and removes what
 	// they have outside of dir. It may be repeated.
 	kill(ctx context.Context, dir string) error
+	// freeze has everything inside stand still.
+	freeze(ctx context.Context, dir string) (still, error)
 	// history lists the processes of a sandbox without a monitor.
 	history(dir string) ([]sandbox.ProcessInfo, error)
 	historyProcess(dir string, id sandbox.ProcessID) (sandbox.Process, error)
@@ -40,8 +42,17 @@ type connection interface {
 	Configure(ctx context.Context, i wire.Intervals) error
 	// Stop returns when everything inside has ended and the monitor too.
 	Stop(ctx context.Context, reason string) error
+	// MakeWay is Stop, unless something runs inside: then it does nothing and
+	// answers busy. What is to be deleted on a stop is kept.
+	MakeWay(ctx context.Context) (busy bool, err error)
 	Files() sandbox.Files
 	// Touch counts as activity.
 	Touch(ctx context.Context) error
 	DialPort(ctx context.Context, port uint16) (net.Conn, error)
+}
+
+// still is a sandbox in which nothing moves, until thaw: its error means that
+// it did move meanwhile. The end of this process ends it too.
+type still interface {
+	thaw(ctx context.Context) error
 }

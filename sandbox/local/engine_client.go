@@ -199,6 +199,29 @@ func killProcess(pid int, start uint64) error {
 	}
 }
 
+func (e *clientEngine) freeze(ctx context.Context, dir string) (still, error) {
+	c, err := client.Dial(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = sandbox.ErrNotRunning
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Freeze(ctx); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return frozen{c}, nil
+}
+
+// frozen is the connection that holds a sandbox still.
+type frozen struct{ *client.Conn }
+
+func (f frozen) thaw(ctx context.Context) error {
+	defer f.Close()
+	return f.Thaw(ctx)
+}
+
 func (e *clientEngine) history(dir string) ([]sandbox.ProcessInfo, error) {
 	return client.History(dir)
 }

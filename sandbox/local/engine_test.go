@@ -126,3 +126,7 @@ func (fakeConn) Files() sandbox.Files { return nil }
 func (fakeConn) Touch(context.Context) error { return nil }
 
 func (fakeConn) DialPort(context.Context, uint16) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
+func (c fakeConn) MakeWay(ctx context.Context) (bool, error) {
+	return false, c.Stop(ctx, "made way")
+}
+func (fakeEngine) freeze(context.Context, string) (still, error) { return nil, sandbox.ErrUnsupported }

@@ -95,6 +95,9 @@ func (in *Instance) look() (view, error) {
 		v.status = sandbox.StatusRunning
 	case rec.Archived != nil:
 		v.status = sandbox.StatusArchived
+	case rec.Sealing != "":
+		// Whoever was sharing its files was killed, and it would run else.
+		v.status = sandbox.StatusStopped
 	case v.mon.Version != 0 && (rec.Spec.deletedOnStop() || in.has(journal.DeleteName)):
 		// The monitor stopped it; whoever comes next removes it.
 		v.status = sandbox.StatusDestroyed
@@ -102,6 +105,8 @@ func (in *Instance) look() (view, error) {
 		v.status = sandbox.StatusStopped
 		if _, err := os.Lstat(in.layers()); errors.Is(err, fs.ErrNotExist) && !in.gone() {
 			v.status, v.reason = sandbox.StatusError, "its files are missing: "+in.layers()+" is not there"
+		} else if gone := in.s.missingLayer(rec); gone != "" && !in.gone() {
+			v.status, v.reason = sandbox.StatusError, "its files are missing: "+gone+" is not there"
 		}
 	}
 	return v, nil
@@ -356,11 +361,15 @@ func (in *Instance) start(ctx context.Context, v *view) error {
 			return err
 		}
 	}
+	if err := in.settleSeal(r); err != nil {
+		return err
+	}
 	before := *r
 	launch, err := p.prepare(ctx, in.s, in.id, r)
 	if err != nil {
 		return err
 	}
+	in.s.useSealed(r.Sealed)
 	if r.IDs != before.IDs || r.Base != before.Base || r.MadeOn != before.MadeOn {
 		if err := in.s.writeRecord(in.id, r); err != nil {
 			return err

@@ -156,7 +156,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	if err := s.checkSpace(); err != nil {
 		return nil, err
 	}
-	if err := in.create(ctx, spec, im); err != nil {
+	if err := in.create(ctx, spec, &origin{image: im}); err != nil {
 		return nil, full(s, err)
 	}
 	created = true
@@ -166,15 +166,17 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 
 // create builds the sandbox aside and renames it into place. From then on it
 // exists: killed here, it is found stopped and can be started.
-func (in *Instance) create(ctx context.Context, spec sandbox.Spec, im *imageRecord) (err error) {
+// It stands on what o tells, and takes over o.dir.
+func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (err error) {
 	p, s := in.p, in.s
+	im := o.image
 	r := &record{Version: recordVersion, Owner: string(in.key.Owner), Session: string(in.key.Session), Created: time.Now().UTC(), Spec: fromSpec(spec), Image: im}
 	if im != nil && r.Spec.WorkingDirectory == "" {
 		r.Spec.WorkingDirectory = im.WorkDir
 	}
+	r.Sealed, r.IDs, r.MadeOn, r.DiskKind = o.sealed, o.ids, o.madeOn, o.diskKind
 	tmp := s.path("tmp", in.id+".create")
-	as := treeAs(wire.IDs{})
-	if err := as.Remove(ctx, tmp); err != nil { // of a berth that was killed
+	if err := s.removeTree(ctx, tmp); err != nil { // of a berth that was killed
 		return err
 	}
 	dir := s.sandboxDir(in.id)
@@ -185,7 +187,10 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, im *imageReco
 		// A failed Create leaves nothing, whatever the reason.
 		clean := context.WithoutCancel(ctx)
 		_ = p.engine.kill(clean, dir)
-		_ = as.Remove(clean, tmp)
+		_ = treeAs(r.IDs).Remove(clean, tmp)
+		if o.dir != "" {
+			_ = treeAs(r.IDs).Remove(clean, o.dir)
+		}
 		if terr := in.trash(clean, r.IDs); terr != nil {
 			p.log.WarnContext(clean, "leftovers of a failed create", slog.String("sandbox", in.id), slog.Any("err", terr))
 		}
@@ -198,13 +203,14 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, im *imageReco
 	if err := p.opts.step("create:prepared"); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(tmp, layersDir), 0o700); err != nil {
-		return err
+	s.useSealed(r.Sealed)
+	if o.dir != "" {
+		err = os.Rename(o.dir, tmp)
+	} else if err = os.MkdirAll(filepath.Join(tmp, layersDir), 0o700); err == nil && r.DiskKind == wire.DiskImage {
+		err = makeImage(ctx, filepath.Join(tmp, disk.Image), spec.Resources.Disk)
 	}
-	if r.DiskKind == wire.DiskImage {
-		if err := makeImage(ctx, filepath.Join(tmp, disk.Image), spec.Resources.Disk); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if err := writeJSON(filepath.Join(tmp, recordFile), r, true); err != nil {
 		return err

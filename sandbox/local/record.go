@@ -36,6 +36,11 @@ type record struct {
 	Base   baseName `json:"base"`
 	// Image is what it was made of; nil for the default root.
 	Image *imageRecord `json:"image,omitempty"`
+	// Sealed are the layers between the default root and the sandbox's own,
+	// lowest first; see seal. Sealing, one of them, was begun and may not be
+	// done.
+	Sealed  []string `json:"sealed,omitempty"`
+	Sealing string   `json:"sealing,omitempty"`
 	// Error makes StatusError.
 	Error    string    `json:"error,omitempty"`
 	Lost     *lost     `json:"lost,omitempty"`

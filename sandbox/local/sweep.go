@@ -35,7 +35,7 @@ func (p *Provider) Sweep(ctx context.Context) error {
 		return err
 	}
 	errs := p.sweepSandboxes(ctx, s)
-	errs = append(errs, s.sweepTmp(ctx), s.sweepTrash(ctx), s.sweepTombstones(), s.sweepRetired(ctx), s.sweepPorts(), s.sweepRanges(), s.sweepLocks(), p.sweepBases(ctx, s), p.sweepImages(ctx, s))
+	errs = append(errs, s.sweepTmp(ctx), s.sweepTrash(ctx), s.sweepTombstones(), s.sweepRetired(ctx), s.sweepPorts(), s.sweepRanges(), s.sweepLocks(), p.sweepBases(ctx, s), s.sweepSealed(ctx), p.sweepImages(ctx, s))
 	return errors.Join(errs...)
 }
 

@@ -4,6 +4,7 @@ package providertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -101,6 +102,7 @@ var (
 	_ sandbox.Updater  = (*fakeInstance)(nil)
 	_ sandbox.Archiver = (*fakeInstance)(nil)
 	_ sandbox.Retirer  = (*fakeInstance)(nil)
+	_ sandbox.Forker   = (*fakeInstance)(nil)
 )
 
 func (i *fakeInstance) Info(ctx context.Context) (sandbox.Info, error) {
@@ -215,6 +217,25 @@ func (i *fakeInstance) Retire(ctx context.Context, reason string) (string, error
 		s.retired = append(s.retired, b)
 	}
 	return b.root + " for 30 days", nil
+}
+
+// Fork copies the files; the fake cannot hold processes still.
+func (i *fakeInstance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec) (sandbox.Instance, error) {
+	if err := i.provider.usable(ctx); err != nil {
+		return nil, err
+	}
+	switch i.box.info().Status {
+	case sandbox.StatusDestroyed, sandbox.StatusDestroying:
+		return nil, sandbox.ErrNotFound
+	}
+	made, err := i.provider.Create(ctx, key, spec)
+	if err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "-a", i.box.root+"/.", made.(*fakeInstance).box.root).CombinedOutput(); err != nil {
+		return nil, errors.Join(fmt.Errorf("copy: %w: %s", err, out), made.Destroy(ctx))
+	}
+	return made, nil
 }
 
 func (i *fakeInstance) Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error) {

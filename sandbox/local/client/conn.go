@@ -370,6 +370,32 @@ func (c *Conn) Stop(ctx context.Context, reason string) error {
 	return waitDead(ctx, c.dir)
 }
 
+// MakeWay ends the sandbox as Stop does, unless something runs in it: then it
+// does nothing and answers busy. What is deleted on a stop is kept.
+func (c *Conn) MakeWay(ctx context.Context) (busy bool, err error) {
+	var w wire.MadeWay
+	_, err = c.once(ctx, wire.OpMakeWay, nil, nil, &w)
+	if err != nil && !errors.Is(err, ErrGone) || w.Busy {
+		return w.Busy, err
+	}
+	return false, waitDead(ctx, c.dir)
+}
+
+// Freeze makes everything inside stand still until Thaw or Close, for at most
+// a minute. Use a connection of its own, so that the end of this process ends
+// the freeze.
+func (c *Conn) Freeze(ctx context.Context) error {
+	_, err := c.once(ctx, wire.OpFreeze, nil, nil, nil)
+	return err
+}
+
+// Thaw ends the freeze; an error means that it had ended before, and that files
+// may have changed meanwhile.
+func (c *Conn) Thaw(ctx context.Context) error {
+	_, err := c.once(ctx, wire.OpThaw, nil, nil, nil)
+	return err
+}
+
 // waitDead returns when dir has no live monitor.
 func waitDead(ctx context.Context, dir string) error {
 	for pause := 200 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {

@@ -146,6 +146,12 @@ type guest struct {
 	writes   map[uint64]*write
 	token    uint64
 	sudoBusy int
+	frozen   bool
+	stayed   map[int]uint64 // processes that were stopped before a freeze, by pid: when they began
+
+	// hold is read-locked by whatever starts a process or changes a file, and
+	// locked while the sandbox is frozen.
+	hold sync.RWMutex
 }
 
 func (g *guest) setup() error {
@@ -316,6 +322,10 @@ func (g *guest) serve(f *wire.Frame) {
 		after func()
 	)
 	switch f.Op {
+	case wire.OpFreeze:
+		err = g.freeze()
+	case wire.OpThaw:
+		g.thaw()
 	case wire.OpStart:
 		var r wire.StartProcess
 		if err = decode(f, &r); err == nil {
@@ -350,22 +360,30 @@ func (g *guest) serve(f *wire.Frame) {
 	case wire.OpCreate:
 		var r wire.Create
 		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
 			body, files, err = g.create(&r)
+			g.hold.RUnlock()
 		}
 	case wire.OpCommit:
 		var r wire.Commit
 		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
 			body, err = g.commit(&r)
+			g.hold.RUnlock()
 		}
 	case wire.OpMkdir:
 		var r wire.Mkdir
 		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
 			err = g.mkdir(&r)
+			g.hold.RUnlock()
 		}
 	case wire.OpSymlink:
 		var r wire.Symlink
 		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
 			err = g.symlink(&r)
+			g.hold.RUnlock()
 		}
 	case wire.OpDial:
 		var r wire.Dial

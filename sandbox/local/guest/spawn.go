@@ -228,6 +228,8 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	report := os.NewFile(uintptr(fds[0]), "report")
 	p := g.program(t, c, fds[1], userns)
 
+	g.hold.RLock()
+	defer g.hold.RUnlock()
 	g.mu.Lock() // so that nobody takes the shim for a stray
 	if g.halting {
 		g.mu.Unlock()

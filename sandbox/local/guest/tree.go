@@ -83,7 +83,11 @@ func (g *guest) reap() {
 		case err == unix.ECHILD:
 			<-g.children
 		case err == nil && ws.Stopped():
-			_ = unix.Kill(pid, unix.SIGCONT) // a shim's work must go on
+			g.mu.Lock()
+			if !g.frozen {
+				_ = unix.Kill(pid, unix.SIGCONT) // a shim's work must go on
+			}
+			g.mu.Unlock()
 		case err == nil:
 			g.mu.Lock()
 			if s := g.shims[pid]; s != nil {

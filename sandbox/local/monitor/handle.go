@@ -16,7 +16,7 @@ import (
 func (p *peer) handle(f *wire.Frame) {
 	m := p.m
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
-	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop:
+	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw:
 	default:
 		m.mu.Lock()
 		m.touch()
@@ -92,6 +92,12 @@ func (p *peer) handle(f *wire.Frame) {
 			}
 			m.stop(cut(s.Reason, 1000), done)
 		}
+	case wire.OpMakeWay:
+		m.makeWay(func(busy bool, e *wire.Error) { p.answer(f.ID, wire.MadeWay{Busy: busy}, e) })
+	case wire.OpFreeze:
+		go func() { done(p.freeze()) }()
+	case wire.OpThaw:
+		go func() { done(p.thaw()) }()
 	default:
 		done(&wire.Error{Code: wire.CodeUnsupported, Text: "this sandbox's monitor does not know the request " + cut(f.Op, 40) + "; it was started by another version of berth: stop and start the sandbox"})
 	}

@@ -149,7 +149,7 @@ func (m *monitor) end(reason string) {
 		}
 	}
 	_ = m.journal.Close()
-	remove := m.intervals.DeleteOnStop
+	remove := m.intervals.DeleteOnStop && !m.kept
 	m.mu.Unlock()
 	if closeErr != nil {
 		_, _ = os.Stderr.WriteString("remove the sandbox's cgroups and mounts: " + closeErr.Error() + "\n")

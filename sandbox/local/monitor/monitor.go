@@ -74,6 +74,10 @@ type monitor struct {
 	idle      *time.Timer
 	stopping  bool
 	stopWaits []func(*wire.Error) // OpStop requests
+	kept      bool                // what is to be deleted on a stop stays
+	freezer   *peer               // who has the sandbox frozen,
+	freezing  bool                // or is just about to
+	melts     *time.Timer         // thaws it, come what may
 }
 
 // Run is the program: it reads the Launch from FDLaunch, starts the sandbox,

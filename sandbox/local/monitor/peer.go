@@ -151,6 +151,7 @@ func (p *peer) leave() {
 	for t := range tokens {
 		m.abort(t)
 	}
+	_ = p.thaw()
 }
 
 // drop forgets unsent answers; p.mu is held.

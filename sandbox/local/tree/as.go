@@ -254,6 +254,8 @@ func helper(args []string) {
 		if err == nil {
 			_, err = io.Copy(io.Discard, os.Stdin)
 		}
+	case len(args) == 3 && args[0] == "copy":
+		ans.Summary, err = Copy(context.Background(), args[1], args[2])
 	case len(args) == 3 && args[0] == "layer":
 		ans.Layer, err = layerHelper(args[1], args[2])
 	case len(args) > 3 && args[0] == "chown":

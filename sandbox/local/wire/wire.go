@@ -81,6 +81,9 @@ const (
 	OpUsage     = "usage"     // -> Usage
 	OpConfigure = "configure" // Intervals ->
 	OpStop      = "stop"      // Stop -> after everything inside has ended; then the monitor exits
+	OpMakeWay   = "makeway"   // -> MadeWay; as OpStop, but only if nothing runs inside, and what is to be deleted on a stop is kept
+	OpFreeze    = "freeze"    // -> once nothing inside runs or changes a file, until OpThaw or the connection's end
+	OpThaw      = "thaw"      // ->
 	OpTouch     = "touch"     // counts as activity ->
 	OpStat      = "stat"      // Path -> File (init)
 	OpOpen      = "open"      // Path -> File + one descriptor, O_RDONLY, regular files only (init)
@@ -228,6 +231,15 @@ type Intervals struct {
 type Stop struct {
 	Reason string `json:"reason,omitempty"`
 }
+
+// MadeWay answers OpMakeWay.
+type MadeWay struct {
+	// Busy: something runs, or a file is being written, and nothing was done.
+	Busy bool `json:"busy,omitempty"`
+}
+
+// FreezeMost bounds a freeze, in milliseconds.
+const FreezeMost = 60_000
 
 // Path names a file inside, absolute. User whose rights count; empty: the
 // sandbox's.

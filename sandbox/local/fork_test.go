@@ -1,0 +1,160 @@
+//go:build linux
+
+package local_test
+
+import (
+	"strings"
+	"testing"
+
+	"berth/sandbox"
+	"berth/sandbox/local"
+)
+
+var forkKey = sandbox.Key{Owner: "o", Session: "forked"}
+
+// fork forks in into a sandbox of key.
+func fork(t *testing.T, in sandbox.Instance, key sandbox.Key) sandbox.Instance {
+	t.Helper()
+	info, err := in.Info(t.Context())
+	must(t, err)
+	to, err := in.(sandbox.Forker).Fork(t.Context(), key, info.Spec)
+	must(t, err)
+	return to
+}
+
+// make all that a user can make, and show it.
+const (
+	makeFiles = "cd; echo a >a; ln a b; ln -s a c; chmod 4711 a; mkfifo f; truncate -s 10G sparse; echo end >>sparse; mkdir -m 700 closed; echo in >closed/in; printf x >'odd\n\xff'; touch -d @1000 a; rm -f .profile"
+	rootFiles = "mkdir -p /workspace/d && rm -rf /usr/games /usr/share/doc; rm -f /usr/bin/git; mkdir -p /usr/games; touch /usr/games/mine; echo root >/root/f; chmod 600 /root/f; echo x >/tmp/t"
+	showFiles = "cd /home/agent; ls -A; stat -c '%n %F %a %U %h %s %Y' * | sort; cat a closed/in /tmp/t; tail -c4 sparse; ls -A /usr/games; test -e /usr/bin/git || echo no git; test -d /usr/share/doc || echo no doc"
+)
+
+func TestForkOfAQuietSandbox(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "root", rootFiles, "")
+	wantRun(t, in, "agent", makeFiles, "")
+	before, _ := run(t, in, "agent", showFiles)
+	to := fork(t, in, forkKey)
+	for _, x := range []sandbox.Instance{in, to} {
+		if got := status(t, x); got != sandbox.StatusRunning {
+			t.Errorf("status = %q, want running", got)
+		}
+		if after, _ := run(t, x, "agent", showFiles); after != before {
+			t.Errorf("files after the fork:\n%s\nwant:\n%s", after, before)
+		}
+	}
+	wantRun(t, in, "agent", "echo source > ~/who; echo more >> ~/a; rm ~/closed/in", "")
+	wantRun(t, to, "agent", "test ! -e ~/who && cat ~/a ~/closed/in && echo fork > ~/who", "a\nin")
+	wantRun(t, in, "agent", "cat ~/who ~/a", "source\na\nmore")
+	// What ran before is still known in the one and was never known in the other.
+	list, err := in.Processes(t.Context())
+	must(t, err)
+	if len(list) < 4 || !strings.HasPrefix(list[0].Command, "mkdir") {
+		t.Errorf("processes of the source after the fork = %+v", list)
+	}
+	list, err = to.Processes(t.Context())
+	must(t, err)
+	if len(list) != 2 {
+		t.Errorf("processes of the fork = %+v, want the two run here", list)
+	}
+	must(t, in.Destroy(t.Context()))
+	wantRun(t, to, "agent", "cat ~/who ~/closed/in", "fork\nin")
+}
+
+// A writer keeps two files in step, and a third that it has mapped: the fork
+// has them as of one moment, and the writer goes on.
+func TestForkWhileFilesAreWritten(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	const writer = `import mmap, os
+os.chdir(os.environ["HOME"])
+for n in "a", "b", "m": open(n, "wb").write(b"%020d" % 0)
+a, b, f = (open(n, "r+b", buffering=0) for n in ("a", "b", "m"))
+m = mmap.mmap(f.fileno(), 20)
+n = 0
+print("ready", flush=True)
+while not os.path.exists("end"):
+    n += 1
+    for g in a, b: os.pwrite(g.fileno(), b"%020d" % n, 0)
+    m[:] = b"%020d" % n
+print("ended", flush=True)
+`
+	must(t, writeFile(t, in, "/home/agent/w.py", writer))
+	wantRun(t, in, "agent", "head -c 30000000 /dev/urandom > ~/ballast; cp ~/ballast ~/ballast2", "")
+	proc, err := in.Spawn(t.Context(), sandbox.Command{ID: sandbox.NewProcessID(), Shell: "python3 ~/w.py & sleep 1000 & kill -STOP $!; wait %1; kill -KILL %2", Cwd: "/", User: "agent"})
+	must(t, err)
+	must(t, proc.Wait(t.Context(), sandbox.Cursor{}, false))
+	for i := range 5 {
+		to := fork(t, in, sandbox.Key{Owner: "o", Session: sandbox.SessionID("f" + string(rune('0'+i)))})
+		// The writer stores the three one after the other, so each may be one
+		// ahead of the next, and never more.
+		out, code := run(t, to, "agent", `cd; python3 -c '
+a, b, m = (int(open(n).read()) for n in ("a", "b", "m"))
+print("in step" if a > 0 and a >= b >= m >= a - 1 else (a, b, m))'; cmp ballast ballast2; ls`)
+		if !strings.HasPrefix(out, "in step\n") || code != 0 {
+			t.Errorf("files of fork %d = %d, %s", i, code, out)
+		}
+		must(t, to.Destroy(t.Context()))
+	}
+	// What was stopped before is stopped still, and what ran runs.
+	wantRun(t, in, "agent", "ps -C sleep -o stat= | cut -c1 | head -1; a=$(cat ~/a); sleep 0.1; test $(cat ~/a) -gt $a && touch ~/end", "T")
+	must(t, proc.Wait(t.Context(), sandbox.Cursor{}, true))
+	out, err := proc.Read(t.Context(), sandbox.Cursor{}, 1<<16)
+	must(t, err)
+	if !strings.Contains(string(out.Stdout), "ready\nended\n") {
+		t.Errorf("the writer printed %q", out.Stdout)
+	}
+}
+
+func writeFile(t *testing.T, in sandbox.Instance, path, text string) error {
+	t.Helper()
+	_, err := in.Files().Write(t.Context(), path, strings.NewReader(text), sandbox.WriteOptions{})
+	return err
+}
+
+func TestForkOfAStoppedSandbox(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "root", rootFiles, "")
+	wantRun(t, in, "agent", makeFiles, "")
+	before, _ := run(t, in, "agent", showFiles)
+	must(t, in.Stop(t.Context()))
+	to := fork(t, in, forkKey)
+	if got := status(t, in); got != sandbox.StatusStopped {
+		t.Errorf("status of the source = %q, want stopped", got)
+	}
+	if after, _ := run(t, to, "agent", showFiles); after != before {
+		t.Errorf("files of the fork:\n%s\nwant:\n%s", after, before)
+	}
+	wantRun(t, to, "agent", "echo one > ~/one", "")
+	// Archived and restored, both stand on the shared layer still.
+	must(t, do(t.Context(), in, "archive"))
+	must(t, to.Stop(t.Context()))
+	must(t, do(t.Context(), to, "archive"))
+	third := fork(t, to, sandbox.Key{Owner: "o", Session: "third"})
+	must(t, to.Destroy(t.Context()))
+	must(t, in.Start(t.Context()))
+	if after, _ := run(t, in, "agent", showFiles); after != before {
+		t.Errorf("files of the restored source:\n%s\nwant:\n%s", after, before)
+	}
+	wantRun(t, third, "agent", "cat ~/one ~/a; test ! -e /usr/bin/git", "one\na")
+}
+
+// A disk limit counts what a sandbox has written itself: so its fork has a copy.
+func TestForkWithADiskLimit(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t), BestEffort: true})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{Resources: sandbox.Resources{Disk: 128 << 20}})
+	must(t, err)
+	wantRun(t, in, "agent", "echo kept > ~/f; head -c 20000000 /dev/urandom > ~/big; sha256sum ~/big > ~/sum", "")
+	to := fork(t, in, forkKey)
+	for _, x := range []sandbox.Instance{in, to} {
+		wantRun(t, x, "agent", "cat ~/f && sha256sum --status -c ~/sum && echo whole", "kept\nwhole")
+	}
+	must(t, in.Stop(t.Context()))
+	third := fork(t, in, sandbox.Key{Owner: "o", Session: "third"})
+	wantRun(t, third, "agent", "cat ~/f && sha256sum --status -c ~/sum && echo whole", "kept\nwhole")
+}

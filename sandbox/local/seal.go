@@ -1,0 +1,245 @@
+//go:build linux
+
+package local
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"berth/sandbox"
+	"berth/sandbox/local/wire"
+)
+
+// Sealing makes what a sandbox has written a layer that others can stand on
+// too: its directory of upper layers is renamed to sealed/ID/layers, and it gets
+// an empty one. From then on nobody writes to the layer. Files there belong to
+// the ids inside, 0 and 1000, so that sandboxes with different ranges of ids can
+// share it; where they are not (no id-mapped mounts), all sandboxes have one range.
+//
+// The record names the layer as Sealing before the rename and not any more
+// after it, so that whoever comes after a kill knows where the files are. A
+// layer is used by those whose records name it; there is no counter that
+// could be wrong. The sweeper removes what nobody has named for a while.
+
+// layerFile describes a sealed layer: whose ids its files have.
+const layerFile = "layer.json"
+
+type layerRecord struct {
+	Version int       `json:"version"`
+	Created time.Time `json:"created"`
+	IDs     wire.IDs  `json:"ids"`
+}
+
+// maxSealed is how many layers a sandbox stands on at most; the kernel takes
+// 500. More are copied.
+var maxSealed = 400
+
+// sealedTime is how long a layer that nobody names is kept: whoever is just
+// going to name it has touched it.
+const sealedTime = 10 * time.Minute
+
+func newLayerID() string {
+	var b [10]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+}
+
+func (s *store) sealedDir(id string) string { return s.path("sealed", id) }
+
+// sealedPaths are where the layers' files are, topmost first.
+func (s *store) sealedPaths(ids []string) []string {
+	var out []string
+	for i := len(ids) - 1; i >= 0; i-- {
+		out = append(out, filepath.Join(s.sealedDir(ids[i]), layersDir))
+	}
+	return out
+}
+
+// useSealed tells the sweeper that layers are used.
+func (s *store) useSealed(ids []string) {
+	now := s.now()
+	for _, id := range ids {
+		_ = os.Chtimes(s.sealedDir(id), now, now)
+	}
+}
+
+// standOn puts the sealed layers, topmost first, over the lower ones of mounts.
+func standOn(mounts []wire.Mount, sealed []string) {
+	if len(sealed) == 0 {
+		return
+	}
+	for i := range mounts {
+		if m := &mounts[i]; m.Type == "overlay" && m.Upper != "" {
+			m.Lower = append(sealedUppers(sealed, filepath.Base(filepath.Dir(m.Upper))), m.Lower...)
+		}
+	}
+}
+
+// sealedUppers are those of the layers that have something for the overlay of
+// that name.
+func sealedUppers(layers []string, name string) []string {
+	var out []string
+	for _, l := range layers {
+		upper := filepath.Join(l, name, "upper")
+		if !empty(upper) {
+			out = append(out, upper)
+		}
+	}
+	return out
+}
+
+// empty tells of a directory that nothing is in it, or that there is none. One
+// that may not be read holds something.
+func empty(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(1)
+	return len(names) == 0
+}
+
+// unchanged tells that a sandbox has written nothing of its own.
+func (in *Instance) unchanged() bool {
+	entries, err := os.ReadDir(in.layers())
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if !empty(filepath.Join(in.layers(), e.Name(), "upper")) {
+			return false
+		}
+	}
+	return true
+}
+
+// intendSeal writes down that the layers of r's sandbox are going to be sealed.
+func (in *Instance) intendSeal(r *record) error {
+	id := newLayerID()
+	dir := in.s.sealedDir(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	err := writeJSON(filepath.Join(dir, layerFile), &layerRecord{Version: 1, Created: time.Now().UTC(), IDs: r.IDs}, false)
+	if err == nil {
+		r.Sealing, r.Sealed = id, append(r.Sealed[:len(r.Sealed):len(r.Sealed)], id)
+		err = in.s.writeRecord(in.id, r)
+	}
+	return err
+}
+
+// seal does it. The sandbox does not run.
+func (in *Instance) seal(r *record) error {
+	if err := os.Rename(in.layers(), filepath.Join(in.s.sealedDir(r.Sealing), layersDir)); err != nil {
+		return err
+	}
+	if err := in.p.opts.step("seal:renamed"); err != nil {
+		return err
+	}
+	if err := syncDir(in.s.sealedDir(r.Sealing)); err != nil {
+		return err
+	}
+	return os.Mkdir(in.layers(), 0o700)
+}
+
+// settleSeal finds out what became of a sealing that was begun, and writes it
+// down; for holders of the lock.
+func (in *Instance) settleSeal(r *record) error {
+	if r.Sealing == "" {
+		return nil
+	}
+	dir := filepath.Join(in.s.sealedDir(r.Sealing), layersDir)
+	if _, err := os.Lstat(dir); err == nil {
+		if err := os.Mkdir(in.layers(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	} else if errors.Is(err, fs.ErrNotExist) {
+		r.Sealed = r.Sealed[:len(r.Sealed)-1]
+	} else {
+		return err
+	}
+	r.Sealing = ""
+	return in.s.writeRecord(in.id, r)
+}
+
+// sweepSealed removes the layers that nobody has named for a while.
+func (s *store) sweepSealed(ctx context.Context) error {
+	layers, err := os.ReadDir(s.path("sealed"))
+	if err != nil || len(layers) == 0 {
+		return err
+	}
+	used, known, err := s.namedLayers()
+	if err != nil || !known {
+		return err
+	}
+	var errs []error
+	for _, e := range layers {
+		fi, err := e.Info()
+		if err != nil || used[e.Name()] || s.now().Sub(fi.ModTime()) < sealedTime {
+			continue
+		}
+		// Renamed first: half of a layer must not look like all of it.
+		to := s.path("trash", "sealed."+e.Name())
+		if err := os.Rename(s.sealedDir(e.Name()), to); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, s.removeTree(ctx, to))
+	}
+	return errors.Join(errs...)
+}
+
+// namedLayers reads which layers are named by any record. known is false when
+// a record cannot be read: it may name any.
+func (s *store) namedLayers() (used map[string]bool, known bool, err error) {
+	used = map[string]bool{}
+	for _, place := range []string{"tmp", "sandboxes", "retired"} {
+		entries, err := os.ReadDir(s.path(place))
+		if err != nil {
+			return nil, false, err
+		}
+		for _, e := range entries {
+			var r record
+			dir := s.path(place, e.Name())
+			err := readJSON(filepath.Join(dir, recordFile), &r)
+			if err != nil {
+				err = readJSON(filepath.Join(dir, recordCopy), &r)
+			}
+			switch {
+			case err == nil:
+				for _, id := range r.Sealed {
+					used[id] = true
+				}
+			case place == "tmp" && errors.Is(err, fs.ErrNotExist):
+			default:
+				if _, gone := os.Lstat(dir); gone == nil {
+					return nil, false, nil
+				}
+			}
+		}
+	}
+	return used, true, nil
+}
+
+// missingLayer names a layer of r that is not there; "" when all are.
+func (s *store) missingLayer(r *record) string {
+	for _, id := range r.Sealed {
+		if id == r.Sealing {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(s.sealedDir(id), layersDir)); errors.Is(err, fs.ErrNotExist) {
+			return s.sealedDir(id)
+		}
+	}
+	return ""
+}
+
+var _ sandbox.Forker = (*Instance)(nil)
