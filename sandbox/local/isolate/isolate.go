@@ -121,6 +121,10 @@ func (b *builder) start() (_ *Sandbox, err error) {
 	s.cgroups = newCgroups(CgroupName(l.Dir), owner, l.Limits, setup)
 	trees := found()
 	s.cgroups.each(trees, true)
+	if more := s.cgroups.delegated(trees); more != nil {
+		trees = more
+		s.cgroups.each(trees, true)
+	}
 	if gate, err = b.fork(s.cgroups); err != nil {
 		return nil, err
 	}
