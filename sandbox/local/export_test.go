@@ -4,7 +4,10 @@ package local
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"berth/sandbox"
@@ -100,4 +103,47 @@ func StopIdle(t interface {
 	if err := c.Stop(context.Background(), "idle for 15 minutes"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// StandOnLayers stops a sandbox and seals n layers for it, each with a file f1,
+// f2 … of its own and one that all have.
+func StandOnLayers(x sandbox.Instance, n int) error {
+	in, ctx := x.(*Instance), context.Background()
+	for i := 1; i <= n; i++ {
+		if i == 1 {
+			if err := in.Stop(ctx); err != nil {
+				return err
+			}
+		}
+		r, err := readRecord(in.dir())
+		if err != nil {
+			return err
+		}
+		home := filepath.Join(in.layers(), "root", "upper", agentHome)
+		if err := os.MkdirAll(home, 0o755); err != nil {
+			return err
+		}
+		paths := []string{home}
+		for _, name := range []string{"f" + strconv.Itoa(i), "same"} {
+			paths = append([]string{filepath.Join(home, name)}, paths...)
+			if err := os.WriteFile(filepath.Join(home, name), []byte(strconv.Itoa(i)+"\n"), 0o644); err != nil {
+				return err
+			}
+		}
+		if as := treeAs(r.IDs); as.Map != nil || r.IDs.Mode == wire.IDsRange {
+			if err := as.Chown(ctx, agentID, agentID, paths...); err != nil {
+				return err
+			}
+		}
+		if err := in.intendSeal(r); err != nil {
+			return err
+		}
+		if err := in.seal(r); err != nil {
+			return err
+		}
+		if err := in.settleSeal(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }

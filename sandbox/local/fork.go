@@ -210,7 +210,9 @@ func (in *Instance) makeWay(ctx context.Context, c connection) (busy bool, err e
 		return true, nil
 	case errors.Is(err, sandbox.ErrNotRunning):
 		return true, in.notRunning(err)
-	case err != nil:
+	}
+	// One that did not end in order may have left something running.
+	if mon, _, merr := in.p.engine.monitor(in.dir()); err != nil || merr != nil || mon.Stopped == 0 {
 		if kerr := in.p.engine.kill(ctx, in.dir()); kerr != nil {
 			return false, errors.Join(err, kerr)
 		}

@@ -3,11 +3,15 @@
 package local_test
 
 import (
+	"errors"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"berth/sandbox"
 	"berth/sandbox/local"
+	"berth/sandbox/local/client"
 )
 
 var forkKey = sandbox.Key{Owner: "o", Session: "forked"}
@@ -157,4 +161,110 @@ func TestForkWithADiskLimit(t *testing.T) {
 	must(t, in.Stop(t.Context()))
 	third := fork(t, in, sandbox.Key{Owner: "o", Session: "third"})
 	wantRun(t, third, "agent", "cat ~/f && sha256sum --status -c ~/sum && echo whole", "kept\nwhole")
+}
+
+// Killed anywhere, a fork leaves the source whole and can be repeated, and
+// nothing is left of it in the end.
+func TestServerKilledInAFork(t *testing.T) {
+	created := []string{"create:prepared", "create:written", "create:exists", "create:exists+5ms", "create:launched"}
+	for _, tt := range []struct {
+		name, leave string
+		stop        bool
+		steps       []string
+	}{
+		{"quiet", "", false, append([]string{"seal:intended", "seal:intended+1ms", "seal:intended+3ms", "seal:halted", "seal:renamed", "seal:prepared", "seal:prepared+4ms", "seal:launched", "fork:shared"}, created...)},
+		{"busy", "(setsid sleep 1000 >/dev/null 2>&1 &)", false, append([]string{"fork:copying", "fork:copying+2ms", "fork:shared"}, created[1:3]...)},
+		{"stopped", "", true, append([]string{"seal:intended", "seal:renamed", "fork:shared"}, created[2])},
+	} {
+		for _, step := range tt.steps {
+			t.Run(tt.name+"_"+strings.ReplaceAll(step, ":", "_"), func(t *testing.T) {
+				ctx := t.Context()
+				dir := stateDir(t)
+				now := time.Now()
+				p := provider(t, local.Options{Dir: dir}.WithNow(func() time.Time { return now }))
+				var w watched
+				in, err := p.Create(ctx, testKey, sandbox.Spec{Ephemeral: ptr(!tt.stop)})
+				must(t, err)
+				wantRun(t, in, "agent", "echo precious > ~/f; mkdir -p /workspace/a/b && ln ~/f ~/g;"+tt.leave, "")
+				if tt.stop {
+					must(t, in.Stop(ctx))
+				}
+				killReal(t, dir, "fork", step, sandbox.Spec{})
+				w.note(t, dir)
+				switch got := status(t, in); got {
+				case sandbox.StatusRunning, sandbox.StatusStopping, sandbox.StatusStopped:
+				default:
+					t.Fatalf("status of the source after a kill at %s = %q", step, got)
+				}
+				must(t, in.Start(ctx))
+				w.note(t, dir)
+				const whole = "cat ~/f && test ~/f -ef ~/g && test -d /workspace/a/b"
+				wantRun(t, in, "agent", whole, "precious")
+				to, err := p.Lookup(ctx, forkKey)
+				if errors.Is(err, sandbox.ErrNotFound) {
+					must(t, do(ctx, in, "fork"))
+					to, err = p.Lookup(ctx, forkKey)
+				}
+				must(t, err)
+				must(t, to.Start(ctx))
+				w.note(t, dir)
+				wantRun(t, to, "agent", whole, "precious")
+				must(t, in.Destroy(ctx))
+				wantRun(t, to, "agent", whole, "precious")
+				must(t, to.Destroy(ctx))
+				now = now.Add(time.Hour)
+				must(t, p.Sweep(ctx))
+				w.gone(t, dir)
+			})
+		}
+	}
+}
+
+// A monitor that is killed while its sandbox stands still, or server and monitor
+// at once, leave the same.
+func TestMonitorKilledInAFork(t *testing.T) {
+	dir := stateDir(t)
+	var kill func()
+	p := provider(t, local.Options{Dir: dir}.WithStep(func(step string) error {
+		if step == "fork:copying" || step == "seal:intended" {
+			kill()
+		}
+		return nil
+	}))
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	kill = func() {
+		r, _, err := client.Alive(in.(*local.Instance).Dir())
+		must(t, err)
+		must(t, syscall.Kill(r.MonitorPID, syscall.SIGKILL))
+	}
+	// With nothing running, nothing is lost: it was to be restarted anyway.
+	wantRun(t, in, "agent", "echo precious > ~/f", "")
+	to := fork(t, in, sandbox.Key{Owner: "o", Session: "other"})
+	for _, x := range []sandbox.Instance{in, to} {
+		wantRun(t, x, "agent", "cat ~/f", "precious")
+	}
+	wantRun(t, in, "agent", "(setsid sleep 1000 >/dev/null 2>&1 &)", "")
+	if err := do(t.Context(), in, "fork"); err == nil {
+		t.Error("the fork of a sandbox whose monitor was killed meanwhile succeeded")
+	}
+	if _, err := p.Lookup(t.Context(), forkKey); !errors.Is(err, sandbox.ErrNotFound) {
+		t.Errorf("a fork was made: %v", err)
+	}
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/f", "precious")
+}
+
+// Forks of forks stand on ever more layers, and start all the same.
+func TestManyLayers(t *testing.T) {
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	must(t, local.StandOnLayers(in, 300))
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/f1 ~/f300 ~/same | tr '\\n' ' '; ls ~ | wc -l", "1 300 300 301")
+	wantRun(t, in, "agent", "rm ~/f7; echo x > ~/f8", "")
+	to := fork(t, in, forkKey)
+	wantRun(t, to, "agent", "test ! -e ~/f7 && cat ~/f8 ~/f300", "x\n300")
 }

@@ -172,6 +172,12 @@ func do(ctx context.Context, in sandbox.Instance, op string) error {
 		return in.Destroy(ctx)
 	case "archive":
 		return in.(sandbox.Archiver).Archive(ctx)
+	case "fork":
+		info, err := in.Info(ctx)
+		if err == nil {
+			_, err = in.(sandbox.Forker).Fork(ctx, forkKey, info.Spec)
+		}
+		return err
 	case "retire":
 		_, err := in.(sandbox.Retirer).Retire(ctx, "test")
 		return err
