@@ -16,6 +16,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 box: ## build the helper program that is embedded
+	@echo "compiling; a few minutes the first time"
 	go generate ./sandbox/local/boxbin
 
 build: box ## build bin/berth

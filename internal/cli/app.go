@@ -159,43 +159,67 @@ func (b *bench) list(ctx context.Context, owner sandbox.Owner) ([]sandbox.Info, 
 	return b.provider.List(ctx, owner)
 }
 
+// ownerFlag is whose sandbox a command means.
+type ownerFlag struct {
+	Owner string `help:"Whose sandbox: local (stdio and this command line), default (HTTP), or a token's name." placeholder:"NAME"`
+}
+
 // find turns what a person typed into a sandbox's key: a whole session id, or
-// the only one that begins so; the local owner's before others'.
-func (b *bench) find(ctx context.Context, typed string) (sandbox.Key, error) {
-	if id, err := sandbox.ParseSessionID(typed); err == nil {
-		key := sandbox.Key{Owner: sandbox.LocalOwner, Session: id}
-		if i, err := b.provider.Lookup(ctx, key); err == nil {
-			if info, err := i.Info(ctx); err == nil && info.Status != sandbox.StatusDestroyed {
-				return key, nil
-			}
-		}
-	}
-	all, err := b.list(ctx, visibleOwner(""))
+// the only one that begins so. Without an owner it looks at those that ls shows,
+// and takes no id that somebody else has too: what was meant cannot be told.
+func (b *bench) find(ctx context.Context, typed, owner string) (sandbox.Key, error) {
+	seen := visibleOwner(owner)
+	all, err := b.list(ctx, "")
 	if err != nil {
 		return sandbox.Key{}, err
 	}
+	var owners []string // of the whole id, anybody's
 	var exact, prefix []sandbox.Key
 	for _, i := range all {
+		mine := seen == "" || i.Key.Owner == seen
 		switch {
 		case string(i.Key.Session) == typed:
-			exact = append(exact, i.Key)
-		case typed != "" && strings.HasPrefix(string(i.Key.Session), typed):
+			owners = append(owners, string(i.Key.Owner))
+			if mine {
+				exact = append(exact, i.Key)
+			}
+		case typed != "" && mine && strings.HasPrefix(string(i.Key.Session), typed):
 			prefix = append(prefix, i.Key)
 		}
+	}
+	slices.Sort(owners)
+	if (owner == "" || owner == "all") && len(owners) > 1 {
+		return sandbox.Key{}, ambiguous(typed, owners)
 	}
 	found := exact
 	if len(found) == 0 {
 		found = prefix
 	}
-	switch len(found) {
-	case 0:
-		return sandbox.Key{}, fmt.Errorf("there is no sandbox %q; berth ls lists them", typed)
-	case 1:
+	switch {
+	case len(found) == 1:
 		return found[0], nil
+	case len(found) == 0 && len(owners) > 0:
+		return sandbox.Key{}, fmt.Errorf("%s has no sandbox %q; it exists for %s; give --owner", seen, typed, strings.Join(owners, " and "))
+	case len(found) == 0 && owner != "" && owner != "all":
+		return sandbox.Key{}, fmt.Errorf("%s has no sandbox %q; berth ls --owner all lists everybody's", owner, typed)
+	case len(found) == 0:
+		return sandbox.Key{}, fmt.Errorf("there is no sandbox %q; berth ls lists them", typed)
 	}
-	var names []string
-	for _, k := range found {
-		names = append(names, fmt.Sprintf("%s (owner %s)", k.Session, k.Owner))
+	owners = owners[:0]
+	one := true
+	names := make([]string, len(found))
+	for i, k := range found {
+		one = one && k.Session == found[0].Session
+		owners = append(owners, string(k.Owner))
+		names[i] = fmt.Sprintf("%s (owner %s)", k.Session, k.Owner)
+	}
+	if one {
+		return sandbox.Key{}, ambiguous(string(found[0].Session), owners)
 	}
 	return sandbox.Key{}, fmt.Errorf("%q could be any of %s", typed, strings.Join(names, ", "))
+}
+
+func ambiguous(id string, owners []string) error {
+	last := len(owners) - 1
+	return fmt.Errorf("%s is ambiguous: it exists for %s and %s; give --owner", id, strings.Join(owners[:last], ", "), owners[last])
 }

@@ -16,6 +16,7 @@ import (
 )
 
 type copyCommand struct {
+	ownerFlag
 	Quiet bool   `short:"q" help:"Show no progress."`
 	Src   string `arg:"" help:"A path here, or ID:PATH."`
 	Dst   string `arg:"" help:"A path here, or ID:PATH."`
@@ -50,7 +51,7 @@ func (c *copyCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
-	key, err := b.find(a.ctx, src.id+dst.id)
+	key, err := b.find(a.ctx, src.id+dst.id, c.Owner)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 )
 
 type enterCommand struct {
+	ownerFlag
 	User      string `help:"Enter as this user: agent or root." placeholder:"USER"`
 	Cwd       string `short:"w" help:"Start in this directory." placeholder:"PATH"`
 	DetachKey string `default:"ctrl-]" help:"The key that leaves and lets the shell run on; none switches it off." placeholder:"KEY"`
@@ -45,7 +46,7 @@ func (c *enterCommand) Run(a *App) error {
 		return a.notRun(err)
 	}
 	defer b.close()
-	key, err := b.find(a.ctx, c.ID)
+	key, err := b.find(a.ctx, c.ID, c.Owner)
 	if err != nil {
 		return a.notRun(err)
 	}

@@ -80,17 +80,27 @@ type announcement struct {
 	PID     int       `json:"pid"`
 	Address string    `json:"address"`
 	Started time.Time `json:"started"`
+	Birth   birth     `json:"birth"`
+}
+
+// birth tells processes apart that had the same id: by the boot, the process
+// namespace and the start time. All are empty where they cannot be told.
+type birth struct {
+	Boot      string `json:"boot,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Start     string `json:"start,omitempty"`
 }
 
 // announce records that this process listens at address, until forget is
-// called. A record that kill -9 leaves behind is recognised by its address
-// not answering.
+// called. A record that kill -9 leaves behind is recognised by its process
+// being gone.
 func announce(state, address string) (forget func(), err error) {
 	dir := filepath.Join(state, "servers")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	b, err := json.Marshal(announcement{PID: os.Getpid(), Address: address, Started: time.Now()})
+	announced(state) // removes what dead servers left
+	b, err := json.Marshal(announcement{PID: os.Getpid(), Address: address, Started: time.Now(), Birth: birthOf(os.Getpid())})
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +116,29 @@ func announce(state, address string) (forget func(), err error) {
 	return func() { _ = os.Remove(file) }, nil
 }
 
-// announced lists the servers that are recorded.
+// dead reports whether the server has surely ended. Of another namespace, such
+// as another container's, and without a birth nothing is sure.
+func (n announcement) dead() bool {
+	now := birthOf(n.PID)
+	then := n.Birth
+	switch {
+	case now == (birth{}) || then == (birth{}):
+		return false
+	case then.Boot != now.Boot:
+		return true
+	default:
+		return then.Namespace == now.Namespace && then.Start != now.Start
+	}
+}
+
+// elsewhere reports whether the server belongs to another process namespace,
+// whose addresses need not be ours.
+func (n announcement) elsewhere() bool {
+	return n.Birth != (birth{}) && n.Birth.Namespace != birthOf(n.PID).Namespace
+}
+
+// announced lists the servers that are recorded, and removes the records of
+// those that have ended without doing so.
 func announced(state string) []announcement {
 	files, err := filepath.Glob(filepath.Join(state, "servers", "*.json"))
 	if err != nil {
@@ -115,9 +147,14 @@ func announced(state string) []announcement {
 	var list []announcement
 	for _, f := range files {
 		var n announcement
-		if b, err := os.ReadFile(f); err == nil && json.Unmarshal(b, &n) == nil && n.Address != "" {
-			list = append(list, n)
+		if b, err := os.ReadFile(f); err != nil || json.Unmarshal(b, &n) != nil || n.Address == "" {
+			continue
 		}
+		if n.dead() {
+			_ = os.Remove(f) // the next one tries again
+			continue
+		}
+		list = append(list, n)
 	}
 	return list
 }
@@ -170,7 +207,9 @@ func (*healthcheckCommand) Run(a *App) error {
 	var last error
 	for _, s := range servers {
 		if err := healthy(a.ctx, s.Address); err != nil {
-			last = err
+			if !s.elsewhere() {
+				last = err
+			}
 			continue
 		}
 		alive++

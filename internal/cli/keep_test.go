@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"sync"
@@ -61,5 +62,52 @@ func TestDetachKey(t *testing.T) {
 		if got, err := detachKey(s); err == nil {
 			t.Errorf("detachKey(%q) = %#x, want an error", s, got)
 		}
+	}
+}
+
+// A server that was killed leaves its record behind, and no ill health.
+func TestDeadServersAreForgotten(t *testing.T) {
+	state := t.TempDir()
+	forget, err := announce(state, "127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := announced(state)
+	if len(list) != 1 || list[0].elsewhere() {
+		t.Fatalf("announced: %+v; want this process", list)
+	}
+	if birthOf(os.Getpid()) == (birth{}) {
+		t.Skip("births are not known on this system")
+	}
+	for name, change := range map[string]func(*announcement){
+		"another start": func(n *announcement) { n.Birth.Start += "1" },
+		"another boot":  func(n *announcement) { n.Birth.Boot = "a-former-one" },
+		"no process":    func(n *announcement) { n.PID = 1 << 30 },
+	} {
+		n := list[0]
+		change(&n)
+		b, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(state, "servers", "77.json")
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := announced(state); len(got) != 1 || got[0].PID != os.Getpid() {
+			t.Errorf("%s: announced %+v; want this process alone", name, got)
+		}
+		if _, err := os.Stat(file); !os.IsNotExist(err) {
+			t.Errorf("%s: the record is there still (%v)", name, err)
+		}
+	}
+	n := list[0]
+	n.Birth.Namespace, n.Birth.Start = "pid:[1]", "5" // another container's
+	if n.dead() || !n.elsewhere() {
+		t.Errorf("a server of another namespace: dead %v, elsewhere %v", n.dead(), n.elsewhere())
+	}
+	forget()
+	if got := announced(state); len(got) != 0 {
+		t.Errorf("after forget: %+v", got)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,12 +12,13 @@ import (
 )
 
 type stopCommand struct {
+	ownerFlag
 	Archive bool     `help:"Also archive it: compress its files."`
 	ID      []string `arg:"" help:"The sandboxes."`
 }
 
 func (c *stopCommand) Run(a *App) error {
-	return a.each(c.ID, func(b *bench, key sandbox.Key) error {
+	return a.each(c.ID, c.Owner, func(b *bench, key sandbox.Key) error {
 		info, err := b.StopSandbox(a.ctx, key, c.Archive)
 		if err == nil {
 			fmt.Fprintf(a.Stdout, "%s %s\n", key.Session, info.Status)
@@ -26,11 +28,12 @@ func (c *stopCommand) Run(a *App) error {
 }
 
 type removeCommand struct {
+	ownerFlag
 	ID []string `arg:"" help:"The sandboxes."`
 }
 
 func (c *removeCommand) Run(a *App) error {
-	return a.each(c.ID, func(b *bench, key sandbox.Key) error { return a.remove(b, key) })
+	return a.each(c.ID, c.Owner, func(b *bench, key sandbox.Key) error { return a.remove(b, key) })
 }
 
 func (a *App) remove(b *bench, key sandbox.Key) error {
@@ -47,7 +50,7 @@ func (a *App) remove(b *bench, key sandbox.Key) error {
 }
 
 // each does f for every sandbox named, also when one fails.
-func (a *App) each(ids []string, f func(*bench, sandbox.Key) error) error {
+func (a *App) each(ids []string, owner string, f func(*bench, sandbox.Key) error) error {
 	b, err := a.open()
 	if err != nil {
 		return err
@@ -55,19 +58,28 @@ func (a *App) each(ids []string, f func(*bench, sandbox.Key) error) error {
 	defer b.close()
 	failed := false
 	for _, id := range ids {
-		key, err := b.find(a.ctx, id)
+		key, err := b.find(a.ctx, id, owner)
 		if err == nil {
 			err = f(b, key)
 		}
 		if err != nil {
 			failed = true
-			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", id, err)
+			fmt.Fprintln(a.Stderr, "berth: "+about(id, err))
 		}
 	}
 	if failed {
 		return exit(exitFailed)
 	}
 	return nil
+}
+
+// about says which sandbox an error is of, unless it says so itself.
+func about(id string, err error) string {
+	text := printable(err.Error())
+	if strings.Contains(text, strconv.Quote(id)) || strings.HasPrefix(text, id+" ") {
+		return text
+	}
+	return id + ": " + text
 }
 
 type pruneCommand struct {

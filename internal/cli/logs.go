@@ -15,6 +15,7 @@ import (
 )
 
 type logsCommand struct {
+	ownerFlag
 	Follow  bool   `short:"f" help:"Go on until the process ends; without PROCESS, the newest one."`
 	List    bool   `short:"l" help:"List the processes instead."`
 	Raw     bool   `help:"Write every byte to a terminal, too."`
@@ -35,7 +36,7 @@ func (c *logsCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
-	key, err := b.find(a.ctx, c.ID)
+	key, err := b.find(a.ctx, c.ID, c.Owner)
 	if err != nil {
 		return err
 	}
@@ -179,6 +180,7 @@ func (b *bench) process(ctx context.Context, key sandbox.Key, typed string) (san
 }
 
 type eventsCommand struct {
+	ownerFlag
 	JSON bool   `help:"One JSON object a line."`
 	ID   string `arg:"" help:"The sandbox."`
 }
@@ -189,7 +191,7 @@ func (c *eventsCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
-	key, err := b.find(a.ctx, c.ID)
+	key, err := b.find(a.ctx, c.ID, c.Owner)
 	if err != nil {
 		return err
 	}

@@ -109,6 +109,7 @@ func (c *runCommand) Run(a *App) error {
 }
 
 type execCommand struct {
+	ownerFlag
 	Env     []string `short:"e" sep:"none" help:"An environment variable, NAME=VALUE; NAME alone takes yours." placeholder:"NAME=VALUE"`
 	User    string   `help:"Run as this user: agent or root." placeholder:"USER"`
 	Cwd     string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
@@ -137,7 +138,7 @@ func (c *execCommand) Run(a *App) error {
 		return a.notRun(err)
 	}
 	defer b.close()
-	key, err := b.find(a.ctx, c.ID)
+	key, err := b.find(a.ctx, c.ID, c.Owner)
 	if err != nil {
 		return a.notRun(err)
 	}

@@ -1,0 +1,55 @@
+//go:build unix
+
+package cli_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"berth/sandbox"
+)
+
+// An id that several owners have is never taken for one of them unasked.
+func TestOwners(t *testing.T) {
+	m := newMachine(t)
+	m.keep("newb")
+	make1 := func(owner sandbox.Owner, id sandbox.SessionID) {
+		t.Helper()
+		if _, err := m.fake.Create(t.Context(), sandbox.Key{Owner: owner, Session: id}, sandbox.Spec{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	make1("default", "newb")
+	make1("default", "theirs")
+	file := filepath.Join(m.dir, "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const said = "berth: newb is ambiguous: it exists for default and local; give --owner\n"
+	for _, c := range []struct {
+		code int
+		args []string
+	}{
+		{125, []string{"exec", "newb", "--", "true"}},
+		{1, []string{"logs", "newb"}}, {1, []string{"events", "newb"}}, {1, []string{"cp", file, "newb:file"}},
+		{1, []string{"stop", "newb"}}, {1, []string{"rm", "newb"}}, {1, []string{"rm", "--owner", "all", "newb"}},
+	} {
+		m.run(c.code, "", said, c.args...)
+	}
+	m.run(0, "", "", "cp", "--owner", "default", file, "newb:file")
+	m.run(0, "x", "", "exec", "--owner", "default", "newb", "--", "cat", "file")
+	m.run(1, "", "*", "exec", "--owner", "local", "newb", "--", "cat", "file")
+	m.run(1, "", "berth: carol has no sandbox \"newb\"; it exists for default and local; give --owner\n", "rm", "--owner", "carol", "newb")
+	m.run(0, "newb deleted\n", "", "rm", "--owner", "default", "newb")
+	m.run(0, "", "", "exec", "newb", "--", "true") // one is left
+	if os.Geteuid() == 0 {
+		m.run(0, "theirs stopped\n", "", "stop", "theirs")
+	} else {
+		m.run(1, "", "berth: local has no sandbox \"theirs\"; it exists for default; give --owner\n", "stop", "theirs")
+	}
+	if a := m.run(1, "", "*", "rm", "nope"); strings.Count(a.stderr, "nope") != 1 {
+		t.Errorf("rm of what is not there: %q", a.stderr)
+	}
+}
