@@ -36,6 +36,7 @@ func valid(process string) map[string]args {
 		"list_sandboxes":  {},
 		"stop_sandbox":    {"session_id": s},
 		"destroy_sandbox": {"session_id": s},
+		"expose_port":     {"session_id": s, "port": 3000},
 		"read_file":       {"session_id": s, "path": "kept"},
 		"write_file":      {"session_id": s, "path": "kept", "content": "changed"},
 		"edit_file":       {"session_id": s, "path": "kept", "edits": []any{args{"old_text": "kept", "new_text": "changed"}}},
@@ -199,7 +200,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "no_change", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "kept"}}), want: []string{"edits.0.new_text"}},
 	}
 	for _, name := range []string{"snapshot", "volumes", "mounts", "network_block_all", "network_allow_list",
-		"network_allow_domains", "public", "target", "isolation"} {
+		"network_allow_domains", "target", "isolation"} {
 		rows = append(rows, badRow{name: "not_yet_" + name, tool: "start_sandbox", args: with(ok["start_sandbox"], name, "x"),
 			want: []string{name + ": this version's local provider does not have"}})
 	}

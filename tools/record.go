@@ -35,6 +35,7 @@ type sandboxInfo struct {
 	Runtimes       map[string]string `json:"runtimes,omitempty"`
 	Network        string            `json:"network"`
 	HostDirs       []hostDir         `json:"host_dirs,omitempty"`
+	Ports          []exposedPort     `json:"ports,omitempty"`
 	Usage          *usage            `json:"usage,omitempty"`
 	Enforced       []string          `json:"enforced,omitempty"`
 	Soft           []string          `json:"soft,omitempty"`
@@ -50,6 +51,7 @@ type sandboxSpec struct {
 	EnvNames         []string   `json:"env_names,omitempty"`
 	User             string     `json:"user,omitempty"`
 	Ephemeral        bool       `json:"ephemeral"`
+	Public           bool       `json:"public,omitempty"`
 	AutoStop         *int64     `json:"auto_stop_minutes,omitempty"`
 	AutoArchive      *int64     `json:"auto_archive_minutes,omitempty"`
 	AutoDelete       *int64     `json:"auto_delete_minutes,omitempty"`
@@ -108,6 +110,13 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 	for _, d := range i.HostDirs {
 		out.HostDirs = append(out.HostDirs, hostDir{Path: d.Path, ReadOnly: d.ReadOnly})
 	}
+	for _, p := range i.Ports {
+		var urls []string
+		if c.options.Previews != nil {
+			urls = c.options.Previews.URLs(p)
+		}
+		out.Ports = append(out.Ports, exposedPortOf(p, urls))
+	}
 	if u := i.Usage; u != nil {
 		out.Usage = &usage{}
 		if u.CPU >= 0 {
@@ -143,7 +152,7 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 
 func specOf(s sandbox.Spec) sandboxSpec {
 	out := sandboxSpec{
-		Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral,
+		Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral, Public: s.Public != nil && *s.Public,
 		AutoStop: minutesOf(s.AutoStop), AutoArchive: minutesOf(s.AutoArchive), AutoDelete: minutesOf(s.AutoDelete),
 		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources),
 	}

@@ -4,6 +4,7 @@ package tools_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -28,6 +29,12 @@ const (
 	maxToday = 13_000
 )
 
+// nowhere makes expose_port listed.
+type nowhere struct{}
+
+func (nowhere) Open(context.Context, sandbox.Port) ([]string, error) { return nil, nil }
+func (nowhere) URLs(sandbox.Port) []string                           { return nil }
+
 // listed is the tools/list answer of a server with options o.
 func listed(t *testing.T, o tools.Options) (raw []byte, list []mcp.Tool) {
 	t.Helper()
@@ -37,6 +44,7 @@ func listed(t *testing.T, o tools.Options) (raw []byte, list []mcp.Tool) {
 	}
 	t.Cleanup(func() { _ = m.Close() })
 	s := server.NewMCPServer("berth", "test")
+	o.Previews = nowhere{}
 	if err := tools.Register(s, m, o); err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +68,8 @@ func TestListFitsItsBudget(t *testing.T) {
 	if most := min(maxList, maxToday); len(raw) > most {
 		t.Errorf("tools/list has %d bytes, want at most %d", len(raw), most)
 	}
-	if len(list) != 16 {
-		t.Errorf("%d tools listed, want 16", len(list))
+	if len(list) != 17 {
+		t.Errorf("%d tools listed, want 17", len(list))
 	}
 }
 
@@ -107,12 +115,13 @@ var arguments = map[string]string{
 	"read_output":     "base64 cursor max_bytes pattern process_id tail_lines wait_for wait_seconds",
 	"kill_process":    "process_id signal",
 	"list_processes":  "",
-	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name resources timeout_seconds user working_directory",
+	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources timeout_seconds user working_directory",
 	"reconnect":       "",
 	"get_sandbox":     "",
 	"list_sandboxes":  "cursor labels limit status",
 	"stop_sandbox":    "archive",
 	"destroy_sandbox": "",
+	"expose_port":     "port public",
 	"read_file":       "base64 limit offset path",
 	"write_file":      "append base64 content mode path",
 	"edit_file":       "edits path",
@@ -155,7 +164,7 @@ func TestEveryToolIsWhole(t *testing.T) {
 		for name, p := range tool.InputSchema.Properties {
 			kind := fmt.Sprint(p.(map[string]any)["type"])
 			if (kind == "number" || kind == "integer") && !strings.ContainsAny(name, "_") &&
-				!slices.Contains([]string{"limit", "offset", "cols", "rows"}, name) {
+				!slices.Contains([]string{"limit", "offset", "cols", "rows", "port"}, name) {
 				t.Errorf("%s.%s is a number without a unit in its name", tool.Name, name)
 			}
 		}

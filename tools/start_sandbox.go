@@ -16,6 +16,7 @@ type startSandboxArguments struct {
 	Image              string            `json:"image" doc:"As for docker pull; default: this machine's own system." schema:"bytes=1024"`
 	User               string            `json:"user" doc:"agent or root; with image any of its own." schema:"bytes=64"`
 	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it when it stops."`
+	Public             *bool             `json:"public" doc:"Exposed ports need no token."`
 	AutoStopMinutes    *int              `json:"auto_stop_minutes" doc:"When idle; 0 = never." schema:"min=0;max=525600;default=15"`
 	AutoArchiveMinutes *int              `json:"auto_archive_minutes" doc:"When stopped; 0 = 43200." schema:"min=0;max=43200;default=10080"`
 	AutoDeleteMinutes  *int              `json:"auto_delete_minutes" doc:"When stopped; 0 = at once, -1 = never." schema:"max=525600;default=-1"`
@@ -52,7 +53,7 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 var notYet = map[string]string{
 	"snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
 	"volumes":  lacks("volumes; files stay in the sandbox until it is deleted"),
-	"mounts":   lacks("bucket mounts; move files with write_file and read_file"), "public": lacks("ports"), "target": lacks("targets; everything runs on this machine"),
+	"mounts":   lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
 	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
 	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
 }
@@ -80,7 +81,7 @@ func startSandbox() tool {
 
 func (a *startSandboxArguments) spec() sandbox.Spec {
 	return sandbox.Spec{
-		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral,
+		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
 	}

@@ -36,6 +36,8 @@ type Options struct {
 	Book *session.Book
 	// ProviderReason tells why this provider was chosen, for get_sandbox.
 	ProviderReason string
+	// Previews makes exposed ports reachable; without, expose_port is not listed.
+	Previews Previews
 	// Logger gets one line at debug level per call, and unknown errors with
 	// the reference their answer shows; nil discards.
 	Logger *slog.Logger
@@ -103,6 +105,7 @@ type tool struct {
 	name, description, toolset        string
 	readOnly, destructive, idempotent bool
 	openWorld                         bool
+	previews                          bool // needs Options.Previews
 	reach                             reach
 	args                              reflect.Type
 	bare                              []string // arguments described elsewhere, see schemaOf
@@ -122,7 +125,7 @@ func handler[A any](f func(*call, *A) (*mcp.CallToolResult, error)) (reflect.Typ
 func all() []tool {
 	return []tool{
 		executeCommand(), runCode(), spawnProcess(), sendStdin(), readOutput(), killProcess(), listProcesses(),
-		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(),
+		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
 		readFile(), writeFile(), editFile(),
 		forkSandbox(),
 	}
@@ -169,7 +172,7 @@ func Register(s *server.MCPServer, m *sandbox.Manager, o Options) error {
 	}
 	r := &registry{manager: m, options: o, book: o.Book, log: o.Logger, now: time.Now}
 	for _, t := range all() {
-		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) {
+		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) {
 			continue
 		}
 		v, err := newValidator(t.name, t.args, t.unavailable)

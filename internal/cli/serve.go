@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"berth/internal/config"
+	"berth/internal/preview"
 	"berth/internal/secret"
 	"berth/internal/server"
 	"berth/internal/session"
@@ -71,10 +72,17 @@ func (c *serveCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
-	s, err := a.newServer(b, options)
+	state, _ := stateDir(a, cfg) // where there is none, the first call that needs it says why
+	ports, err := preview.New(preview.Options{Manager: b.Manager, Logger: log, State: state, Public: cfg.Ports.PublicURL})
 	if err != nil {
 		return err
 	}
+	defer ports.Close() //nolint:errcheck // the process ends
+	s, err := a.newServer(b, options, ports)
+	if err != nil {
+		return err
+	}
+	defer a.showPorts(ports, cfg.HTTP != "")()
 	defer a.sweep(b, log, cfg.HTTP != "")()
 	if cfg.HTTP == "" {
 		if a.terminal(a.Stdin) {
@@ -83,7 +91,7 @@ func (c *serveCommand) Run(a *App) error {
 		widen(a.Stdout)
 		return s.ServeStdio(a.ctx, a.Stdin, a.Stdout)
 	}
-	return a.serveHTTP(cfg, s, log)
+	return a.serveHTTP(cfg, s, ports, log)
 }
 
 // How often a running server sweeps, and when one on stdio begins: clients
@@ -114,6 +122,29 @@ func (a *App) sweep(b *bench, log *slog.Logger, now bool) (stop func()) {
 				log.Warn("sweep", slog.Any("err", err))
 			}
 			wait = sweepEvery
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// showAfter is when a server on stdio begins to serve the ports that were
+// exposed before it started: see sweepAfter.
+const showAfter = time.Second
+
+// showPorts serves exposed ports until the returned function is called.
+func (a *App) showPorts(ports *preview.Server, now bool) (stop func()) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wait := showAfter
+		if now {
+			wait = 100 * time.Millisecond // until the listener is there, which may be the port to use
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+			ports.Run(ctx)
 		}
 	}()
 	return func() { cancel(); <-done }
@@ -163,7 +194,7 @@ func (a *App) serverOptions(cfg *config.Config, log *slog.Logger) (server.Option
 	return o, nil
 }
 
-func (a *App) serveHTTP(cfg *config.Config, s *server.Server, log *slog.Logger) error {
+func (a *App) serveHTTP(cfg *config.Config, s *server.Server, ports *preview.Server, log *slog.Logger) error {
 	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", cfg.HTTP)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
@@ -177,6 +208,7 @@ func (a *App) serveHTTP(cfg *config.Config, s *server.Server, log *slog.Logger) 
 		return errors.Join(err, l.Close())
 	}
 	defer forget()
+	ports.Share(l.Addr())
 	auth := "token"
 	if len(cfg.Auth.Tokens) == 0 && !cfg.Auth.Generate {
 		auth = "none: whoever reaches this address may call"
@@ -187,7 +219,8 @@ func (a *App) serveHTTP(cfg *config.Config, s *server.Server, log *slog.Logger) 
 }
 
 // newServer joins Manager, tools and transports.
-func (a *App) newServer(b *bench, o server.Options) (*server.Server, error) {
+func (a *App) newServer(b *bench, o server.Options, ports *preview.Server) (*server.Server, error) {
+	o.Previews = ports
 	o.Health = func(ctx context.Context) error {
 		_, err := b.provider.List(ctx, sandbox.LocalOwner)
 		return err
@@ -199,6 +232,7 @@ func (a *App) newServer(b *bench, o server.Options) (*server.Server, error) {
 		ReadOnly:       b.config.ReadOnly,
 		DefaultSession: b.config.Session,
 		Book:           book,
+		Previews:       ports,
 		Logger:         o.Logger,
 	}
 	// What a sandbox would be; where none can be made the first call says why.

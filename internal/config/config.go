@@ -55,6 +55,7 @@ type Config struct {
 	Defaults Defaults `yaml:"defaults"`
 	Limits   Limits   `yaml:"limits"`
 	Local    Local    `yaml:"local"`
+	Ports    Ports    `yaml:"ports"`
 	// BestEffort starts sandboxes also where a limit that was asked for cannot be held.
 	BestEffort bool `yaml:"best_effort"`
 
@@ -90,6 +91,7 @@ type Defaults struct {
 	Env                map[string]string `yaml:"env"`
 	User               string            `yaml:"user"`
 	Ephemeral          bool              `yaml:"ephemeral"`
+	Public             bool              `yaml:"public"`
 	AutoStopMinutes    int               `yaml:"auto_stop_minutes"`
 	AutoArchiveMinutes int               `yaml:"auto_archive_minutes"`
 	AutoDeleteMinutes  int               `yaml:"auto_delete_minutes"`
@@ -166,6 +168,13 @@ type Images struct {
 	KeepDays int `yaml:"keep_days"`
 	// MaxGiB bounds what one layer of an image unpacks to.
 	MaxGiB int `yaml:"max_gib"`
+}
+
+// Ports says where exposed ports are reached.
+type Ports struct {
+	// PublicURL is where a name before its host leads to this server's HTTP
+	// listener, such as https://preview.example.com; empty: this machine alone.
+	PublicURL string `yaml:"public_url"`
 }
 
 // TokenOwner is the owner's name that BERTH_TOKEN and a generated token stand for.

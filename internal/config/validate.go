@@ -184,6 +184,18 @@ func (l *loader) validateHTTP() {
 	if c.HTTP != "" && l.emptyToken && len(c.Auth.Tokens) == 0 && !c.Auth.Generate {
 		bad("auth.tokens", "BERTH_TOKEN is set and empty, so nobody would be asked for a token", "", "give it a value, or unset it")
 	}
+	if p := c.Ports.PublicURL; p != "" {
+		u, err := url.Parse(p)
+		key := "ports.public_url"
+		switch {
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil:
+			bad(key, l.quote(key, p)+" is no web address", "http(s)://name or http(s)://name:port", "a port is then at https://PORT-LABEL.name")
+		case net.ParseIP(u.Hostname()) != nil:
+			bad(key, l.quote(key, p)+" is an IP address, and names are put before it", "a host name", "")
+		case c.HTTP == "":
+			bad(key, "needs an HTTP listener, to which that name leads", "", "set http, or leave it out")
+		}
+	}
 	for i, o := range c.AllowedOrigins {
 		u, err := url.Parse(o)
 		if o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {
@@ -251,6 +263,7 @@ func (d Defaults) Spec() sandbox.Spec {
 		Env:              d.Env,
 		User:             user,
 		Ephemeral:        &d.Ephemeral,
+		Public:           &d.Public,
 		AutoStop:         minutes(d.AutoStopMinutes),
 		AutoArchive:      minutes(d.AutoArchiveMinutes),
 		AutoDelete:       autoDelete,

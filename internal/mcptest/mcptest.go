@@ -15,6 +15,7 @@ import (
 
 	mcpserver "github.com/mark3labs/mcp-go/server"
 
+	"berth/internal/preview"
 	"berth/internal/server"
 	"berth/internal/session"
 	"berth/sandbox"
@@ -30,6 +31,9 @@ type Options struct {
 	// Provider, when set, is used instead of the one of Provider, and is not
 	// closed.
 	Provider sandbox.Provider
+	// PublicURL and State are those of the exposed ports; empty: none, and a
+	// directory of the test's own.
+	PublicURL, State string
 }
 
 // Server is a running server. It ends with its test.
@@ -38,6 +42,7 @@ type Server struct {
 	Manager  *sandbox.Manager
 	MCP      *mcpserver.MCPServer
 	Server   *server.Server
+	Ports    *preview.Server
 	// Log is what was logged, at all levels.
 	Log *Log
 
@@ -86,6 +91,9 @@ func New(t testing.TB, o Options) *Server {
 	if o.Manager.EventDir == "" {
 		o.Manager.EventDir = t.TempDir()
 	}
+	if o.State == "" {
+		o.State = t.TempDir()
+	}
 	if o.Tools.Book == nil {
 		o.Tools.Book = session.NewBook(sandbox.SessionID(o.Tools.DefaultSession))
 	}
@@ -101,6 +109,15 @@ func New(t testing.TB, o Options) *Server {
 			t.Errorf("close the manager: %v", err)
 		}
 	})
+	if s.Ports, err = preview.New(preview.Options{Manager: s.Manager, Logger: logger, State: o.State, Public: o.PublicURL}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Ports.Close(); err != nil {
+			t.Errorf("close the ports: %v", err)
+		}
+	})
+	o.Tools.Previews, o.Server.Previews = s.Ports, s.Ports
 	info, err := s.Provider.Describe(t.Context(), sandbox.Spec{})
 	if err != nil {
 		t.Fatal(err)
@@ -138,6 +155,7 @@ func (s *Server) URL() string {
 		ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
 		s.stop, s.served = cancel, make(chan error, 1)
 		go func() { s.served <- s.Server.ServeHTTP(ctx, l) }()
+		s.Ports.Share(l.Addr())
 		s.url = "http://" + l.Addr().String()
 	})
 	return s.url

@@ -29,7 +29,24 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("/message", s.authenticated(s.serveMessage))
 	mux.Handle("/metrics", s.authenticated(func(w http.ResponseWriter, r *http.Request, _ sandbox.Owner) { s.metrics.handler.ServeHTTP(w, r) }))
 	mux.HandleFunc("/healthz", s.serveHealth) // for probes, which have no token
-	return s.guarded(mux)
+	return s.divided(s.guarded(mux))
+}
+
+// divided keeps what is shown of sandboxes apart: a request is for their ports
+// or for MCP by its host alone, and neither handler sees the other's.
+func (s *Server) divided(next http.Handler) http.Handler {
+	if s.o.Previews == nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _ := s.addressed(r)
+		if !s.o.Previews.Match(host) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		r.Host = host
+		s.o.Previews.ServeHTTP(w, r)
+	})
 }
 
 // guarded refuses what a hostile web page could send through a browser:

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -74,12 +75,23 @@ type Options struct {
 	// connection are set. Nil is not called.
 	Ended func(session.Caller)
 
+	// Previews serves the requests whose host it matches, in place of
+	// everything here; their checks are its own. Nil: there is none.
+	Previews Previews
+
 	// Health reports whether the provider is reachable, for /healthz. It gets
 	// 2 seconds. Nil means yes.
 	Health func(context.Context) error
 	// WatchParent ends ServeStdio when the process that started this one dies,
 	// even when another process holds stdin open.
 	WatchParent bool
+}
+
+// Previews serves requests to host names of its own.
+type Previews interface {
+	http.Handler
+	// Match tells whether requests to that host (with its port) are its.
+	Match(host string) bool
 }
 
 // ownerName reports whether s can name an owner. No regular expression: it
