@@ -60,6 +60,7 @@ func run(berth, out string, n int, only string) error {
 		{"idle", b.idle},
 		{"many", b.many},
 		{"sse", b.sse},
+		{"greedy", b.greedy},
 		{"ready", b.ready},
 	} {
 		if !strings.Contains(m.name, only) {

@@ -17,6 +17,7 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local/boxbin"
+	"berth/sandbox/local/isolate"
 	"berth/sandbox/local/wire"
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +58,7 @@ func Diagnose(ctx context.Context, o Options) []Check {
 	defer p.Close()
 	checks := []Check{kernelCheck(), userNamespaces(), p.idsCheck()}
 	checks = append(checks, p.stateChecks()...)
-	checks = append(checks, cgroupCheck(), deviceCheck(), netfilterCheck(), boxCheck())
+	checks = append(checks, cgroupCheck(), diskCheck(), deviceCheck(), netfilterCheck(), boxCheck())
 	checks = append(checks, p.programChecks()...)
 	return append(checks, p.tryOne(ctx)...)
 }
@@ -194,9 +195,22 @@ func cgroupCheck() Check {
 	}
 	if unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
 		c.State, c.Detail, c.Remedy = Degraded, c.Detail+", read-only here", "set limits on the outer container"
+	} else if how := isolate.Delegated(); os.Geteuid() != 0 && how != "" {
+		c.Detail += ", " + how
 	} else if os.Geteuid() != 0 {
 		c.State, c.Detail = Degraded, c.Detail+", not ours to write"
 		c.Remedy = "memory and cpu limits hold only where cgroups are delegated (a systemd user session, `systemd-run --user --scope -p Delegate=yes`) or berth runs as root"
+	}
+	return c
+}
+
+// diskCheck tells how a disk limit would be held.
+func diskCheck() Check {
+	c := Check{Name: "disk_limits", State: OK, Detail: "by a file system of its own for each sandbox that has one"}
+	ids, _ := idMode()
+	if kind, why := chooseDisk(specRecord{}, ids); kind != wire.DiskImage {
+		c.State, c.Detail = Degraded, "in memory for small ephemeral sandboxes; others by looking, where best_effort is set: "+why
+		c.Remedy = "run berth as root, with /dev/loop-control (modprobe loop) and mkfs.ext4 (package e2fsprogs)"
 	}
 	return c
 }

@@ -30,7 +30,7 @@ func TestDiagnose(t *testing.T) {
 			t.Errorf("check %+v: a detail always, a remedy when not ok", c)
 		}
 	}
-	for _, name := range []string{"kernel", "user_namespaces", "user_ids", "state_directory", "disk_space", "cgroups", "helper_program", "program_python3", "sandbox", "holds_seccomp"} {
+	for _, name := range []string{"kernel", "user_namespaces", "user_ids", "state_directory", "disk_space", "cgroups", "disk_limits", "helper_program", "program_python3", "sandbox", "holds_seccomp"} {
 		if !seen[name] {
 			t.Errorf("no check %s in %v", name, seen)
 		}

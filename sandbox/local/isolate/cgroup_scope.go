@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/sandbox/local/isolate/scope"
 )
 
@@ -73,4 +75,23 @@ func (c *cgroups) enterScope(bus string) ([]hierarchy, error) {
 			return nil, errors.New("systemd did not move the monitor into it")
 		}
 	}
+}
+
+// Delegated tells how an ordinary user comes to cgroups here; empty: not at
+// all.
+func Delegated() string {
+	for _, h := range found() {
+		if !h.v2 {
+			continue
+		}
+		for _, place := range h.places() {
+			if unix.Access(filepath.Join(place, "cgroup.subtree_control"), unix.W_OK) == nil {
+				return "ours below " + place
+			}
+		}
+		if userBus() != "" {
+			return "a scope of the user's systemd, where limits are asked for"
+		}
+	}
+	return ""
 }
