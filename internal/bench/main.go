@@ -62,6 +62,7 @@ func run(berth, out string, n int, only string) error {
 		{"sse", b.sse},
 		{"greedy", b.greedy},
 		{"ready", b.ready},
+		{"images", b.images},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue

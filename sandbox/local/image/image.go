@@ -196,7 +196,7 @@ func New(o Options) (*Store, error) {
 		o.step = func(string) error { return nil }
 	}
 	if o.settle == 0 {
-		o.settle = 500 * time.Millisecond
+		o.settle = 200 * time.Millisecond
 	}
 	if o.pause == 0 {
 		o.pause = 500 * time.Millisecond

@@ -276,13 +276,14 @@ func (p *pull) layer(ctx context.Context, l Layer) error {
 			return r, err
 		}
 		var blob string
+		sure := false
 		if !src.stored() {
-			if blob, err = p.download(ctx, src, l); err != nil {
+			if blob, sure, err = p.download(ctx, src, l); err != nil {
 				return err
 			}
 			open = func() (io.ReadCloser, error) { return os.Open(blob) }
 		}
-		err = p.unpack(ctx, l, open, src.stored())
+		err = p.unpack(ctx, l, open, src.stored(), l.Blob != "" && !sure)
 		var damaged *damagedError
 		if blob != "" && errors.As(err, &damaged) {
 			// A blob of before the power was lost may be full of zeros.
@@ -316,39 +317,40 @@ func (p *pull) explain(l Layer, err error) error {
 }
 
 // download fetches a layer's blob into a file, and goes on where an earlier
-// download was. It returns the file, whose digest is right.
-func (p *pull) download(ctx context.Context, src source, l Layer) (string, error) {
+// download was. It returns the file; sure tells that its digest is right, else it
+// is from an earlier pull.
+func (p *pull) download(ctx context.Context, src source, l Layer) (file string, sure bool, err error) {
 	s := p.s
 	path := s.path("blobs", hexOf(l.Blob))
 	lk, err := s.lock(ctx, "blob-"+hexOf(l.Blob), false, nil)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer lk.release(true)
 	if fi, err := os.Stat(path); err == nil && fi.Size() == l.Size {
 		p.got(l.Size)
-		return path, nil // its digest is checked when it is unpacked
+		return path, false, nil // its digest is checked when it is unpacked
 	}
 	select {
 	case s.downloads <- struct{}{}:
 		defer func() { <-s.downloads }()
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return "", false, ctx.Err()
 	}
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer f.Close()
 	sum := sha256.New()
 	have, err := io.Copy(sum, io.LimitReader(f, l.Size+1))
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if have > l.Size {
 		if have, err = 0, f.Truncate(0); err != nil {
-			return "", err
+			return "", false, err
 		}
 		sum.Reset()
 	}
@@ -361,7 +363,7 @@ func (p *pull) download(ctx context.Context, src source, l Layer) (string, error
 		}
 		if idle++; idle == attempts || ctx.Err() != nil || isUser(err) {
 			if ctx.Err() != nil {
-				return "", ctx.Err()
+				return "", false, ctx.Err()
 			}
 			if err == nil {
 				err = fault("%s: layer %s ends after %d of %d bytes", p.n.Full, l.Blob, have, l.Size)
@@ -369,24 +371,24 @@ func (p *pull) download(ctx context.Context, src source, l Layer) (string, error
 			if !isUser(err) {
 				err = p.explain(l, err)
 			}
-			return "", err
+			return "", false, err
 		}
 		t := time.NewTimer(s.o.pause << idle)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return "", ctx.Err()
+			return "", false, ctx.Err()
 		case <-t.C:
 		}
 	}
 	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != l.Blob {
 		_ = os.Remove(part)
-		return "", fault("%s: what the registry sent for layer %s has the digest %s; it was thrown away: pull again, and if it goes on, ask who keeps the registry", p.n.Full, l.Blob, got)
+		return "", false, fault("%s: what the registry sent for layer %s has the digest %s; it was thrown away: pull again, and if it goes on, ask who keeps the registry", p.n.Full, l.Blob, got)
 	}
 	if err := s.o.step("pull:downloaded"); err != nil {
-		return "", err
+		return "", false, err
 	}
-	return path, os.Rename(part, path)
+	return path, true, os.Rename(part, path)
 }
 
 func isUser(err error) bool {
@@ -475,7 +477,10 @@ func (s *Store) layerFile(form Form, diff string) (*layerFile, error) {
 
 // unpack lays a layer down aside and renames it into place. The caller holds
 // its lock.
-func (p *pull) unpack(ctx context.Context, l Layer, open func() (io.ReadCloser, error), count bool) (err error) {
+//
+// With count its bytes are counted as received; with verify the blob's digest is
+// looked at, beside that of its content.
+func (p *pull) unpack(ctx context.Context, l Layer, open func() (io.ReadCloser, error), count, verify bool) (err error) {
 	s := p.s
 	select {
 	case s.unpacks <- struct{}{}:
@@ -508,7 +513,7 @@ func (p *pull) unpack(ctx context.Context, l Layer, open func() (io.ReadCloser, 
 		raw = &counted{blob, p.got}
 	}
 	limit := s.o.MaxBytes + s.o.MaxEntries<<9 + 64<<20
-	pump, err := newPump(ctx, raw, l.Blob != "", limit)
+	pump, err := newPump(ctx, raw, verify, limit)
 	if err != nil {
 		return err
 	}
@@ -526,7 +531,7 @@ func (p *pull) unpack(ctx context.Context, l Layer, open func() (io.ReadCloser, 
 	if err == nil || isLayerFault(err) {
 		if _, cerr := io.Copy(io.Discard, pump); cerr == nil {
 			diff, transferred := pump.sums()
-			if l.Blob != "" && transferred != l.Blob {
+			if verify && transferred != l.Blob {
 				return &damagedError{"its digest is " + transferred + ", and should be " + l.Blob}
 			}
 			if diff != l.Diff {
