@@ -63,6 +63,33 @@ func descendants(t *testing.T) (n int) {
 	return n
 }
 
+// TestStopper has the agent stop its own commands before their programs begin.
+// They are answered all the same, whatever the answer; root's are not held up.
+func TestStopper(t *testing.T) {
+	m := newManager(t, local.Options{Dir: filepath.Join(shared.dir, "stopper")})
+	b := newBox(t, m)
+	b.spawn(t, "agent", "go", attackerPath, "tool", "stopper")
+	span := 3 * time.Second
+	for range 2 {
+		began := time.Now()
+		r, err := m.ExecuteCommand(t.Context(), b.key, sandbox.RunRequest{Command: "echo hi", User: "agent", Timeout: &span, Wait: &span})
+		switch {
+		case time.Since(began) > 45*time.Second:
+			t.Errorf("no answer for %v", time.Since(began))
+		case err != nil:
+			t.Logf("refused after %v: %v", time.Since(began), err)
+		default:
+			t.Logf("after %v: %s", time.Since(began), r.Process.State)
+		}
+	}
+	if b.ids == "single" {
+		return // agent and root are one there
+	}
+	if out, _ := b.run(t, "root", "echo", "hi"); strings.TrimSpace(out) != "hi" {
+		t.Errorf("root's command printed %q", out)
+	}
+}
+
 // TestMemoryHog fills memory up to the limit.
 func TestMemoryHog(t *testing.T) {
 	m := newManager(t, local.Options{Dir: filepath.Join(shared.dir, "hog"), Limits: local.Limits{Memory: 256 << 20}, BestEffort: os.Geteuid() != 0})

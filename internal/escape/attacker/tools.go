@@ -43,6 +43,8 @@ func tool(name string, args []string) error {
 		forkBomb()
 	case "memory":
 		return memoryHog()
+	case "stopper":
+		return stopper()
 	case "flood":
 		return flood(arg(0))
 	case "killall":
@@ -77,6 +79,26 @@ func forkBomb() {
 		}
 		_ = p.Release()
 	}
+}
+
+// stopper stops every process that is about to come, for as long as it can.
+func stopper() error {
+	fmt.Println("go")
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); {
+		base := os.Getpid()
+		if b, err := os.ReadFile("/proc/loadavg"); err == nil { // its last field is the newest process of this namespace
+			f := strings.Fields(string(b))
+			base, _ = strconv.Atoi(f[len(f)-1])
+		}
+		for range 2000 {
+			for pid := base + 1; pid < base+6; pid++ {
+				if pid != os.Getpid() {
+					_ = unix.Kill(pid, unix.SIGSTOP)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // memoryHog takes memory until killed.

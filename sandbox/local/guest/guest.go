@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -128,6 +129,7 @@ type guest struct {
 	pidsMax int
 	layers  int // the directory of the files of the sandbox, outside; -1: not open
 	probe   bool
+	share   bool // shims run in our memory
 	oom     int
 	pts     int
 	self    int      // /proc/self/fd
@@ -264,6 +266,10 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 		return nil, err
 	}
 	g.lastCap = lastCap()
+	// Set to 1 it makes the memory of whoever changes ids one that the new user
+	// may trace.
+	dumpable, err := os.ReadFile("/proc/sys/fs/suid_dumpable")
+	g.share = err == nil && strings.TrimSpace(string(dumpable)) != "1"
 	g.nofile = 65536
 	var lim unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {

@@ -3,8 +3,11 @@
 package guest
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -237,7 +240,7 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 		_ = unix.Close(fds[1])
 		return nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was started"}
 	}
-	child, err := p.StartShared()
+	child, err := g.startShim(p)
 	s := &shim{tree: t, report: report, dead: make(chan unix.WaitStatus, 1)}
 	if err == nil {
 		s.child = child
@@ -251,23 +254,91 @@ func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 		_ = report.Close()
 		return nil, g.startError(c, raw.Event{Stage: stageFork, Value: errnoOf(err)})
 	}
-	var buf [raw.EventSize]byte
-	n, err := report.Read(buf[:])
-	if err != nil || n != len(buf) {
+	e, err := g.firstReport(s)
+	switch {
+	case err == io.EOF:
 		// Somebody killed the shim, perhaps its command, which has thus started.
-		return s, nil //nolint:nilerr // the start is no failure
+		return s, nil
+	case err == nil && e.Kind == raw.Started:
+		child.Release()
+		s.main = int(e.Value)
+		return s, nil
 	}
-	e := raw.Decode(buf[:])
-	child.Release()
-	if e.Kind != raw.Started {
-		g.mu.Lock()
-		delete(t.shims, s)
-		g.mu.Unlock()
-		_ = report.Close()
-		return nil, g.startError(c, e)
+	g.mu.Lock()
+	delete(t.shims, s)
+	g.mu.Unlock()
+	go s.discard()
+	if err != nil {
+		return nil, err
 	}
-	s.main = int(e.Value)
-	return s, nil
+	return nil, g.startError(c, e)
+}
+
+// startShim starts the shim in init's memory, but where a command that gives up
+// its rights would open that memory to its new user.
+func (g *guest) startShim(p *raw.Program) (*raw.Child, error) {
+	if !g.share {
+		pid, err := p.Start(0)
+		return &raw.Child{PID: pid}, err
+	}
+	return p.StartShared()
+}
+
+// A start that takes this long is held up on purpose.
+const startPatience = 20 * time.Second
+
+// firstReport waits for the shim's first word; io.EOF when there is none. A
+// command has its user's rights before its program runs, so that others of that
+// user can stop it there: it is told to go on, and ended when that does not help.
+func (g *guest) firstReport(s *shim) (raw.Event, error) {
+	var buf [raw.EventSize]byte
+	const step = 100 * time.Millisecond
+	for end := time.Now().Add(startPatience); ; {
+		_ = s.report.SetReadDeadline(time.Now().Add(step))
+		n, err := s.report.Read(buf[:])
+		switch {
+		case n == len(buf):
+			_ = s.report.SetReadDeadline(time.Time{})
+			return raw.Decode(buf[:]), nil
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return raw.Event{}, io.EOF
+		}
+		sig := unix.SIGCONT
+		if time.Now().After(end) {
+			sig = unix.SIGKILL
+		}
+		for _, pid := range children(s.child.PID) {
+			_ = unix.Kill(pid, sig)
+		}
+		if sig == unix.SIGKILL {
+			_ = unix.Kill(s.child.PID, sig)
+			_ = s.report.SetReadDeadline(time.Time{})
+			return raw.Event{}, &wire.Error{Code: wire.CodeLimit, Text: "the command was held up for " + startPatience.String() +
+				" before its program began, and was ended; something in the sandbox stops it: look at list_processes, or stop the sandbox"}
+		}
+	}
+}
+
+// children lists the processes that pid has started, as long as it waits for them.
+func children(pid int) (list []int) {
+	id := strconv.Itoa(pid)
+	b, _ := os.ReadFile("/proc/" + id + "/task/" + id + "/children")
+	for _, f := range strings.Fields(string(b)) {
+		if n, err := strconv.Atoi(f); err == nil {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// discard keeps a shim whose command did not start until nobody runs in its
+// memory any more: the shim and its child hold the report open as long as they
+// do, and the shim is gone besides.
+func (s *shim) discard() {
+	_, _ = io.Copy(io.Discard, s.report)
+	_ = s.report.Close()
+	<-s.dead
+	runtime.KeepAlive(s.child)
 }
 
 func errnoOf(err error) int64 {
@@ -350,6 +421,7 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 		gid, uid := uintptr(c.user.GID), uintptr(c.user.UID)
 		p.Must(stageUser, unix.SYS_SETRESGID, gid, gid, gid)
 		p.Must(stageUser, unix.SYS_SETRESUID, uid, uid, uid)
+		p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) // fs.suid_dumpable may say otherwise
 	}
 	if g.probe {
 		p.Probe(stageFork)

@@ -174,7 +174,7 @@ type scratch struct {
 	event  Event
 	report uintptr
 	status int32
-	_      int32
+	failed int32 // the second child ended before it executed anything, and has said so
 	usage  syscall.Rusage
 }
 
@@ -214,7 +214,9 @@ type Child struct {
 }
 
 // Release lets go of what is used until the second child has executed its
-// program, which the report Started tells.
+// program, which the report Started tells, and no other does: after Failed
+// both children are still there for a moment, and it lasts as long as somebody
+// inside likes who can stop them.
 func (c *Child) Release() { c.program, c.task = nil, nil }
 
 // task is what the child finds its work by.
@@ -237,8 +239,9 @@ const (
 
 // StartShared is Start for a child that shares the caller's memory, which
 // spares the copy of its page tables and all faults that follow from it. The
-// Child must be kept until it has been waited for. Where the kernel has no
-// such call, or a filter forbids it, the child is forked.
+// Child must be kept until it has been waited for and the report descriptor
+// gives its end: the second child shares the memory too, and may be the last.
+// Where the kernel has no such call, or a filter forbids it, the child is forked.
 //
 // Whatever the child does to its credentials makes the caller's memory
 // undumpable.
@@ -352,6 +355,9 @@ func work(steps []step, s *scratch) {
 		if main == 0 && errno == 0 {
 			interpret(steps, s, pc+1)
 			exit(127) // programs end with Fail
+		}
+		if s.failed != 0 {
+			exit(127)
 		}
 		s.report = report
 		if errno != 0 {
@@ -480,6 +486,7 @@ func interpret(steps []step, s *scratch, pc uintptr) uintptr {
 //go:norace
 //go:nocheckptr
 func fail(s *scratch, stage uint32, errno syscall.Errno) {
+	s.failed = 1
 	s.event.Kind = Failed
 	s.event.Stage = stage
 	s.event.Value = int64(errno)

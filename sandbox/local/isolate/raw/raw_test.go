@@ -113,6 +113,28 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+// When the second child does not come to execute anything, nobody touches the
+// steps after its report: they may be gone by then.
+func TestFailureOfTheSecond(t *testing.T) {
+	for name, start := range ways {
+		t.Run(name, func(t *testing.T) {
+			for range 20 {
+				got, ws := play(t, start, func(p *Program) {
+					parent := p.Fork(2)
+					p.Exec(4, p.String("/nonexistent/sh"), p.Strings(nil), p.Strings(nil))
+					p.Fail(4)
+					parent()
+					p.Must(5, ^uintptr(0)) // would be reported
+					p.Watch()
+				})
+				if len(got) != 1 || got[0] != (Event{Kind: Failed, Stage: 4, Value: int64(unix.ENOENT)}) || ws.ExitStatus() != 127 {
+					t.Fatalf("events %+v, %v; want failed at 4 with ENOENT, and an exit with 127", got, ws)
+				}
+			}
+		})
+	}
+}
+
 // Children that share our memory leave it as it is, however much we allocate
 // and collect meanwhile, and are not hurt by it.
 func TestSharedMemory(t *testing.T) {
