@@ -44,6 +44,22 @@ type eventLine struct {
 	Error      string         `json:"error,omitempty"`
 	DurationMS int64          `json:"duration_ms"`
 	Bytes      int64          `json:"bytes"`
+	Call       string         `json:"call,omitempty"`
+}
+
+type beginKey struct{}
+
+// WithBegin has f called once, just before a call of a tool begins to change
+// something in a sandbox that runs. It records the beginning, so that what was done is known
+// even when the server is killed before the end.
+func WithBegin(ctx context.Context, f func()) context.Context {
+	return context.WithValue(ctx, beginKey{}, sync.OnceFunc(f))
+}
+
+func begin(ctx context.Context) {
+	if f, ok := ctx.Value(beginKey{}).(func()); ok {
+		f()
+	}
 }
 
 // private are arguments that hold file contents, input or secrets: of these
@@ -78,7 +94,7 @@ func (m *Manager) Record(key Key, e Event) {
 
 func (l *eventLog) add(key Key, e Event) error {
 	line := eventLine{Time: e.Time.UTC(), Session: e.Session, Tool: e.Tool, Args: discreet(e.Args, 0), Outcome: clip(e.Outcome),
-		Error: clip(e.Error), DurationMS: e.Duration.Milliseconds(), Bytes: e.Bytes}
+		Error: clip(e.Error), DurationMS: e.Duration.Milliseconds(), Bytes: e.Bytes, Call: e.Call}
 	b, err := json.Marshal(line)
 	if err != nil || len(b) > maxEventLine {
 		line.Args = map[string]any{"left_out": fmt.Sprintf("%d arguments", len(e.Args))}
@@ -213,7 +229,8 @@ func clip(s string) string {
 }
 
 // Events reads the sandbox's event log, oldest first. It is bounded: the oldest
-// events are gone. A line that was torn by a crash is skipped.
+// events are gone. A line that was torn by a crash is skipped. The beginning of
+// a call is among them, with the outcome Begun, while there is no end.
 func (m *Manager) Events(ctx context.Context, key Key) ([]Event, error) {
 	if m.events == nil {
 		return nil, &UserError{Err: ErrUnsupported, Text: "no event log is kept: the operator has configured none"}
@@ -236,8 +253,12 @@ func (m *Manager) Events(ctx context.Context, key Key) ([]Event, error) {
 				continue
 			}
 			events = append(events, Event{Time: l.Time, Session: l.Session, Tool: l.Tool, Args: l.Args, Outcome: l.Outcome,
-				Error: l.Error, Duration: time.Duration(l.DurationMS) * time.Millisecond, Bytes: l.Bytes})
+				Error: l.Error, Duration: time.Duration(l.DurationMS) * time.Millisecond, Bytes: l.Bytes, Call: l.Call})
 		}
 	}
-	return events, ctx.Err()
+	ended := map[string]bool{}
+	for _, e := range events {
+		ended[e.Call] = ended[e.Call] || e.Outcome != Begun
+	}
+	return slices.DeleteFunc(events, func(e Event) bool { return e.Outcome == Begun && ended[e.Call] }), ctx.Err()
 }

@@ -50,6 +50,7 @@ func (m *Manager) onFiles(ctx context.Context, key Key, p string, work func(f Fi
 			return Notice{}, sayNoSession(err, key)
 		}
 		where := resolve(b.info, p)
+		begin(ctx)
 		err = work(b.inst.Files(), where)
 		if dead(err) && revived == "" {
 			m.forget(key, b)

@@ -246,11 +246,15 @@ type Event struct {
 	Session  SessionID
 	Tool     string
 	Args     map[string]any // without secrets, file contents and environment values
-	Outcome  string         // "ok", "error", "exit 3", "handed over" …
+	Outcome  string         // "ok", "error", "exit 3", "handed over" …; Begun while no end is recorded
 	Error    string
 	Duration time.Duration
 	Bytes    int64
+	Call     string // pairs the end of a call with its beginning; empty when no beginning was recorded
 }
+
+// Begun is the outcome of a call that runs, or whose server ended before it.
+const Begun = "begun, no end is recorded"
 
 // Manager keeps one sandbox per session. Its methods are named after the tools
 // that call them. Every one of them returns within MaxWait or so; longer work goes on

@@ -35,6 +35,7 @@ func (m *Manager) SendStdin(ctx context.Context, key Key, r StdinRequest) (*RunR
 	if err != nil {
 		return nil, err
 	}
+	begin(ctx)
 	info, err := p.Info(ctx)
 	if err != nil {
 		return nil, m.processError(err, key, r.Process)
@@ -254,6 +255,7 @@ func (m *Manager) KillProcess(ctx context.Context, key Key, r KillRequest) (*Run
 	if err != nil {
 		return nil, err
 	}
+	begin(ctx)
 	before, err := p.Info(ctx)
 	if err != nil {
 		return nil, m.processError(err, key, r.Process)

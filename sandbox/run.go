@@ -270,6 +270,7 @@ func (m *Manager) spawn(ctx context.Context, key Key, fill func(context.Context,
 		if err != nil {
 			return nil, sayNoSession(err, key)
 		}
+		begin(ctx)
 		c, err := fill(ctx, b)
 		if dead(err) && revived == "" {
 			m.forget(key, b)

@@ -384,3 +384,18 @@ func TestEventsHoldNoSecrets(t *testing.T) {
 		t.Errorf("got %d events, %v", len(events), err)
 	}
 }
+
+// A call that its server did not live to end is told of by its beginning.
+func TestEventsOfUnendedCalls(t *testing.T) {
+	m, _ := newFake(t, sandbox.Options{EventDir: t.TempDir()})
+	key := sandbox.Key{Owner: "o", Session: "s"}
+	for _, call := range []string{"a", "b"} {
+		m.Record(key, sandbox.Event{Tool: "execute_command", Outcome: sandbox.Begun, Call: call, Args: map[string]any{"command": call}})
+	}
+	m.Record(key, sandbox.Event{Tool: "execute_command", Outcome: "exit 0", Call: "a"})
+	m.Record(key, sandbox.Event{Tool: "reconnect", Outcome: "ok"})
+	events, err := m.Events(t.Context(), key)
+	if err != nil || len(events) != 3 || events[0].Outcome != sandbox.Begun || events[0].Args["command"] != "b" || events[1].Call != "a" || events[2].Tool != "reconnect" {
+		t.Errorf("got %+v, %v; want the beginning of b, the end of a, and the reconnect", events, err)
+	}
+}

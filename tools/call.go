@@ -50,6 +50,8 @@ type call struct {
 	looked bool // the call reached no sandbox, so its session does not count as used
 
 	// For the event log.
+	id      string
+	start   time.Time
 	outcome string
 	bytes   int64
 }
@@ -59,7 +61,7 @@ type call struct {
 func (r *registry) wrap(t tool, v *validator) server.ToolHandlerFunc {
 	return func(ctx context.Context, req mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		start := r.now()
-		c := &call{registry: r, tool: t, caller: session.From(ctx)}
+		c := &call{registry: r, tool: t, caller: session.From(ctx), start: start}
 		res, err := guard(r, c, func() (*mcp.CallToolResult, error) { return r.run(ctx, c, v, req) })
 		if err != nil {
 			res = mcp.NewToolResultError(r.explain(c, err))
@@ -131,6 +133,12 @@ func (r *registry) work(ctx context.Context, c *call) (*mcp.CallToolResult, erro
 	}
 	if tell := c.progress.output(); tell != nil {
 		ctx = sandbox.WithProgress(ctx, func(p sandbox.Progress) { tell(sandbox.Output{Stdout: []byte(p.Text + "\n")}) })
+	}
+	if !c.tool.readOnly && c.key.Session != "" {
+		c.id = rand.Text()[:12]
+		ctx = sandbox.WithBegin(ctx, func() {
+			r.manager.Record(c.key, sandbox.Event{Time: c.start, Session: c.key.Session, Tool: c.tool.name, Args: eventArgs(c.args), Outcome: sandbox.Begun, Call: c.id})
+		})
 	}
 	c.ctx = ctx
 	res, err := c.tool.handle(c)
@@ -218,7 +226,7 @@ func (r *registry) record(c *call, res *mcp.CallToolResult, err error, took time
 	}
 	r.manager.Record(c.key, sandbox.Event{
 		Time: r.now().Add(-took), Session: c.key.Session, Tool: c.tool.name, Args: eventArgs(c.args),
-		Outcome: outcome, Error: clip(problem, 1000), Duration: took, Bytes: c.bytes,
+		Outcome: outcome, Error: clip(problem, 1000), Duration: took, Bytes: c.bytes, Call: c.id,
 	})
 }
 
