@@ -134,7 +134,7 @@ func TestCancelKillsAndALostConnectionHandsOver(t *testing.T) {
 			}
 			eventually(t, "the end of the call", func() bool {
 				events, err := s.Manager.Events(t.Context(), keyOf("s"))
-				return err == nil && len(events) == 2
+				return err == nil && len(events) == 2 && events[1].Outcome != sandbox.Begun
 			})
 			list, err := s.Manager.ListProcesses(t.Context(), keyOf("s"))
 			if err != nil || len(list) != 1 {

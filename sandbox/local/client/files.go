@@ -106,6 +106,9 @@ func (f files) Write(ctx context.Context, name string, r io.Reader, o sandbox.Wr
 			err = cerr
 		}
 	}
+	if err == nil {
+		err = ctx.Err() // r may have ended because its caller left
+	}
 	if err != nil {
 		// The name at the end is not changed; the caller's end must not keep
 		// the temporary file from being removed.
