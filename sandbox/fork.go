@@ -84,7 +84,8 @@ func (m *Manager) fork(ctx context.Context, key, to Key, labels map[string]strin
 	if err != nil {
 		return Info{}, err
 	}
-	spec := Spec{Labels: labels}.over(from.Spec)
+	spec := from.Spec.Clone()
+	spec.Labels = Spec{Labels: labels}.over(Spec{Labels: from.Spec.Labels}).Labels
 	if spec.Name == "" || spec.Name == string(key.Session) {
 		spec.Name = string(to.Session)
 	}

@@ -65,7 +65,9 @@ func (m *Manager) converge(ctx context.Context, key Key, b *box, spec Spec, res 
 		asked.Ephemeral = spec.Ephemeral
 	}
 	asked.Resources = spec.Resources.over(want.Resources)
-	if spec.Image != "" {
+	if spec.Snapshot != "" {
+		asked.Snapshot = spec.Snapshot
+	} else if spec.Image != "" {
 		asked.Image = spec.Image
 	}
 	if len(drift(want, b.info.Spec)) > 0 {

@@ -184,6 +184,20 @@ type (
 	Forker interface {
 		Fork(ctx context.Context, key Key, spec Spec) (Instance, error)
 	}
+	// Snapshotter keeps the files that this sandbox, running or stopped, has at
+	// one moment, under a name of its owner; it goes on undisturbed. ErrExists
+	// when the owner has a snapshot of that name. Spec.Snapshot makes sandboxes
+	// of it. An Instance ability.
+	Snapshotter interface {
+		Snapshot(ctx context.Context, name string) (SnapshotInfo, error)
+	}
+	// SnapshotKeeper knows the snapshots of owner. DeleteSnapshot fails with
+	// ErrNotFound when there is none of that name, and with a *UserError that
+	// names the sandboxes made of it while there are any. A Provider ability.
+	SnapshotKeeper interface {
+		Snapshots(ctx context.Context, owner Owner) ([]SnapshotInfo, error)
+		DeleteSnapshot(ctx context.Context, owner Owner, name string) error
+	}
 	// Sweeper enforces the intervals that nobody else does: archives and
 	// deletes stopped sandboxes whose time has come, forgets old tombstones
 	// and retired ones. A Provider ability.

@@ -118,6 +118,9 @@ type Spec struct {
 	// Env is merged into each command's environment; it is never written to
 	// a file inside the sandbox. Names match [A-Za-z_][A-Za-z0-9_]*.
 	Env map[string]string
+	// Snapshot is the name of the owner's snapshot that the sandbox is made of;
+	// it beats Image.
+	Snapshot string
 	// Image is what the sandbox is made of, as for docker pull; empty: the
 	// provider's default root. Its environment, user and working directory hold
 	// unless the spec says otherwise; its entrypoint is not run.

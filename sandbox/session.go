@@ -366,6 +366,9 @@ func (m *Manager) create(ctx context.Context, key Key, given, base Spec, made bo
 	if spec.Name == "" {
 		spec.Name = string(key.Session)
 	}
+	if err := m.checkSnapshot(ctx, key.Owner, spec.Snapshot); err != nil {
+		return nil, err
+	}
 	done, err := m.makeRoom(ctx, key)
 	if err != nil {
 		return nil, err

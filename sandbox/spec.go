@@ -67,7 +67,10 @@ func clone[T any](p *T) *T {
 func (s Spec) WithDefaults(d Spec) Spec {
 	out := s.over(d)
 	user := "agent"
-	if out.Image != "" {
+	if out.Snapshot != "" {
+		out.Image = ""
+	}
+	if out.Image != "" || out.Snapshot != "" {
 		user = "" // the image's own
 	}
 	out = out.over(Spec{Language: TypeScript, User: user, Ephemeral: new(bool), Public: new(bool),
@@ -104,11 +107,14 @@ func (s Spec) over(d Spec) Spec {
 		s.Language = d.Language
 	}
 	// Who runs commands in the default root says nothing of an image.
-	if s.User == "" && (s.Image == "" || s.Image == d.Image) {
+	if s.User == "" && s.Snapshot == "" && (s.Image == "" || s.Image == d.Image) {
 		s.User = d.User
 	}
-	if s.Image == "" {
+	if s.Image == "" && s.Snapshot == "" {
 		s.Image = d.Image
+	}
+	if s.Snapshot == "" {
+		s.Snapshot = d.Snapshot
 	}
 	if s.WorkingDirectory == "" {
 		s.WorkingDirectory = d.WorkingDirectory
@@ -149,6 +155,9 @@ func (s Spec) Validate() error {
 		f.add("language", fmt.Sprintf("there is no default language %.40q", s.Language), "typescript, javascript, python", "bash runs by execute_command, and by run_code when asked for")
 	}
 	f.env(s.Env)
+	if s.Snapshot != "" {
+		f.snapshot("snapshot", s.Snapshot)
+	}
 	f.image(s.Image)
 	if s.Image == "" {
 		f.user(s.User)
@@ -267,7 +276,7 @@ func (s Spec) updated(inForce, defaults Spec) Spec {
 	under := inForce.Clone()
 	under.Env, under.Labels = nil, nil
 	want = want.over(under)
-	want.Ephemeral, want.Resources, want.Image = clone(inForce.Ephemeral), inForce.Resources, inForce.Image
+	want.Ephemeral, want.Resources, want.Image, want.Snapshot = clone(inForce.Ephemeral), inForce.Resources, inForce.Image, inForce.Snapshot
 	if s.User == "" {
 		want.User = inForce.User
 	}
@@ -292,6 +301,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if want.Name != inForce.Name {
 		say("name", want.Name, inForce.Name)
+	}
+	if want.Snapshot != inForce.Snapshot {
+		say("snapshot", orNone(want.Snapshot), orNone(inForce.Snapshot))
 	}
 	if want.Image != inForce.Image {
 		say("image", orNone(want.Image), orNone(inForce.Image))

@@ -46,6 +46,7 @@ type sandboxInfo struct {
 
 // sandboxSpec is the spec in force. Of the environment it tells the names.
 type sandboxSpec struct {
+	Snapshot         string     `json:"snapshot,omitempty"`
 	Image            string     `json:"image,omitempty"`
 	Language         string     `json:"language,omitempty"`
 	EnvNames         []string   `json:"env_names,omitempty"`
@@ -152,7 +153,7 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 
 func specOf(s sandbox.Spec) sandboxSpec {
 	out := sandboxSpec{
-		Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral, Public: s.Public != nil && *s.Public,
+		Snapshot: s.Snapshot, Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral, Public: s.Public != nil && *s.Public,
 		AutoStop: minutesOf(s.AutoStop), AutoArchive: minutesOf(s.AutoArchive), AutoDelete: minutesOf(s.AutoDelete),
 		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources),
 	}

@@ -115,7 +115,7 @@ var arguments = map[string]string{
 	"read_output":     "base64 cursor max_bytes pattern process_id tail_lines wait_for wait_seconds",
 	"kill_process":    "process_id signal",
 	"list_processes":  "",
-	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources timeout_seconds user working_directory",
+	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources snapshot timeout_seconds user working_directory",
 	"reconnect":       "",
 	"get_sandbox":     "",
 	"list_sandboxes":  "cursor labels limit status",
@@ -126,6 +126,9 @@ var arguments = map[string]string{
 	"write_file":      "append base64 content mode path",
 	"edit_file":       "edits path",
 	"fork_sandbox":    "labels new_session_id",
+	"create_snapshot": "name",
+	"list_snapshots":  "cursor limit",
+	"delete_snapshot": "name",
 }
 
 func TestEveryToolIsWhole(t *testing.T) {

@@ -13,6 +13,7 @@ type startSandboxArguments struct {
 	Labels             map[string]string `json:"labels" schema:"items=64;bytes=256"`
 	Language           string            `json:"language" doc:"Of run_code." schema:"enum=typescript|javascript|python;default=typescript"`
 	Env                map[string]string `json:"env" schema:"items=1000;bytes=131071"`
+	Snapshot           string            `json:"snapshot" doc:"Its name; beats image." schema:"bytes=63"`
 	Image              string            `json:"image" doc:"As for docker pull; default: this machine's own system." schema:"bytes=1024"`
 	User               string            `json:"user" doc:"agent or root; with image any of its own." schema:"bytes=64"`
 	Ephemeral          *bool             `json:"ephemeral" doc:"Delete it when it stops."`
@@ -51,9 +52,8 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
-	"snapshot": lacks("snapshots; sandboxes start from this machine's own system"),
-	"volumes":  lacks("volumes; files stay in the sandbox until it is deleted"),
-	"mounts":   lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
+	"volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
+	"mounts":  lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
 	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
 	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
 }
@@ -81,7 +81,7 @@ func startSandbox() tool {
 
 func (a *startSandboxArguments) spec() sandbox.Spec {
 	return sandbox.Spec{
-		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
+		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Snapshot: a.Snapshot, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
 	}

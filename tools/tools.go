@@ -127,7 +127,7 @@ func all() []tool {
 		executeCommand(), runCode(), spawnProcess(), sendStdin(), readOutput(), killProcess(), listProcesses(),
 		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
 		readFile(), writeFile(), editFile(),
-		forkSandbox(),
+		createSnapshot(), listSnapshots(), deleteSnapshot(), forkSandbox(),
 	}
 }
 

@@ -25,6 +25,8 @@ type origin struct {
 	madeOn   baseName
 	diskKind string
 	image    *imageRecord
+	// imageName is what the spec calls it; for snapshots.
+	imageName string
 	// dir holds what becomes the new sandbox's own: its layers, and the image
 	// with the files where a disk limit has them on one. Empty: nothing.
 	dir string
@@ -86,7 +88,7 @@ func (in *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec
 	if err := s.checkSpace(); err != nil {
 		return nil, err
 	}
-	o, err := in.share(ctx, &v)
+	o, err := in.share(ctx, &v, false)
 	if err != nil {
 		return nil, full(s, err)
 	}
@@ -121,25 +123,26 @@ func (in *Instance) forkable(v *view, err error) error {
 }
 
 // share makes what the sandbox has written available to another, as of one
-// moment, and leaves it running or stopped as it was. The caller holds its lock.
-func (in *Instance) share(ctx context.Context, v *view) (*origin, error) {
+// moment, and leaves it running or stopped as it was. With plain, files that are
+// in the image of a disk limit are taken out of it. The caller holds its lock.
+func (in *Instance) share(ctx context.Context, v *view, plain bool) (*origin, error) {
 	r := v.rec
 	if !v.alive {
-		return in.shareStopped(ctx, v)
+		return in.shareStopped(ctx, v, plain)
 	}
 	switch {
 	case r.DiskKind == wire.DiskImage || r.DiskKind == wire.DiskTmpfs:
-		return in.shareLimited(ctx, r)
+		return in.shareLimited(ctx, r, plain)
 	case r.DiskKind == "" && len(r.Sealed) < maxSealed:
 		done, err := in.shareQuiet(ctx, r)
 		if err != nil || done {
 			return originOf(r), err
 		}
 	}
-	return in.shareBusy(ctx, r)
+	return in.shareBusy(ctx, r, plain)
 }
 
-func (in *Instance) shareStopped(ctx context.Context, v *view) (*origin, error) {
+func (in *Instance) shareStopped(ctx context.Context, v *view, plain bool) (*origin, error) {
 	r := v.rec
 	if v.crashed {
 		if err := in.p.engine.kill(ctx, in.dir()); err != nil {
@@ -159,7 +162,7 @@ func (in *Instance) shareStopped(ctx context.Context, v *view) (*origin, error) 
 		return nil, limitedFork()
 	case r.DiskKind != "" || len(r.Sealed) >= maxSealed:
 		// A limit counts what is the sandbox's own; so its files stay that.
-		return in.copyLayers(ctx, r)
+		return in.copyLayers(ctx, r, plain)
 	case in.unchanged():
 		return originOf(r), nil
 	}
@@ -222,7 +225,7 @@ func (in *Instance) makeWay(ctx context.Context, c connection) (busy bool, err e
 
 // shareLimited copies the image of a running sandbox whose disk limit keeps
 // its files on one, if nothing runs in it.
-func (in *Instance) shareLimited(ctx context.Context, r *record) (*origin, error) {
+func (in *Instance) shareLimited(ctx context.Context, r *record, plain bool) (*origin, error) {
 	if r.DiskKind == wire.DiskTmpfs {
 		return nil, limitedFork()
 	}
@@ -241,7 +244,7 @@ func (in *Instance) shareLimited(ctx context.Context, r *record) (*origin, error
 	if err != nil {
 		return nil, err
 	}
-	o, err := in.copyLayers(ctx, r)
+	o, err := in.copyLayers(ctx, r, plain)
 	if rerr := in.restart(ctx, r); rerr != nil {
 		err = errors.Join(err, fmt.Errorf("restart the forked sandbox: %w", rerr))
 	}
@@ -310,7 +313,7 @@ func (in *Instance) restart(ctx context.Context, r *record) error {
 }
 
 // shareBusy copies the layers while everything inside stands still.
-func (in *Instance) shareBusy(ctx context.Context, r *record) (*origin, error) {
+func (in *Instance) shareBusy(ctx context.Context, r *record, plain bool) (*origin, error) {
 	still, err := in.p.engine.freeze(ctx, in.dir())
 	if errors.Is(err, sandbox.ErrUnsupported) {
 		return nil, &sandbox.UserError{Text: "the sandbox was started by an older berth, which cannot hold its processes still; stop_sandbox first, or end them with kill_process, and fork again", Err: sandbox.ErrUnsupported}
@@ -321,7 +324,7 @@ func (in *Instance) shareBusy(ctx context.Context, r *record) (*origin, error) {
 	if err != nil {
 		return nil, in.notRunning(err)
 	}
-	o, err := in.copyLayers(ctx, r)
+	o, err := in.copyLayers(ctx, r, plain)
 	if terr := still.thaw(context.WithoutCancel(ctx)); err == nil && terr != nil {
 		_ = treeAs(r.IDs).Remove(context.WithoutCancel(ctx), o.dir)
 		err = &sandbox.UserError{Text: "copying the files took longer than " + (wire.FreezeMost * time.Millisecond).String() + ", for which processes can be held still; stop_sandbox or end them with kill_process, and fork again", Err: sandbox.ErrLimit}
@@ -330,7 +333,7 @@ func (in *Instance) shareBusy(ctx context.Context, r *record) (*origin, error) {
 }
 
 // copyLayers copies the layers into a directory of their own.
-func (in *Instance) copyLayers(ctx context.Context, r *record) (*origin, error) {
+func (in *Instance) copyLayers(ctx context.Context, r *record, plain bool) (*origin, error) {
 	dir := in.s.path("tmp", "copy."+newLayerID())
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
@@ -341,8 +344,17 @@ func (in *Instance) copyLayers(ctx context.Context, r *record) (*origin, error) 
 	if err := in.p.opts.step("fork:copying"); err != nil {
 		return nil, err
 	}
-	_, err := as.Copy(ctx, in.layers(), filepath.Join(dir, layersDir))
-	if err == nil && r.DiskKind == wire.DiskImage {
+	layers := filepath.Join(dir, layersDir)
+	var err error
+	if plain {
+		err = in.withFiles(r, func(files string) error {
+			_, err := as.Copy(ctx, files, layers)
+			return err
+		})
+	} else {
+		_, err = as.Copy(ctx, in.layers(), layers)
+	}
+	if err == nil && r.DiskKind == wire.DiskImage && !plain {
 		image := filepath.Join(in.dir(), disk.Image)
 		err = withImage(image, func(files string) error {
 			// Its last mount may still be on its way out.

@@ -79,11 +79,11 @@ for n in "a", "b", "m": open(n, "wb").write(b"%020d" % 0)
 a, b, f = (open(n, "r+b", buffering=0) for n in ("a", "b", "m"))
 m = mmap.mmap(f.fileno(), 20)
 n = 0
-print("ready", flush=True)
 while not os.path.exists("end"):
     n += 1
     for g in a, b: os.pwrite(g.fileno(), b"%020d" % n, 0)
     m[:] = b"%020d" % n
+    if n == 1: print("ready", flush=True)
 print("ended", flush=True)
 `
 	must(t, writeFile(t, in, "/home/agent/w.py", writer))
@@ -104,7 +104,7 @@ print("in step" if a > 0 and a >= b >= m >= a - 1 else (a, b, m))'; cmp ballast 
 		must(t, to.Destroy(t.Context()))
 	}
 	// What was stopped before is stopped still, and what ran runs.
-	wantRun(t, in, "agent", "ps -C sleep -o stat= | cut -c1 | head -1; a=$(cat ~/a); sleep 0.1; test $(cat ~/a) -gt $a && touch ~/end", "T")
+	wantRun(t, in, "agent", "ps -eo stat= | grep -o ^T; a=$(cat ~/a); sleep 0.1; test $(cat ~/a) -gt $a && touch ~/end", "T")
 	must(t, proc.Wait(t.Context(), sandbox.Cursor{}, true))
 	out, err := proc.Read(t.Context(), sandbox.Cursor{}, 1<<16)
 	must(t, err)

@@ -415,7 +415,13 @@ func (s *store) usedImages() (image.Used, error) {
 			}
 		}
 	}
-	return used, nil
+	snaps, err := s.snapshots()
+	for _, r := range snaps {
+		if r.Image != nil {
+			used.Add(&r.Image.Image)
+		}
+	}
+	return used, err
 }
 
 // PullImage fetches what name leads to now.

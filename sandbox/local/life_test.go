@@ -51,6 +51,9 @@ func provider(t *testing.T, o local.Options) *local.Provider {
 	must(t, err)
 	t.Cleanup(func() {
 		destroyAll(t, p)
+		if _, err := os.Stat(filepath.Join(o.Dir, "sealed")); err == nil {
+			local.RemoveBases(filepath.Join(o.Dir, "sealed")) // the sweeper lets them be for a while
+		}
 		must(t, p.Close())
 	})
 	return p

@@ -125,11 +125,22 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 		return nil, err
 	}
 	in := p.instance(s, key)
-	var im *imageRecord
-	if spec.Image != "" {
+	o := &origin{}
+	if spec.Snapshot != "" {
+		// Until the sandbox's record names its layers.
+		l, err := acquire(ctx, s.lockPath(snapshotLock(key.Owner, spec.Snapshot)), opOther)
+		if err != nil {
+			return nil, err
+		}
+		defer l.release(true)
+		if o, err = s.snapshotOrigin(key.Owner, spec.Snapshot); err != nil {
+			return nil, err
+		}
+	}
+	if spec.Image != "" && spec.Snapshot == "" {
 		// Before the lock: it may take long, and until then nothing is there.
 		var pin *image.Pin
-		if im, pin, err = p.pullImage(ctx, s, spec); err != nil {
+		if o.image, pin, err = p.pullImage(ctx, s, spec); err != nil {
 			return nil, full(s, err)
 		}
 		defer pin.Release()
@@ -156,7 +167,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	if err := s.checkSpace(); err != nil {
 		return nil, err
 	}
-	if err := in.create(ctx, spec, &origin{image: im}); err != nil {
+	if err := in.create(ctx, spec, o); err != nil {
 		return nil, full(s, err)
 	}
 	created = true

@@ -81,6 +81,7 @@ type specRecord struct {
 	Language         string            `json:"language,omitempty"`
 	Env              map[string]string `json:"env,omitempty"`
 	Image            string            `json:"image,omitempty"`
+	Snapshot         string            `json:"snapshot,omitempty"`
 	User             string            `json:"user,omitempty"`
 	Ephemeral        *bool             `json:"ephemeral,omitempty"`
 	Public           *bool             `json:"public,omitempty"`
@@ -95,13 +96,13 @@ type specRecord struct {
 }
 
 func fromSpec(s sandbox.Spec) specRecord {
-	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, User: s.User,
+	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, User: s.User,
 		Ephemeral: s.Ephemeral, Public: s.Public, AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
 		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk}
 }
 
 func (r specRecord) spec() sandbox.Spec {
-	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, User: r.User,
+	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, User: r.User,
 		Ephemeral: r.Ephemeral, Public: r.Public, AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
 		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}}
 }

@@ -35,6 +35,9 @@ type layerRecord struct {
 	Version int       `json:"version"`
 	Created time.Time `json:"created"`
 	IDs     wire.IDs  `json:"ids"`
+	// SHA256 of the packed files, and their bytes, once somebody asked.
+	SHA256 string `json:"sha256,omitempty"`
+	Size   int64  `json:"size,omitempty"`
 }
 
 // maxSealed is how many layers a sandbox stands on at most; the kernel takes
@@ -226,7 +229,13 @@ func (s *store) namedLayers() (used map[string]bool, known bool, err error) {
 			}
 		}
 	}
-	return used, true, nil
+	snaps, err := s.snapshots()
+	for _, r := range snaps {
+		for _, id := range r.Sealed {
+			used[id] = true
+		}
+	}
+	return used, err == nil, nil
 }
 
 // missingLayer names a layer of r that is not there; "" when all are.
@@ -242,4 +251,8 @@ func (s *store) missingLayer(r *record) string {
 	return ""
 }
 
-var _ sandbox.Forker = (*Instance)(nil)
+var (
+	_ sandbox.Forker         = (*Instance)(nil)
+	_ sandbox.Snapshotter    = (*Instance)(nil)
+	_ sandbox.SnapshotKeeper = (*Provider)(nil)
+)

@@ -30,6 +30,7 @@ import (
 //	ids/SLOT         which sandbox has which range of user ids
 //	base/FINGERPRINT/ layers of the default root, and ours over images
 //	images/          see package image
+//	snapshots/ID     JSON, which layers have a name
 //	sealed/ID/       layers that sandboxes share, see seal
 //	tmp/, trash/     half made and half removed; swept
 //
@@ -39,7 +40,7 @@ type store struct {
 	now func() time.Time // for what is old
 }
 
-var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "tmp", "trash", "bin", "ports"}
+var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "snapshots", "tmp", "trash", "bin", "ports"}
 
 // sandboxID is the name of a key's sandbox in the state directory. Nobody can
 // choose another's, and it is short and safe as a file name.

@@ -1,0 +1,128 @@
+package tools
+
+import (
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"berth/sandbox"
+)
+
+// snapshotRow is one snapshot.
+type snapshotRow struct {
+	Name    string   `json:"name"`
+	State   string   `json:"state"`
+	Digest  string   `json:"digest"`
+	Size    int64    `json:"size_bytes"`
+	From    string   `json:"made_from"`
+	Image   string   `json:"image,omitempty"`
+	Created string   `json:"created"`
+	UsedBy  []string `json:"used_by,omitempty"`
+}
+
+func snapshotOf(s sandbox.SnapshotInfo) snapshotRow {
+	row := snapshotRow{Name: s.Name, State: "active", Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339)}
+	for _, u := range s.UsedBy {
+		row.UsedBy = append(row.UsedBy, string(u))
+	}
+	return row
+}
+
+type createSnapshotArguments struct {
+	Name      string  `json:"name" schema:"required;bytes=63"`
+	SessionID *string `json:"session_id" doc:"Whose files."`
+}
+
+func (a createSnapshotArguments) session() *string { return a.SessionID }
+
+type snapshotAnswer struct {
+	Snapshot snapshotRow `json:"snapshot"`
+	Notice   string      `json:"notice,omitempty"`
+}
+
+func createSnapshot() tool {
+	t := tool{
+		name: "create_snapshot", toolset: "snapshots",
+		description: "Keeps the files of the session's sandbox as they are now, running or stopped, under a name; start_sandbox with snapshot makes sandboxes of it. The sandbox goes on undisturbed. Snapshots never change.",
+		reach:       mustExist,
+		unavailable: map[string]string{"image": lacks(noBuilds), "steps": lacks(noBuilds), "dockerfile": lacks(noBuilds), "files": lacks(noBuilds)},
+	}
+	t.args, t.handle = handler(func(c *call, a *createSnapshotArguments) (*mcp.CallToolResult, error) {
+		s, err := c.manager.CreateSnapshot(c.ctx, c.key, a.Name)
+		if err != nil {
+			return nil, err
+		}
+		c.outcome = "created"
+		return recordAnswer(snapshotAnswer{Snapshot: snapshotOf(*s), Notice: c.noticeText(sandbox.Notice{})})
+	})
+	return t
+}
+
+const noBuilds = "builds; make the changes in a sandbox with execute_command, and snapshot that"
+
+type listSnapshotsArguments struct {
+	Limit     *int    `json:"limit" schema:"min=1;max=200;default=50"`
+	Cursor    string  `json:"cursor" doc:"The last next_cursor." schema:"bytes=63"`
+	SessionID *string `json:"session_id" doc:"Only those made from this one."`
+}
+
+func (a listSnapshotsArguments) session() *string { return a.SessionID }
+
+type snapshotList struct {
+	Snapshots  []snapshotRow `json:"snapshots"`
+	NextCursor string        `json:"next_cursor,omitempty"`
+}
+
+func listSnapshots() tool {
+	t := tool{
+		name: "list_snapshots", toolset: "snapshots",
+		description: "Lists your snapshots by name: size, what they were made from, and which sessions use them.",
+		readOnly:    true, idempotent: true, reach: noSession,
+	}
+	t.args, t.handle = handler(func(c *call, a *listSnapshotsArguments) (*mcp.CallToolResult, error) {
+		limit := 0
+		if a.Limit != nil {
+			limit = *a.Limit
+		}
+		list, err := c.manager.ListSnapshots(c.ctx, c.key.Owner, limit, a.Cursor)
+		if err != nil {
+			return nil, err
+		}
+		out := snapshotList{Snapshots: []snapshotRow{}, NextCursor: list.Next}
+		for _, s := range list.Snapshots {
+			if c.key.Session == "" || s.From == c.key.Session {
+				out.Snapshots = append(out.Snapshots, snapshotOf(s))
+			}
+		}
+		return recordAnswer(out)
+	})
+	return t
+}
+
+type deleteSnapshotArguments struct {
+	Name      string  `json:"name" schema:"required;bytes=63"`
+	SessionID *string `json:"session_id" doc:"No effect: snapshots are no session's."`
+}
+
+func (a deleteSnapshotArguments) session() *string { return a.SessionID }
+
+type deletedAnswer struct {
+	Name   string `json:"name"`
+	Result string `json:"result"`
+}
+
+func deleteSnapshot() tool {
+	t := tool{
+		name: "delete_snapshot", toolset: "snapshots",
+		description: "Deletes a snapshot. Refused, with the sessions named, while sandboxes made of it are there.",
+		destructive: true, reach: noSession,
+	}
+	t.args, t.handle = handler(func(c *call, a *deleteSnapshotArguments) (*mcp.CallToolResult, error) {
+		if err := c.manager.DeleteSnapshot(c.ctx, c.key.Owner, a.Name); err != nil {
+			return nil, err
+		}
+		c.outcome = "deleted"
+		return recordAnswer(deletedAnswer{Name: a.Name, Result: "deleted"})
+	})
+	return t
+}
