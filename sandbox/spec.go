@@ -22,7 +22,7 @@ const (
 	MaxEnv        = 256 << 10 // bytes, names and values together
 	MaxPath       = 4096      // bytes
 	MaxTimeout    = 7 * 24 * time.Hour
-	MaxInterval   = 10 * 365 * 24 * time.Hour
+	MaxInterval   = 365 * 24 * time.Hour
 )
 
 // ServerMadeAutoDelete is when a sandbox is deleted whose session id the server
@@ -169,10 +169,10 @@ func (s Spec) Validate() error {
 			f.add(field, fmt.Sprintf("%v does not fit", *d), allowed, "")
 		}
 	}
-	span("auto_stop_minutes", s.AutoStop, 0, MaxInterval, "0 (never) to 5,256,000 minutes")
+	span("auto_stop_minutes", s.AutoStop, 0, MaxInterval, "0 (never) to 525,600 minutes")
 	span("auto_archive_minutes", s.AutoArchive, 0, MaxAutoArchive, "0 (the maximum) to 43,200 minutes")
 	if s.AutoDelete != nil && *s.AutoDelete > MaxInterval {
-		f.add("auto_delete_minutes", fmt.Sprintf("%v does not fit", *s.AutoDelete), "negative (never), 0 (at the stop) to 5,256,000 minutes", "")
+		f.add("auto_delete_minutes", fmt.Sprintf("%v does not fit", *s.AutoDelete), "negative (never), 0 (at the stop) to 525,600 minutes", "")
 	}
 	span("timeout_seconds", s.Timeout, 0, MaxTimeout, "0 (none) to 604,800 seconds")
 	if w := s.WorkingDirectory; w != "" {

@@ -236,7 +236,7 @@ func (a *App) newServer(b *bench, o server.Options, ports *preview.Server) (*ser
 		Logger:         o.Logger,
 	}
 	// What a sandbox would be; where none can be made the first call says why.
-	info, err := b.provider.Describe(a.ctx, b.config.Defaults.Spec())
+	info, err := b.provider.Describe(a.ctx, b.config.Defaults.Spec().WithDefaults(sandbox.Spec{}))
 	if err != nil {
 		o.Logger.Warn("no sandbox can be made here", slog.Any("err", err))
 	}

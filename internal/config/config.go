@@ -271,6 +271,7 @@ func Load(s Source) (*Config, error) {
 	if s.Dir != "" {
 		l.config.Environment = loadEnvironment(s.Dir, env, &l.config.Warnings)
 	}
+	l.expandHome(env.get("HOME"))
 	l.validate()
 	if len(l.problems) > 0 {
 		slices.SortStableFunc(l.problems, func(a, b Problem) int {
@@ -279,6 +280,25 @@ func Load(s Source) (*Config, error) {
 		return nil, &Error{Problems: l.problems}
 	}
 	return l.config, nil
+}
+
+// expandHome makes paths of this machine that begin with ~ begin with home:
+// shells do that for words of their own only.
+func (l *loader) expandHome(home string) {
+	paths := map[string]*string{"state": &l.config.State}
+	for i := range l.config.Limits.HostDirs {
+		paths[fmt.Sprintf("limits.host_dirs[%d].host", i)] = &l.config.Limits.HostDirs[i].Host
+	}
+	for key, p := range paths {
+		rest, ok := strings.CutPrefix(*p, "~")
+		switch {
+		case !ok || rest != "" && rest[0] != '/':
+		case !filepath.IsAbs(home):
+			l.wrong(key, l.quote(key, *p)+" begins with ~, and HOME names no home directory", "an absolute path", "")
+		default:
+			*p = filepath.Join(home, rest)
+		}
+	}
 }
 
 // cause is err without the path that os puts around it.
@@ -296,7 +316,7 @@ type Error struct {
 
 // Problem is one wrong setting.
 type Problem struct {
-	Where   string // "config.yaml line 3", "BERTH_LOG_LEVEL", "--http"; may be empty
+	Where   string // "/etc/berth/config.yaml line 3", "BERTH_LOG_LEVEL", "--http"; may be empty
 	Key     string // "log.level"; empty when it concerns the whole source
 	Text    string // what is wrong
 	Allowed string // what is allowed; may be empty

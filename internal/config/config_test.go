@@ -178,8 +178,12 @@ func TestHostDirs(t *testing.T) {
 func TestSpec(t *testing.T) {
 	c := config.Default()
 	s := c.Defaults.Spec()
-	if *s.AutoStop != sandbox.DefaultAutoStop || *s.AutoArchive != sandbox.DefaultAutoArchive || *s.AutoDelete != sandbox.Never || *s.Timeout != sandbox.DefaultTimeout {
+	if *s.AutoStop != sandbox.DefaultAutoStop || *s.AutoArchive != sandbox.DefaultAutoArchive || s.AutoDelete != nil || *s.Timeout != sandbox.DefaultTimeout {
 		t.Errorf("Default().Defaults.Spec() = %+v, want the sandbox package's defaults", s)
+	}
+	c.Defaults.AutoDeleteMinutes = 0
+	if s := c.Defaults.Spec(); s.AutoDelete == nil || *s.AutoDelete != 0 {
+		t.Errorf("auto_delete_minutes 0: %v, want at once", s.AutoDelete)
 	}
 }
 
@@ -204,4 +208,35 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("Load = %v, %v", c, err)
 		}
 	})
+}
+
+func TestHomeInPaths(t *testing.T) {
+	file := write(t, "state: ~/foo\nlimits:\n  host_dirs: [{host: ~/, path: /a}, {host: ~other/x, path: /b}]\n")
+	_, err := config.Load(config.Source{File: file, Environ: []string{"HOME=/home/me"}})
+	if err == nil || !strings.Contains(err.Error(), file+" line 3: limits.host_dirs[1].host: ") || strings.Contains(err.Error(), "state") {
+		t.Errorf("another user's home: %v; want a fault of host_dirs[1] alone, with the whole path of the file", err)
+	}
+	file = write(t, "state: ~/foo\nlimits:\n  host_dirs: [{host: ~/, path: /a}]\n")
+	c, err := config.Load(config.Source{File: file, Environ: []string{"HOME=/home/me"}})
+	if err != nil || c.State != "/home/me/foo" || c.Limits.HostDirs[0].Host != "/home/me" {
+		t.Errorf("with HOME: %+v, %v", c, err)
+	}
+	if _, err := config.Load(config.Source{File: file}); err == nil || !strings.Contains(err.Error(), "HOME names no home directory") {
+		t.Errorf("without HOME: %v", err)
+	}
+}
+
+// What the settings let pass, a sandbox can have.
+func TestIntervalsFit(t *testing.T) {
+	c, err := config.Load(config.Source{File: write(t, "defaults: {auto_stop_minutes: 525600, auto_delete_minutes: 525600, auto_archive_minutes: 43200}\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Defaults.Spec().Validate(); err != nil {
+		t.Error(err)
+	}
+	_, err = config.Load(config.Source{File: write(t, "defaults: {auto_stop_minutes: 525601}\n")})
+	if err == nil || !strings.Contains(err.Error(), "0 to 525600 minutes") {
+		t.Errorf("525601: %v", err)
+	}
 }

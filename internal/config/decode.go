@@ -4,7 +4,6 @@ import (
 	"encoding"
 	"fmt"
 	"math"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -30,7 +29,7 @@ func (l *loader) file(name string, data []byte) {
 		l.report("", at(name, &second), "a second YAML document", "", "keep everything in one document")
 	}
 	if len(doc.Content) == 1 {
-		l.node(filepath.Base(name), "", doc.Content[0], reflect.ValueOf(l.config).Elem(), false)
+		l.node(name, "", doc.Content[0], reflect.ValueOf(l.config).Elem(), false)
 	}
 }
 

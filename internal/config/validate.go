@@ -44,7 +44,7 @@ func (l *loader) validate() {
 
 	oneOf("provider", c.Provider, "auto", "local")
 	if c.State != "" && !filepath.IsAbs(c.State) {
-		bad("state", l.quote("state", c.State)+" is not absolute", "an absolute path", "")
+		bad("state", l.quote("state", c.State)+" is not absolute", "an absolute path, or ~/ and one below your home directory", "")
 	}
 	if c.Session != "" {
 		if _, err := sandbox.ParseSessionID(c.Session); err != nil {
@@ -64,7 +64,7 @@ func (l *loader) validate() {
 	d := &c.Defaults
 	oneOf("defaults.language", d.Language, "typescript", "javascript", "python")
 	oneOf("defaults.user", d.User, "agent", "root")
-	const maxMinutes = 10 * 366 * 24 * 60
+	const maxMinutes = int(sandbox.MaxInterval / time.Minute)
 	atLeast("defaults.auto_stop_minutes", d.AutoStopMinutes, 0, maxMinutes, " minutes; 0 never stops")
 	atLeast("defaults.auto_archive_minutes", d.AutoArchiveMinutes, 0, int(sandbox.MaxAutoArchive/time.Minute), " minutes; 0 is the maximum")
 	atLeast("defaults.auto_delete_minutes", d.AutoDeleteMinutes, -1, maxMinutes, " minutes; 0 deletes at once, -1 never")
@@ -247,9 +247,9 @@ func Loopback(host string) bool {
 // Spec returns the defaults as the Manager wants them.
 func (d Defaults) Spec() sandbox.Spec {
 	minutes := func(n int) *time.Duration { v := time.Duration(n) * time.Minute; return &v }
-	autoDelete := minutes(d.AutoDeleteMinutes)
-	if d.AutoDeleteMinutes < 0 {
-		*autoDelete = sandbox.Never
+	var autoDelete *time.Duration // not told: never, or that of server-made ids
+	if d.AutoDeleteMinutes >= 0 {
+		autoDelete = minutes(d.AutoDeleteMinutes)
 	}
 	timeout := time.Duration(d.TimeoutSeconds) * time.Second
 	user := d.User
