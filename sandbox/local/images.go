@@ -488,12 +488,22 @@ func (p *Provider) PruneImages(ctx context.Context, unused time.Duration, only [
 		}
 		return out, nil
 	}
-	done, err := is.Prune(ctx, image.PruneOptions{Unused: unused, Only: match, Used: s.usedImages, Remove: s.removeTree})
+	done, err := is.Prune(ctx, image.PruneOptions{Unused: unused, Only: match, Used: s.usedImages, Remove: removeLayer})
 	for _, e := range done.Images {
 		out.Images = append(out.Images, infoOf(e, image.Used{}))
 	}
 	out.Bytes = done.Bytes
 	return out, err
+}
+
+// removeLayer removes a layer of an image, whose owners an ordinary user with
+// more ids than its own cannot touch without help.
+func removeLayer(ctx context.Context, path string) error {
+	as := treeAs(wire.IDs{})
+	if ids, _ := idMode(); ids.Mode == wire.IDsSub {
+		as = treeAs(ids)
+	}
+	return as.Remove(ctx, path)
 }
 
 // pruneEvery is how often a server looks for images that nobody uses.

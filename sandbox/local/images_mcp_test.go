@@ -4,6 +4,8 @@ package local_test
 
 import (
 	"archive/tar"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -26,7 +28,7 @@ import (
 func TestStartFromAnImage(t *testing.T) {
 	im := imageOf(t, v1.Config{User: "app", WorkingDir: "/srv"}, layerOf(t, append(systemFiles(t), file{name: "srv/", kind: tar.TypeDir, uid: 7})...))
 	// Slow enough for progress to be told.
-	h := registry.New()
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
 			time.Sleep(300 * time.Millisecond)

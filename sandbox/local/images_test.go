@@ -140,10 +140,20 @@ func push(t *testing.T, im v1.Image, repo string) string {
 // pulled.
 func withImages(t *testing.T) *local.Provider {
 	t.Helper()
-	p, err := local.New(local.Options{Dir: stateDir(t), Images: local.ImageOptions{Private: []string{"*"}}})
+	ended := false
+	p, err := local.New(local.Options{Dir: stateDir(t), Images: local.ImageOptions{Private: []string{"*"}}}.WithNow(func() time.Time {
+		if ended {
+			return time.Now().Add(24 * time.Hour)
+		}
+		return time.Now()
+	}))
 	must(t, err)
 	t.Cleanup(func() {
 		destroyAll(t, p)
+		ended = true
+		if err := p.Sweep(context.Background()); err != nil { // what forks stood on
+			t.Errorf("sweep: %v", err)
+		}
 		if _, err := p.PruneImages(context.Background(), 0, nil, false); err != nil {
 			t.Errorf("prune: %v", err)
 		}
@@ -205,6 +215,10 @@ func TestImageSandbox(t *testing.T) {
 	must(t, err)
 	t.Logf("the second sandbox took %v", time.Since(start))
 	wantRun(t, second, "", "id -u; ls /gone 2>/dev/null || echo none", "0\nnone")
+	// A fork stands on the image, too.
+	fork, err := in.(sandbox.Forker).Fork(t.Context(), sandbox.Key{Owner: "o", Session: "fork"}, info.Spec)
+	must(t, err)
+	wantRun(t, fork, "", "id -u; ls /gone /home/app; tool", "7\n/gone:\nb\n\n/home/app:\nmine\nz\nnew")
 	must(t, in.Stop(t.Context()))
 	must(t, in.(sandbox.Archiver).Archive(t.Context()))
 	if got, err := p.PruneImages(t.Context(), 0, nil, false); err != nil || len(got.Images) != 0 {
@@ -214,12 +228,13 @@ func TestImageSandbox(t *testing.T) {
 	wantRun(t, in, "", "ls /gone /home/app; tool", "/gone:\nb\n\n/home/app:\nmine\nz\nnew")
 	list, err := p.Images(t.Context())
 	must(t, err)
-	if len(list) != 1 || list[0].Sandboxes != 2 || list[0].Digest != info.Image.Digest {
+	if len(list) != 1 || list[0].Sandboxes != 3 || list[0].Digest != info.Image.Digest {
 		t.Errorf("images = %+v", list)
 	}
 	// Nothing of the image can be reached by what is left when they are gone.
 	must(t, in.Destroy(t.Context()))
 	must(t, second.Destroy(t.Context()))
+	must(t, fork.Destroy(t.Context()))
 	if got, err := p.PruneImages(t.Context(), 0, nil, false); err != nil || len(got.Images) != 1 || got.Bytes == 0 {
 		t.Errorf("pruned %+v, %v, want the image", got, err)
 	}
