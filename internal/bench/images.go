@@ -44,7 +44,6 @@ func (b *bench) images() ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	layers = nil
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/bench/image:1")

@@ -358,7 +358,7 @@ func (s *Store) lock(ctx context.Context, name string, shared bool, wait func())
 			return nil, err
 		}
 		for {
-			if err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != unix.EINTR {
+			if err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
 				break
 			}
 		}
@@ -367,7 +367,7 @@ func (s *Store) lock(ctx context.Context, name string, shared bool, wait func())
 			return &lock{f, path}, nil
 		}
 		_ = f.Close()
-		if err != nil && err != unix.EWOULDBLOCK {
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
 		}
 		if err == nil {

@@ -342,7 +342,7 @@ func (a *archive) image(ctx context.Context, n Name, platform string) (*Image, e
 	tr := tar.NewReader(f)
 	for len(files) < 100_000 {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err == nil {
