@@ -130,6 +130,10 @@ func (in *Instance) share(ctx context.Context, v *view, plain bool) (*origin, er
 	if !v.alive {
 		return in.shareStopped(ctx, v, plain)
 	}
+	// Somebody was killed who had begun; it runs on what it was started on.
+	if err := in.settleSeal(r); err != nil {
+		return nil, err
+	}
 	switch {
 	case r.DiskKind == wire.DiskImage || r.DiskKind == wire.DiskTmpfs:
 		return in.shareLimited(ctx, r, plain)

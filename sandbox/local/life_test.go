@@ -181,6 +181,9 @@ func do(ctx context.Context, in sandbox.Instance, op string) error {
 			_, err = in.(sandbox.Forker).Fork(ctx, forkKey, info.Spec)
 		}
 		return err
+	case "snapshot":
+		_, err := in.(sandbox.Snapshotter).Snapshot(ctx, "kept")
+		return err
 	case "retire":
 		_, err := in.(sandbox.Retirer).Retire(ctx, "test")
 		return err
@@ -345,7 +348,7 @@ func contains(list []sandbox.Status, s sandbox.Status) bool {
 // nothingLeft checks that of destroyed sandboxes only tombstones remain.
 func nothingLeft(t *testing.T, dir string) {
 	t.Helper()
-	for _, d := range []string{"sandboxes", "locks", "ids", "tmp", "trash", "retired"} {
+	for _, d := range []string{"sandboxes", "locks", "ids", "tmp", "trash", "retired", "sealed", "snapshots"} {
 		entries, err := os.ReadDir(filepath.Join(dir, d))
 		must(t, err)
 		for _, e := range entries {
