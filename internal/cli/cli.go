@@ -46,17 +46,18 @@ type commands struct {
 	Serve  serveCommand  `cmd:"" help:"Serve MCP on stdio, or over HTTP with --http."`
 	Doctor doctorCommand `cmd:"" help:"Show what holds on this machine, and fix what can be fixed."`
 
-	Run    runCommand    `cmd:"" group:"people" help:"Run one command in a fresh sandbox."`
-	List   listCommand   `cmd:"" name:"ls" group:"people" help:"List sandboxes."`
-	Exec   execCommand   `cmd:"" group:"people" help:"Run a command in a sandbox."`
-	Enter  enterCommand  `cmd:"" group:"people" help:"Open a terminal in a sandbox."`
-	Logs   logsCommand   `cmd:"" group:"people" help:"Show the output of a sandbox's processes."`
-	Events eventsCommand `cmd:"" group:"people" help:"Show the event log of a sandbox: one line a tool call."`
-	Copy   copyCommand   `cmd:"" name:"cp" group:"people" help:"Copy files into or out of a sandbox."`
-	Stop   stopCommand   `cmd:"" group:"people" help:"Stop a sandbox; its files stay."`
-	Remove removeCommand `cmd:"" name:"rm" group:"people" help:"Delete a sandbox and its files."`
-	Images imagesCommand `cmd:"" group:"people" help:"List, fetch and remove images."`
-	Prune  pruneCommand  `cmd:"" group:"people" help:"Delete the sandboxes that are not running."`
+	Run      runCommand      `cmd:"" group:"people" help:"Run one command in a fresh sandbox."`
+	List     listCommand     `cmd:"" name:"ls" group:"people" help:"List sandboxes."`
+	Exec     execCommand     `cmd:"" group:"people" help:"Run a command in a sandbox."`
+	Enter    enterCommand    `cmd:"" group:"people" help:"Open a terminal in a sandbox."`
+	Logs     logsCommand     `cmd:"" group:"people" help:"Show the output of a sandbox's processes."`
+	Events   eventsCommand   `cmd:"" group:"people" help:"Show the event log of a sandbox: one line a tool call."`
+	Copy     copyCommand     `cmd:"" name:"cp" group:"people" help:"Copy files into or out of a sandbox."`
+	Stop     stopCommand     `cmd:"" group:"people" help:"Stop a sandbox; its files stay."`
+	Remove   removeCommand   `cmd:"" name:"rm" group:"people" help:"Delete a sandbox and its files."`
+	Images   imagesCommand   `cmd:"" group:"people" help:"List, fetch and remove images."`
+	Snapshot snapshotCommand `cmd:"" group:"people" help:"Make, list and delete snapshots of sandboxes."`
+	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
 	Healthcheck  healthcheckCommand  `cmd:"" group:"setup" help:"Say whether this berth works, for a container's HEALTHCHECK."`

@@ -183,7 +183,7 @@ func TestServerKilledInAFork(t *testing.T) {
 				now := time.Now()
 				p := provider(t, local.Options{Dir: dir}.WithNow(func() time.Time { return now }))
 				var w watched
-				in, err := p.Create(ctx, testKey, sandbox.Spec{Ephemeral: ptr(!tt.stop)})
+				in, err := p.Create(ctx, testKey, sandbox.Spec{Ephemeral: ptr(strings.HasPrefix(step, "seal:") && !tt.stop)})
 				must(t, err)
 				wantRun(t, in, "agent", "echo precious > ~/f; mkdir -p /workspace/a/b && ln ~/f ~/g;"+tt.leave, "")
 				if tt.stop {

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"berth/sandbox"
+)
+
+type snapshotCommand struct {
+	Create snapshotCreateCommand `cmd:"" help:"Keep the files of a sandbox, as they are now, under a name."`
+	List   snapshotListCommand   `cmd:"" name:"ls" default:"1" help:"List snapshots."`
+	Remove snapshotRemoveCommand `cmd:"" name:"rm" help:"Delete snapshots that no sandbox was made of."`
+}
+
+type snapshotCreateCommand struct {
+	Owner string `help:"Whose: an owner's name." placeholder:"NAME"`
+	ID    string `arg:"" help:"The sandbox."`
+	Name  string `arg:"" help:"The snapshot's name, to start sandboxes from."`
+}
+
+func (c *snapshotCreateCommand) Run(a *App) error {
+	return a.each([]string{c.ID}, c.Owner, func(b *bench, key sandbox.Key) error {
+		s, err := b.CreateSnapshot(a.ctx, key, c.Name)
+		if err == nil {
+			fmt.Fprintf(a.Stdout, "%s %s %s\n", s.Name, s.Digest, size(s.Size))
+		}
+		return err
+	})
+}
+
+type snapshotListCommand struct {
+	JSON bool `help:"One JSON object a line."`
+}
+
+type snapshotRow struct {
+	Name    string   `json:"name"`
+	Owner   string   `json:"owner"`
+	Digest  string   `json:"digest"`
+	Bytes   int64    `json:"bytes"`
+	From    string   `json:"from"`
+	Image   string   `json:"image,omitempty"`
+	Created string   `json:"created"`
+	UsedBy  []string `json:"used_by"`
+}
+
+func (c *snapshotListCommand) Run(a *App) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	list, err := b.snapshots(a)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 && !c.JSON {
+		fmt.Fprintln(a.Stderr, "No snapshots. berth snapshot create ID NAME makes one.")
+		return nil
+	}
+	t := newTable("SNAPSHOT", "DIGEST", "SIZE", "FROM", "CREATED", "USED BY")
+	for _, s := range list {
+		used := []string{}
+		for _, u := range s.UsedBy {
+			used = append(used, string(u))
+		}
+		if c.JSON {
+			row := snapshotRow{Name: s.Name, Owner: string(s.Owner), Digest: s.Digest, Bytes: s.Size, From: string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339), UsedBy: used}
+			if err := plainJSON(a.Stdout, row); err != nil {
+				return err
+			}
+			continue
+		}
+		t.row(s.Name, shortDigest(s.Digest), size(s.Size), string(s.From), ago(s.Created), strings.Join(used, " "))
+	}
+	if c.JSON {
+		return nil
+	}
+	return t.write(a.Stdout)
+}
+
+// snapshots are all of them, of every owner.
+func (b *bench) snapshots(a *App) ([]sandbox.SnapshotInfo, error) {
+	k, ok := b.provider.(sandbox.SnapshotKeeper)
+	if !ok {
+		return nil, errors.New("this provider has no snapshots")
+	}
+	return k.Snapshots(a.ctx, "")
+}
+
+type snapshotRemoveCommand struct {
+	Name  []string `arg:"" help:"The snapshots."`
+	Owner string   `help:"Whose; local when not told." default:"local" placeholder:"NAME"`
+}
+
+func (c *snapshotRemoveCommand) Run(a *App) error {
+	b, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	failed := false
+	for _, name := range c.Name {
+		if err := b.DeleteSnapshot(a.ctx, sandbox.Owner(c.Owner), name); err != nil {
+			failed = true
+			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", name, err)
+			continue
+		}
+		fmt.Fprintf(a.Stdout, "%s deleted\n", name)
+	}
+	if failed {
+		return exit(exitFailed)
+	}
+	return nil
+}
