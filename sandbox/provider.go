@@ -18,7 +18,10 @@ type Provider interface {
 	// Create makes the key's sandbox and returns it running. It fails with
 	// ErrExists when a sandbox of that key exists (a tombstone is none), also
 	// when another process is just making it; nothing is left behind by a
-	// failed Create. Exactly one of several racing calls succeeds.
+	// failed Create. Exactly one of several racing calls succeeds. What
+	// spec.Resources asks for is enforced, as the guarantees cpu_limit, memory_limit
+	// and disk_limit tell, or Create fails and names the keys ("resources.cpu");
+	// unless the operator let the provider do what it can.
 	Create(ctx context.Context, key Key, spec Spec) (Instance, error)
 	// Lookup finds the key's sandbox without starting it. ErrNotFound means
 	// that it was surely never there or is long forgotten; any other error means that it

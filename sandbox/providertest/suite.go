@@ -55,6 +55,7 @@ const (
 	Tombstones Ability = "tombstones" // Lookup of a destroyed sandbox
 	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
+	Resources  Ability = "resources"  // Spec.Resources
 )
 
 // Run holds a provider against the promises of package sandbox's contracts. What

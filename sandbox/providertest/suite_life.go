@@ -1,7 +1,9 @@
 package providertest
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -411,6 +413,39 @@ func testSpec(t *testing.T, s *suite) {
 		got := b.status(sandbox.StatusRunning)
 		if got.Name != "a name" || got.Spec.Labels["a/b"] != "c d" || got.Spec.Language != sandbox.Python || *got.Spec.AutoStop != 7*time.Minute || got.Spec.Env["FOO"] != "bar\nbaz" {
 			t.Errorf("got %+v", got.Spec)
+		}
+	})
+	t.Run("resources", func(t *testing.T) {
+		if !s.can(t, Resources) {
+			return
+		}
+		asked := sandbox.Resources{CPU: 0.5, Memory: 512 << 20, Disk: 256 << 20}
+		key := s.key()
+		inst, err := s.p.Create(s.ctx(t), key, s.spec(func(s *sandbox.Spec) { s.Resources = asked }))
+		if err != nil {
+			if !strings.Contains(err.Error(), "resources.") {
+				t.Errorf("refused without naming a key: %v", err)
+			}
+			if _, err := s.p.Lookup(s.ctx(t), key); !errors.Is(err, sandbox.ErrNotFound) {
+				t.Errorf("the refused sandbox: %v, want ErrNotFound", err)
+			}
+			return
+		}
+		info, err := inst.Info(s.ctx(t))
+		if err != nil || info.Spec.Resources != asked {
+			t.Errorf("got %+v, %v; want %+v", info.Spec.Resources, err, asked)
+		}
+		held := map[string]sandbox.Enforcement{}
+		for _, g := range info.Guarantees {
+			held[g.Name] = g.State
+		}
+		for _, name := range []string{"cpu_limit", "memory_limit", "disk_limit"} {
+			if held[name] != sandbox.Enforced {
+				t.Errorf("%s was asked for and is %q", name, held[name])
+			}
+		}
+		if err := inst.Destroy(s.ctx(t)); err != nil {
+			t.Error(err)
 		}
 	})
 	t.Run("update", func(t *testing.T) {
