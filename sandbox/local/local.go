@@ -258,6 +258,10 @@ func launchError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	if errors.Is(err, sandbox.ErrUnsupported) {
+		// The helper's sentence, by way of its client.
+		return &sandbox.UserError{Text: "the sandbox could not be started: " + err.Error(), Err: sandbox.ErrUnavailable}
+	}
 	return fmt.Errorf("start the sandbox: %w", err)
 }
 
