@@ -66,15 +66,15 @@ func bundle(ctx context.Context, files Files, cwd, code string, lang Language) (
 	if !nearby.MatchString(code) {
 		return "", false, nil
 	}
-	name, loader := "run_code.js", esbuild.LoaderJS
+	entry, loader := programFile(cwd, lang), esbuild.LoaderJS
 	if lang == TypeScript {
-		name, loader = "run_code.ts", esbuild.LoaderTS
+		loader = esbuild.LoaderTS
 	}
-	b := &bundler{ctx: ctx, files: files, cwd: cwd, entry: path.Join(cwd, name), known: map[string]module{}}
+	b := &bundler{ctx: ctx, files: files, cwd: cwd, entry: entry, known: map[string]module{}}
 	res := esbuild.Build(esbuild.BuildOptions{
-		EntryPoints: []string{b.entry}, Outfile: name, Bundle: true, Write: false, LogLevel: esbuild.LogLevelSilent,
+		EntryPoints: []string{b.entry}, Outfile: path.Base(entry), Bundle: true, Write: false, LogLevel: esbuild.LogLevelSilent,
 		Format: esbuild.FormatESModule, Platform: esbuild.PlatformNode, Target: esbuild.ES2022, TreeShaking: esbuild.TreeShakingFalse,
-		Sourcemap: esbuild.SourceMapExternal, SourcesContent: esbuild.SourcesContentExclude, TsconfigRaw: "{}",
+		Sourcemap: esbuild.SourceMapExternal, SourcesContent: esbuild.SourcesContentExclude, TsconfigRaw: "{}", Define: metaOf(entry),
 		Plugins: []esbuild.Plugin{{Name: "sandbox", Setup: func(p esbuild.PluginBuild) {
 			p.OnResolve(esbuild.OnResolveOptions{Filter: ".*"}, b.resolve)
 			p.OnLoad(esbuild.OnLoadOptions{Filter: ".*", Namespace: inside}, func(a esbuild.OnLoadArgs) (esbuild.OnLoadResult, error) {
@@ -302,13 +302,12 @@ func (b *bundler) load(p string) esbuild.OnLoadResult {
 // placed makes a file's text say where the file is, as it did on its own. One
 // with a fault is left as it is; the bundle's own errors say it.
 func (b *bundler) placed(p, code string, loader esbuild.Loader) (string, esbuild.Loader) {
-	literal := func(s string) string { t, _ := json.Marshal(s); return string(t) }
-	file, dir := literal(p), literal(path.Dir(p))
+	define := metaOf(p)
+	define["__filename"], define["__dirname"] = literal(p), literal(path.Dir(p))
 	res := esbuild.Transform(code, esbuild.TransformOptions{
 		Loader: loader, Target: esbuild.ES2022, LogLevel: esbuild.LogLevelSilent, Platform: esbuild.PlatformNode,
 		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentExclude, Sourcefile: p, TsconfigRaw: "{}",
-		Define: map[string]string{"__filename": file, "__dirname": dir, "import.meta.filename": file, "import.meta.dirname": dir,
-			"import.meta.url": literal((&url.URL{Scheme: "file", Path: p}).String())},
+		Define: define,
 	})
 	if len(res.Errors) > 0 {
 		return code, loader

@@ -62,6 +62,7 @@ func TestRunCodeImports(t *testing.T) {
 		{name: "json with attributes", language: js, code: "import data from './data.json' with {type: 'json'}\nconsole.log(data.n)", out: "1\n"},
 		{name: "places", language: ts, code: "import {at} from './lib/place'\nimport {own} from './lib/own'\nconsole.log(at, own)", out: "place.ts place.ts lib lib lib/own.ts\n"},
 		{name: "own place", language: ts, code: "import {two} from './util'\nimport {fileURLToPath} from 'url'\nconst dir = fileURLToPath(new URL('.', import.meta.url))\nconsole.log(two, dir === process.cwd() + '/', __dirname === process.cwd(), require('./near.cjs'))", out: "2 true true 5\n"},
+		{name: "place of the program", language: ts, code: "import {two} from './util'\nconsole.log(two, import.meta.url === 'file://' + process.cwd() + '/run_code.ts', __filename === process.cwd() + '/run_code.ts')", out: "2 true true\n"},
 		{name: "cycle", language: ts, code: "import {ab} from './cycle_a'\nimport {ba} from './cycle_b'\nconsole.log(ab(), ba())", out: "ab ba\n"},
 		{name: "other directory", language: ts, cwd: "lib", code: "import f from './index'\nimport {two} from '../util'\nconsole.log(f(two))", out: "46\n"},
 		{name: "odd names", language: ts, code: "import {odd} from './odd # dir/odd'\nconsole.log(odd, require('./odd # dir/odd.cjs'))", out: "9 odd js\n"},

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"path"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -55,9 +57,11 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 		code := source{text: r.Code}
 		if lang == JavaScript || lang == TypeScript {
 			var err error
-			if code, err = prepare(ctx, b.inst.Files(), resolve(info, r.Cwd), r.Code, lang); err != nil {
+			cwd := resolve(info, r.Cwd)
+			if code, err = prepare(ctx, b.inst.Files(), cwd, r.Code, lang); err != nil {
 				return Command{}, err
 			}
+			code.file = programFile(cwd, lang)
 		}
 		c, err := program2command(lang, program, code, r.Stdin)
 		c.Display = "run_code " + string(lang)
@@ -68,8 +72,32 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 // source is a program as its interpreter gets it.
 type source struct {
 	text   string
-	module bool // an ES module
-	mapped bool // with a source map in it
+	module bool   // an ES module
+	mapped bool   // with a source map in it
+	file   string // what JavaScript is told it is; nothing is there
+}
+
+// programFile is the file that a program of run_code would be.
+func programFile(cwd string, lang Language) string {
+	if lang == TypeScript {
+		return path.Join(cwd, "run_code.ts")
+	}
+	return path.Join(cwd, "run_code.js")
+}
+
+// metaOf makes esbuild write a module's own place into it.
+func metaOf(file string) map[string]string {
+	return map[string]string{"import.meta.filename": literal(file), "import.meta.dirname": literal(path.Dir(file)),
+		"import.meta.url": literal((&url.URL{Scheme: "file", Path: file}).String())}
+}
+
+// literal is s as JavaScript writes it.
+func literal(s string) string {
+	t, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string always can be
+	}
+	return string(t)
 }
 
 // prepare makes of JavaScript or TypeScript what any node runs, with the local
@@ -82,9 +110,17 @@ func prepare(ctx context.Context, files Files, cwd, code string, lang Language) 
 	case ok:
 		return source{text: js, module: true, mapped: true}, nil
 	case lang == JavaScript:
-		return source{text: code, module: isModule(code)}, nil
+		if !isModule(code) {
+			return source{text: code}, nil
+		}
+		if strings.Contains(code, "import.meta") {
+			if js, err := transpile(code, programFile(cwd, lang), esbuild.LoaderJS); err == nil {
+				return source{text: js, module: true, mapped: true}, nil
+			}
+		}
+		return source{text: code, module: true}, nil // node tells its faults best
 	}
-	js, err = transpile(code)
+	js, err = transpile(code, programFile(cwd, lang), esbuild.LoaderTS)
 	// Always a module: node applies source maps to no other text of this kind.
 	return source{text: js, module: true, mapped: true}, err
 }
@@ -142,7 +178,7 @@ run()
 // imports come before all code wherever they stand.
 const nodeGlobals = `import {createRequire} from "node:module";
 const d = process.cwd(), m = {exports: {}};
-Object.assign(globalThis, {require: createRequire(d + "/"), module: m, exports: m.exports, __dirname: d, __filename: d + "/run_code"});`
+Object.assign(globalThis, {require: createRequire(d + "/"), module: m, exports: m.exports, __dirname: d, __filename: `
 
 // node makes the command that runs JavaScript. A program with imports, exports
 // or await at its top is an ES module, any other CommonJS, where old code runs
@@ -152,10 +188,16 @@ func node(program string, code source, stdin *string) (Command, error) {
 	if code.mapped {
 		argv = append(argv, "--enable-source-maps")
 	}
-	kind, text := "commonjs", code.text
-	if code.module {
-		kind = "module"
-		text += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals)) + ";"
+	kind, text, name := "commonjs", code.text, code.file
+	switch {
+	case code.module:
+		kind, name = "module", (&url.URL{Scheme: "file", Path: code.file}).String()
+		text += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals+literal(code.file)+"});")) + ";"
+	case strings.Contains(text, "__filename") || strings.Contains(text, "__dirname"):
+		text = placedScript(text, code.file)
+	}
+	if !code.mapped {
+		text += "\n//# sourceURL=" + sourceURL.Replace(name) // for traces
 	}
 	argv = append(argv, "--input-type="+kind)
 	if len(text) <= maxArgCode {
@@ -166,6 +208,26 @@ func node(program string, code source, stdin *string) (Command, error) {
 			Allowed: "at most 102,400 bytes with stdin", Hint: "write it with write_file and run that"}
 	}
 	return Command{Argv: append(argv, "-"), Stdin: []byte(text)}, nil
+}
+
+// sourceURL takes out of a name what would end it.
+var sourceURL = strings.NewReplacer(" ", "%20", "\n", "%0A", "\r", "%0D", "\t", "%09", "'", "%27", `"`, "%22", "\u2028", "%E2%80%A8", "\u2029", "%E2%80%A9")
+
+// strict begins a script that is strict as a whole.
+var strict = regexp.MustCompile(`^\s*(?:(?:/\*(?s:.*?)\*/|//[^\n]*\n)\s*)*["']use strict["']`)
+
+// placedScript makes a script say where it is: the names are global to it, and
+// node gives them those of its option. It is done in the first line, so that
+// no line moves, and before all that the script may declare.
+func placedScript(text, file string) string {
+	if strings.HasPrefix(text, "#!") {
+		return text
+	}
+	first := ""
+	if strict.MatchString(text) {
+		first = `"use strict";`
+	}
+	return first + "globalThis.__filename=" + literal(file) + ";globalThis.__dirname=" + literal(path.Dir(file)) + ";" + text
 }
 
 // isModule tells whether a program must be an ES module. One with a fault is
@@ -196,12 +258,13 @@ func isModule(code string) bool {
 	return false
 }
 
-// transpile turns TypeScript into JavaScript for any node, with a source map in
-// it. A fault in the code is a FieldError with its place.
-func transpile(code string) (string, error) {
+// transpile turns TypeScript, or JavaScript that asks for its place, into
+// JavaScript for any node, with a source map in it. A fault in the code is a
+// FieldError with its place.
+func transpile(code, file string, loader esbuild.Loader) (string, error) {
 	res := esbuild.Transform(code, esbuild.TransformOptions{
-		Loader: esbuild.LoaderTS, Target: esbuild.ES2022, Format: esbuild.FormatDefault, Platform: esbuild.PlatformNode,
-		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentInclude, Sourcefile: "run_code.ts",
+		Loader: loader, Target: esbuild.ES2022, Format: esbuild.FormatDefault, Define: metaOf(file), Platform: esbuild.PlatformNode,
+		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentInclude, Sourcefile: path.Base(file),
 		LogLevel: esbuild.LogLevelSilent,
 	})
 	if len(res.Errors) > 0 {
