@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -40,7 +41,28 @@ func (a *App) lookupEnv(name string) (value string, set bool) {
 
 // load reads the settings.
 func (a *App) load() (*config.Config, error) {
-	return config.Load(config.Source{Flags: a.flags, Environ: a.Environ, File: a.commands.Config, Dir: a.Dir})
+	c, err := config.Load(config.Source{Flags: a.flags, Environ: a.Environ, File: a.commands.Config, Dir: a.Dir})
+	if err == nil {
+		c.Warnings = append(c.Warnings, beyond(c, machineMemory(), runtime.NumCPU())...)
+	}
+	return c, err
+}
+
+// beyond tells which limits are more than a machine of so many bytes and
+// processors has, so that they hold nothing back.
+func beyond(c *config.Config, memory uint64, processors int) []string {
+	var list []string
+	add := func(key string, got, has float64, unit string) {
+		if has > 0 && got > has {
+			list = append(list, fmt.Sprintf("%s: %v is more than the %.4g %s of this machine, so that it holds nothing back", key, got, has, unit))
+		}
+	}
+	gib := float64(memory) / (1 << 30)
+	add("defaults.resources.memory_gib", c.Defaults.Resources.MemoryGiB, gib, "GiB")
+	add("limits.max_memory_gib", c.Limits.MaxMemoryGiB, gib, "GiB")
+	add("defaults.resources.cpu", c.Defaults.Resources.CPU, float64(processors), "cores")
+	add("limits.max_cpu", c.Limits.MaxCPU, float64(processors), "cores")
+	return list
 }
 
 // settings reads the settings for a command for people, and says what is odd

@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -162,8 +163,37 @@ func (a *App) usage(err error) int {
 	if pe, ok := errors.AsType[*kong.ParseError](err); ok && pe.Context != nil && pe.Context.Selected() != nil {
 		command = " " + pe.Context.Selected().Name
 	}
-	fmt.Fprintf(a.Stderr, "berth%s: %v\nTry: berth%s --help\n", command, err, command)
+	text := plainUsage(err.Error())
+	if word, ok := strings.CutPrefix(text, "unexpected argument "); ok && command == "" {
+		word, near, _ := strings.Cut(word, ", ")
+		if near != "" {
+			near = "; " + near
+		}
+		fmt.Fprintf(a.Stderr, "berth: there is no command %s%s\nTry: berth help\n", printable(word), near)
+		return exitUsage
+	}
+	fmt.Fprintf(a.Stderr, "berth%s: %s\nTry: berth%s --help\n", command, printable(text), command)
 	return exitUsage
+}
+
+var (
+	noValue = regexp.MustCompile(`^(-[-\w]+): expected .* but got "EOL".*$`)
+	notOne  = regexp.MustCompile(`^<?([-\w]+)>?(.*) must be one of (".*") but got (".*")$`)
+)
+
+// plainUsage says in plain words what the parser finds wrong.
+func plainUsage(text string) string {
+	if m := noValue.FindStringSubmatch(text); m != nil {
+		return m[1] + " needs a value"
+	}
+	if m := notOne.FindStringSubmatch(text); m != nil {
+		name := m[1] + m[2]
+		if !strings.HasPrefix(name, "-") {
+			name = strings.ToUpper(name)
+		}
+		return fmt.Sprintf("%s: %s is not known; allowed: %s", name, m[4], strings.ReplaceAll(strings.ReplaceAll(m[3], `"`, ""), ",", ", "))
+	}
+	return text
 }
 
 // code prints err, if it was not printed, and returns the exit code.

@@ -117,3 +117,35 @@ func TestCopyErrors(t *testing.T) {
 		t.Errorf("left behind here: %v", list)
 	}
 }
+
+func TestCopyToStdout(t *testing.T) {
+	m := newMachine(t)
+	m.keep("s")
+	m.run(0, "", "", "exec", "s", "--", "sh", "-c", `mkdir -p d; printf 'a\0b' >f`)
+	m.run(0, "a\x00b", "", "cp", "s:f", "-")
+	m.run(1, "", "berth: copy s:"+m.home("s")+"/d to stdout: it is a directory; berth exec s -- tar c DIRECTORY packs one\n", "cp", "s:d", "-")
+	a := m.run(1, "", "*", "cp", "s:*", m.dir)
+	b := m.run(1, "", "*", "cp", "s:*", "-")
+	for _, got := range []string{a.stderr, b.stderr} {
+		if !strings.Contains(got, "patterns are not expanded inside") {
+			t.Errorf("a pattern: %q", got)
+		}
+	}
+	m.run(2, "", "berth: cp: - is no file to copy in; berth exec s -- sh -c 'cat >FILE' writes stdin there\n", "cp", "-", "s:f")
+}
+
+// home is where commands of a sandbox start.
+func (m *machine) home(id string) string {
+	m.t.Helper()
+	return strings.TrimSpace(m.run(0, "*", "", "exec", id, "--", "pwd").stdout)
+}
+
+func TestWrongWords(t *testing.T) {
+	m := newMachine(t)
+	m.run(2, "", "berth: there is no command status\nTry: berth help\n", "status")
+	m.run(2, "", "berth serve: --http needs a value\nTry: berth serve --help\n", "serve", "--http")
+	m.run(2, "", "berth: 1 problem in the settings:\n  --http: \"foo\" is no address; allowed: host:port, such as 127.0.0.1:8080\n", "serve", "--http", "foo")
+	if a := m.run(2, "", "*", "run", "--dir", "foo", "--", "true"); strings.Contains(a.stderr, "limits.host_dirs") {
+		t.Errorf("run --dir foo: %q", a.stderr)
+	}
+}

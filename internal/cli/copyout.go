@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"berth/sandbox"
 )
@@ -20,7 +21,7 @@ import (
 func (t *transfer) out(src, dst string) error {
 	info, err := t.files.Stat(t.ctx, src)
 	if err != nil {
-		return failure("copy "+t.inside(src), err)
+		return t.noPattern(src, failure("copy "+t.inside(src), err))
 	}
 	trailing := strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, string(filepath.Separator))
 	if at, err := os.Stat(dst); !t.contents && (trailing || err == nil && at.IsDir()) {
@@ -45,6 +46,36 @@ func (t *transfer) out(src, dst string) error {
 		return t.fileOut(src, root, filepath.Base(dst))
 	}
 	return t.all(func() error { return t.directoryOut(src, root, ".", 0) })
+}
+
+// print writes one file to stdout.
+func (t *transfer) print(src string) error {
+	r, _, err := t.files.Open(t.ctx, src)
+	if err != nil {
+		err = failure("copy "+t.inside(src)+" to stdout", err)
+		if errors.Is(err, sandbox.ErrIsDir) {
+			return fmt.Errorf("%w; berth exec %s -- tar c DIRECTORY packs one", err, t.key.Session)
+		}
+		return t.noPattern(src, err)
+	}
+	defer r.Close()
+	from := &source{r: contextReader{t.ctx, r}}
+	if _, err = io.Copy(t.app.Stdout, from); from.err != nil {
+		return failure("copy "+t.inside(src), from.err)
+	}
+	if err != nil {
+		return exit(128 + int(syscall.SIGPIPE)) // our reader is gone, as after "| head"
+	}
+	return nil
+}
+
+// noPattern says, of a path that is not there and looks like a pattern, that
+// there are none.
+func (t *transfer) noPattern(src string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) && strings.ContainsAny(src, "*?[") {
+		return fmt.Errorf("%w; patterns are not expanded inside: copy the directory, or one file at a time", err)
+	}
+	return err
 }
 
 // maxDepth bounds directories in directories.

@@ -25,7 +25,7 @@ type copyCommand struct {
 // Help is shown by --help.
 func (*copyCommand) Help() string {
 	return "One side is ID:PATH; a relative PATH counts from the sandbox's home. Directories are copied with all that " +
-		"is in them. A DST that is a directory, or ends in /, receives SRC under its own name, or, when SRC ends in /., " +
+		"is in them; patterns such as * are not expanded inside. DST - writes one file to stdout. A DST that is a directory, or ends in /, receives SRC under its own name, or, when SRC ends in /., " +
 		"what is in it. Symbolic links stay links on the way in; on the way out links to files become files, and other links are left out and named. " +
 		"Write ./a:b for a file here whose name has a colon."
 }
@@ -45,6 +45,9 @@ func (c *copyCommand) Run(a *App) error {
 	src, dst := placeOf(c.Src), placeOf(c.Dst)
 	if (src.id == "") == (dst.id == "") {
 		return usagef("cp: exactly one side is a sandbox's: berth cp FILE ID:PATH, or berth cp ID:PATH FILE")
+	}
+	if src.path == "-" && src.id == "" {
+		return usagef("cp: - is no file to copy in; berth exec %s -- sh -c 'cat >FILE' writes stdin there", dst.id)
 	}
 	b, err := a.open()
 	if err != nil {
@@ -72,6 +75,9 @@ func (c *copyCommand) Run(a *App) error {
 			p += "/"
 		}
 		return p
+	}
+	if dst.id == "" && dst.path == "-" {
+		return t.print(inside(src.path))
 	}
 	if dst.id != "" {
 		err = t.in(src.path, inside(dst.path))

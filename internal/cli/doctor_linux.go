@@ -95,16 +95,28 @@ var checkStyle = map[local.CheckState]struct{ mark, style string }{
 	local.OK: {"✓", "32"}, local.Degraded: {"!", "33"}, local.Missing: {"✗", "31"},
 }
 
+// stateWord is a check's state for people: what is as it should be on this
+// machine, and yet no wall, is not called ok.
+func stateWord(c local.Check) string {
+	switch {
+	case c.State != local.OK:
+	case strings.HasPrefix(c.Detail, "not enforced"):
+		return "-"
+	case strings.HasPrefix(c.Detail, "soft"):
+		return "soft"
+	}
+	return string(c.State)
+}
+
 func (a *App) diagnosis(checks []local.Check, usable bool) error {
 	t := newTable("", "CHECK", "STATE", "FOUND")
 	t.wrap = a.width(a.Stdout)
 	for _, c := range checks {
-		s := checkStyle[c.State]
-		// What is as it should be on this machine, and yet no wall.
-		if c.State == local.OK && strings.HasPrefix(c.Detail, "not enforced") {
+		s, state := checkStyle[c.State], stateWord(c)
+		if c.State == local.OK && state != string(local.OK) {
 			s.mark, s.style = "-", ""
 		}
-		t.row(a.paint(a.Stdout, s.style, s.mark), c.Name, a.paint(a.Stdout, s.style, string(c.State)), flat(c.Detail))
+		t.row(a.paint(a.Stdout, s.style, s.mark), c.Name, a.paint(a.Stdout, s.style, state), flat(c.Detail))
 	}
 	if err := t.write(a.Stdout); err != nil {
 		return err

@@ -249,9 +249,24 @@ func ago(t time.Time) string {
 
 func ahead(t time.Time) string {
 	if d := time.Until(t); d > 0 {
-		return "in " + span(d)
+		return "in " + span(roundUp(d))
 	}
 	return "now"
+}
+
+// roundUp makes d whole in the unit that span shows it in: what ends in 15
+// minutes does so a moment later, too.
+func roundUp(d time.Duration) time.Duration {
+	unit := time.Second
+	switch {
+	case d >= 48*time.Hour:
+		unit = 24 * time.Hour
+	case d >= time.Hour:
+		unit = time.Hour
+	case d >= time.Minute:
+		unit = time.Minute
+	}
+	return (d + unit - 1).Truncate(unit)
 }
 
 // span says how long, in the largest unit that fits.

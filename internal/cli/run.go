@@ -170,7 +170,7 @@ func (a *App) attach(b *bench, key sandbox.Key, r sandbox.SpawnRequest, tty bool
 	defer signals.stop()
 	spawned, err := b.SpawnProcess(a.ctx, key, r)
 	if err != nil {
-		return a.notRun(err)
+		return a.notRun(shellText(r.Argv, err))
 	}
 	a.remark(spawned.Notice.Warnings)
 	ctx := context.WithoutCancel(a.ctx)
@@ -192,6 +192,16 @@ func (a *App) attach(b *bench, key sandbox.Key, r sandbox.SpawnRequest, tty bool
 		return a.notRun(err)
 	}
 	return a.ended(info)
+}
+
+// shellText explains, for a command line, that one word with blanks in it is no
+// command with arguments.
+func shellText(argv []string, err error) error {
+	if len(argv) == 0 || !errors.Is(err, sandbox.ErrNoProgram) || !strings.ContainsAny(argv[0], " \t\n") {
+		return err
+	}
+	return &copyError{fmt.Sprintf("there is no program %.200q in the sandbox; write the program and its arguments as words of their own, or use: sh -c %s",
+		argv[0], shellWords([]string{argv[0]})), err}
 }
 
 // environment reads NAME=VALUE arguments; NAME alone takes the caller's value.

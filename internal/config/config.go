@@ -325,8 +325,8 @@ type Problem struct {
 
 func (p Problem) String() string {
 	var b strings.Builder
-	for _, s := range []string{p.Where, p.Key} {
-		if s != "" {
+	for i, s := range []string{p.Where, p.Key} {
+		if s != "" && (i == 0 || !strings.HasPrefix(p.Where, "--")) { // a flag is its key's name
 			b.WriteString(s + ": ")
 		}
 	}
