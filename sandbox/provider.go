@@ -174,6 +174,16 @@ type (
 	PortLister interface {
 		PortLabels(ctx context.Context) ([]string, error)
 	}
+	// VolumeLister lists an owner's volumes by name. A Provider ability.
+	VolumeLister interface {
+		Volumes(ctx context.Context, owner Owner) ([]Volume, error)
+	}
+	// VolumeDeleter deletes an owner's volume. ErrNotFound when there is none;
+	// a UserError of ErrLimit that names the sandboxes which have it attached.
+	// A Provider ability.
+	VolumeDeleter interface {
+		DeleteVolume(ctx context.Context, owner Owner, name string) error
+	}
 	// Toucher notes that a running sandbox is in use. An Instance ability.
 	Toucher interface {
 		Touch(ctx context.Context) error

@@ -140,6 +140,8 @@ type Spec struct {
 	Timeout *time.Duration
 	// WorkingDirectory is absolute; commands start there when it is given.
 	WorkingDirectory string
+	// Volumes are attached when the sandbox is made, and stay attached.
+	Volumes []VolumeMount
 	// Public makes exposed ports answer without a token, unless exposing one
 	// says otherwise.
 	Public *bool

@@ -48,7 +48,7 @@ func serverMade(ctx context.Context) bool {
 func (s Spec) Clone() Spec {
 	s.Labels, s.Env = maps.Clone(s.Labels), maps.Clone(s.Env)
 	s.Ephemeral, s.AutoStop, s.AutoArchive = clone(s.Ephemeral), clone(s.AutoStop), clone(s.AutoArchive)
-	s.Public = clone(s.Public)
+	s.Public, s.Volumes = clone(s.Public), slices.Clone(s.Volumes)
 	s.AutoDelete, s.Timeout = clone(s.AutoDelete), clone(s.Timeout)
 	return s
 }
@@ -123,6 +123,9 @@ func (s Spec) over(d Spec) Spec {
 	if s.Ephemeral == nil {
 		s.Ephemeral = d.Ephemeral
 	}
+	if s.Volumes == nil {
+		s.Volumes = d.Volumes
+	}
 	if s.Public == nil {
 		s.Public = d.Public
 	}
@@ -184,6 +187,7 @@ func (s Spec) Validate() error {
 		}
 	}
 	f.resources(s.Resources)
+	f.volumes(s.Volumes)
 	return f.err()
 }
 
@@ -352,6 +356,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if a, b := want.Ephemeral, inForce.Ephemeral; a != nil && b != nil && *a != *b {
 		say("ephemeral", *a, *b)
+	}
+	if want.Volumes != nil && !slices.Equal(want.Volumes, inForce.Volumes) {
+		d = append(d, "volumes: asked others than those in force; they are attached when a sandbox is made, so destroy_sandbox and start anew")
 	}
 	if a, b := want.Public, inForce.Public; a != nil && *a != (b != nil && *b) {
 		say("public", *a, b != nil && *b)

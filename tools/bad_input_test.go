@@ -37,6 +37,8 @@ func valid(process string) map[string]args {
 		"stop_sandbox":    {"session_id": s},
 		"destroy_sandbox": {"session_id": s},
 		"expose_port":     {"session_id": s, "port": 3000},
+		"list_volumes":    {},
+		"delete_volume":   {"volume": "none"},
 		"read_file":       {"session_id": s, "path": "kept"},
 		"write_file":      {"session_id": s, "path": "kept", "content": "changed"},
 		"edit_file":       {"session_id": s, "path": "kept", "edits": []any{args{"old_text": "kept", "new_text": "changed"}}},
@@ -199,7 +201,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "inner_type", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": 3, "new_text": "x"}}), want: []string{"edits.0.old_text"}},
 		{name: "no_change", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "kept"}}), want: []string{"edits.0.new_text"}},
 	}
-	for _, name := range []string{"snapshot", "volumes", "mounts", "network_block_all", "network_allow_list",
+	for _, name := range []string{"snapshot", "mounts", "network_block_all", "network_allow_list",
 		"network_allow_domains", "target", "isolation"} {
 		rows = append(rows, badRow{name: "not_yet_" + name, tool: "start_sandbox", args: with(ok["start_sandbox"], name, "x"),
 			want: []string{name + ": this version's local provider does not have"}})

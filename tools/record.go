@@ -46,19 +46,20 @@ type sandboxInfo struct {
 
 // sandboxSpec is the spec in force. Of the environment it tells the names.
 type sandboxSpec struct {
-	Snapshot         string     `json:"snapshot,omitempty"`
-	Image            string     `json:"image,omitempty"`
-	Language         string     `json:"language,omitempty"`
-	EnvNames         []string   `json:"env_names,omitempty"`
-	User             string     `json:"user,omitempty"`
-	Ephemeral        bool       `json:"ephemeral"`
-	Public           bool       `json:"public,omitempty"`
-	AutoStop         *int64     `json:"auto_stop_minutes,omitempty"`
-	AutoArchive      *int64     `json:"auto_archive_minutes,omitempty"`
-	AutoDelete       *int64     `json:"auto_delete_minutes,omitempty"`
-	Timeout          *float64   `json:"timeout_seconds,omitempty"`
-	WorkingDirectory string     `json:"working_directory,omitempty"`
-	Resources        *resources `json:"resources,omitempty"`
+	Snapshot         string        `json:"snapshot,omitempty"`
+	Image            string        `json:"image,omitempty"`
+	Language         string        `json:"language,omitempty"`
+	EnvNames         []string      `json:"env_names,omitempty"`
+	User             string        `json:"user,omitempty"`
+	Ephemeral        bool          `json:"ephemeral"`
+	Public           bool          `json:"public,omitempty"`
+	AutoStop         *int64        `json:"auto_stop_minutes,omitempty"`
+	AutoArchive      *int64        `json:"auto_archive_minutes,omitempty"`
+	AutoDelete       *int64        `json:"auto_delete_minutes,omitempty"`
+	Timeout          *float64      `json:"timeout_seconds,omitempty"`
+	WorkingDirectory string        `json:"working_directory,omitempty"`
+	Resources        *resources    `json:"resources,omitempty"`
+	Volumes          []volumeMount `json:"volumes,omitempty"`
 }
 
 type hostDir struct {
@@ -155,7 +156,7 @@ func specOf(s sandbox.Spec) sandboxSpec {
 	out := sandboxSpec{
 		Snapshot: s.Snapshot, Image: s.Image, Language: string(s.Language), User: s.User, Ephemeral: s.Ephemeral != nil && *s.Ephemeral, Public: s.Public != nil && *s.Public,
 		AutoStop: minutesOf(s.AutoStop), AutoArchive: minutesOf(s.AutoArchive), AutoDelete: minutesOf(s.AutoDelete),
-		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources),
+		WorkingDirectory: s.WorkingDirectory, Resources: resourcesOf(s.Resources), Volumes: volumesOf(s.Volumes),
 	}
 	out.EnvNames = slices.Sorted(maps.Keys(s.Env))
 	if s.Timeout != nil {

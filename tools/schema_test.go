@@ -26,7 +26,7 @@ import (
 // maxToday what it does with the tools there are; the rest is for those to come.
 const (
 	maxList  = 16 << 10
-	maxToday = 13_900
+	maxToday = 14_400
 )
 
 // nowhere makes expose_port listed.
@@ -115,13 +115,15 @@ var arguments = map[string]string{
 	"read_output":     "base64 cursor max_bytes pattern process_id tail_lines wait_for wait_seconds",
 	"kill_process":    "process_id signal",
 	"list_processes":  "",
-	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources snapshot timeout_seconds user working_directory",
+	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources snapshot timeout_seconds user volumes working_directory",
 	"reconnect":       "",
 	"get_sandbox":     "",
 	"list_sandboxes":  "cursor labels limit status",
 	"stop_sandbox":    "archive",
 	"destroy_sandbox": "",
 	"expose_port":     "port public",
+	"list_volumes":    "",
+	"delete_volume":   "volume",
 	"read_file":       "base64 limit offset path",
 	"write_file":      "append base64 content mode path",
 	"edit_file":       "edits path",

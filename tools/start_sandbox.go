@@ -24,7 +24,31 @@ type startSandboxArguments struct {
 	TimeoutSeconds     *float64          `json:"timeout_seconds" doc:"Of commands; 0 = none." schema:"min=0;max=86400;default=300"`
 	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default: home." schema:"bytes=4096"`
 	Resources          *resources        `json:"resources" doc:"Limits that must hold."`
+	Volumes            []volumeMount     `json:"volumes" doc:"Directories that outlive sandboxes, made at first use; of a new sandbox only." schema:"items=32;minitems=1"`
 	SessionID          *string           `json:"session_id" doc:"Default: a new one."`
+}
+
+type volumeMount struct {
+	Volume   string `json:"volume" schema:"required;bytes=63"`
+	Path     string `json:"path" schema:"required;bytes=4096"`
+	Subpath  string `json:"subpath,omitempty" schema:"bytes=4096"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+func volumesIn(list []volumeMount) []sandbox.VolumeMount {
+	var out []sandbox.VolumeMount
+	for _, v := range list {
+		out = append(out, sandbox.VolumeMount(v))
+	}
+	return out
+}
+
+func volumesOf(list []sandbox.VolumeMount) []volumeMount {
+	var out []volumeMount
+	for _, v := range list {
+		out = append(out, volumeMount(v))
+	}
+	return out
 }
 
 type resources struct {
@@ -52,8 +76,7 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
-	"volumes": lacks("volumes; files stay in the sandbox until it is deleted"),
-	"mounts":  lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
+	"mounts": lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
 	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
 	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
 }
@@ -84,6 +107,7 @@ func (a *startSandboxArguments) spec() sandbox.Spec {
 		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Snapshot: a.Snapshot, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
+		Volumes: volumesIn(a.Volumes),
 	}
 }
 

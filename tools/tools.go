@@ -23,7 +23,7 @@ import (
 // Options of Register. The zero value works.
 type Options struct {
 	// Toolsets chooses what is listed: "core", "sandbox", "files",
-	// "snapshots", or "all". Empty means DefaultToolsets.
+	// "snapshots", "volumes", or "all". Empty means DefaultToolsets.
 	Toolsets []string
 	// ReadOnly keeps only the tools that change nothing.
 	ReadOnly bool
@@ -44,7 +44,7 @@ type Options struct {
 }
 
 // Toolsets lists the toolsets there are, in the order of the documentation.
-func Toolsets() []string { return append(DefaultToolsets(), "snapshots") }
+func Toolsets() []string { return append(DefaultToolsets(), "snapshots", "volumes") }
 
 // DefaultToolsets are those that are listed unless others are asked for.
 func DefaultToolsets() []string { return []string{"core", "sandbox", "files"} }
@@ -128,6 +128,7 @@ func all() []tool {
 		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
 		readFile(), writeFile(), editFile(),
 		createSnapshot(), listSnapshots(), deleteSnapshot(), forkSandbox(),
+		listVolumes(), deleteVolume(),
 	}
 }
 
@@ -172,7 +173,7 @@ func Register(s *server.MCPServer, m *sandbox.Manager, o Options) error {
 	}
 	r := &registry{manager: m, options: o, book: o.Book, log: o.Logger, now: time.Now}
 	for _, t := range all() {
-		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) {
+		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) || (t.toolset == "volumes" && !m.HasVolumes()) {
 			continue
 		}
 		v, err := newValidator(t.name, t.args, t.unavailable)

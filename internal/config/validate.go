@@ -19,7 +19,7 @@ import (
 )
 
 // Toolsets are the names that toolsets may hold.
-var Toolsets = []string{"default", "all", "core", "sandbox", "files", "snapshots"}
+var Toolsets = []string{"default", "all", "core", "sandbox", "files", "snapshots", "volumes"}
 
 var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
 

@@ -295,6 +295,11 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 		}
 		mounts = p.mounts(r.uppers(s.layersPath(id)), b, ids)
 	}
+	attached, err := p.attach(ctx, s, r, mounts)
+	if err != nil {
+		return nil, err
+	}
+	mounts = append(mounts, attached...)
 	standOn(mounts, s.sealedPaths(r.Sealed))
 	l := p.compose(s, id, r, mounts)
 	if l.Helper, err = s.helper(); err != nil {

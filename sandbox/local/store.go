@@ -26,6 +26,7 @@ import (
 //	locks/ID         see lock
 //	tombstones/ID    JSON, what is remembered of a destroyed sandbox
 //	retired/NAME/    sandboxes set aside, with a record of when and why
+//	volumes/OWNER/NAME/ an owner's volumes; no sandbox's, and never swept
 //	ports/LABEL      which sandbox's port is exposed under that label
 //	ids/SLOT         which sandbox has which range of user ids
 //	base/FINGERPRINT/ layers of the default root, and ours over images
@@ -40,7 +41,7 @@ type store struct {
 	now func() time.Time // for what is old
 }
 
-var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "snapshots", "tmp", "trash", "bin", "ports"}
+var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "snapshots", "tmp", "trash", "bin", "ports", "volumes"}
 
 // sandboxID is the name of a key's sandbox in the state directory. Nobody can
 // choose another's, and it is short and safe as a file name.

@@ -101,6 +101,7 @@ type fakeStore struct {
 	mu      sync.Mutex
 	boxes   map[sandbox.Key]*fakeBox
 	retired []*fakeBox
+	volumes map[sandbox.Key]bool // by owner and name
 	made    int
 }
 

@@ -48,6 +48,8 @@ func convert(e *wire.Error) error {
 	switch e.Code {
 	case wire.CodeNoUser:
 		return &sandbox.FieldError{Field: "user", Problem: e.Text}
+	case wire.CodeBadSubpath:
+		return &sandbox.FieldError{Field: "volumes.subpath", Problem: e.Text, Allowed: "a directory of the volume, or the name of one to be made"}
 	case wire.CodeNoProgram:
 		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrNoProgram}
 	case wire.CodeBadCwd:

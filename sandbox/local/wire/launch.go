@@ -89,9 +89,14 @@ type Mount struct {
 	// this user inside. Empty: owners are not mapped, so that in range mode
 	// root inside is a stranger to all files of the bind.
 	MapOwner string `json:"map_owner,omitempty"`
-	NoExec   bool   `json:"no_exec,omitempty"`
-	Size     int64  `json:"size,omitempty"` // tmpfs, bytes; 0: half of memory
-	Mode     uint32 `json:"mode,omitempty"` // tmpfs
+	// Layer, for a bind: its files have ids as those of layers have.
+	Layer bool `json:"layer,omitempty"`
+	// Sub, for a bind, is a directory below Source, made when absent. Whoever
+	// writes to Source does not lead it outside.
+	Sub    string `json:"sub,omitempty"`
+	NoExec bool   `json:"no_exec,omitempty"`
+	Size   int64  `json:"size,omitempty"` // tmpfs, bytes; 0: half of memory
+	Mode   uint32 `json:"mode,omitempty"` // tmpfs
 }
 
 // User inside.

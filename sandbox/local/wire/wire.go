@@ -61,6 +61,7 @@ const (
 	CodeStopping    = "stopping" // the sandbox is being stopped; nothing was started
 	CodeNoProgram   = "no_program"
 	CodeBadCwd      = "bad_cwd"
+	CodeBadSubpath  = "bad_subpath"
 	CodeRefused     = "refused" // nothing listens on that port
 	CodeNoUser      = "no_user"
 	CodeInvalid     = "invalid"

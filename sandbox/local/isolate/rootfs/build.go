@@ -181,7 +181,22 @@ func bind(m *wire.Mount, maps *Maps) (int, error) {
 		return -1, &os.PathError{Op: "open", Path: m.Source, Err: err}
 	}
 	defer unix.Close(source)
+	if m.Sub != "" {
+		sub, err := below(source, m.Sub, maps)
+		if err != nil {
+			return -1, err
+		}
+		defer unix.Close(sub)
+		source = sub
+	}
 	idmap := -1
+	if m.Layer {
+		fd, err := clone(source, "", 0, bindAttr(m), maps.Layers)
+		if err != nil {
+			return -1, &os.PathError{Op: "clone", Path: m.Source, Err: err}
+		}
+		return fd, nil
+	}
 	if m.MapOwner != "" {
 		var st unix.Stat_t
 		if err := unix.Fstat(source, &st); err != nil {
@@ -196,10 +211,7 @@ func bind(m *wire.Mount, maps *Maps) (int, error) {
 			}
 		}
 	}
-	attr := unix.MountAttr{Attr_set: uint64(attributes(m))}
-	if m.ReadOnly {
-		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
-	}
+	attr := bindAttr(m)
 	// What is mounted below comes along, unless it cannot be id-mapped.
 	fd, err := clone(source, "", unix.AT_RECURSIVE, attr, idmap)
 	if err != nil && idmap >= 0 {
@@ -209,6 +221,78 @@ func bind(m *wire.Mount, maps *Maps) (int, error) {
 		return -1, &os.PathError{Op: "clone", Path: m.Source, Err: err}
 	}
 	return fd, nil
+}
+
+func bindAttr(m *wire.Mount) unix.MountAttr {
+	attr := unix.MountAttr{Attr_set: uint64(attributes(m))}
+	if m.ReadOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	return attr
+}
+
+// below opens the directory sub below dir. What lies in dir was made by code
+// in sandboxes, which may change it at this moment; so the kernel resolves the
+// path and lets it lead nowhere else. Missing directories are made, but not
+// through links.
+func below(dir int, sub string, maps *Maps) (int, error) {
+	outside := func(err error) error {
+		switch err {
+		case unix.EXDEV, unix.ELOOP:
+			return &wire.Error{Code: wire.CodeBadSubpath, Text: strconv.Quote(sub) + " leads out of its volume, or through a link to nothing"}
+		case unix.ENOTDIR:
+			return &wire.Error{Code: wire.CodeBadSubpath, Text: strconv.Quote(sub) + " is no directory in its volume"}
+		}
+		return &os.PathError{Op: "open", Path: sub, Err: err}
+	}
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
+	fd, err := openBelow(dir, sub, flags, 0)
+	if err == nil {
+		return fd, nil
+	}
+	if err != unix.ENOENT {
+		return -1, outside(err)
+	}
+	at, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	for part := range strings.SplitSeq(sub, "/") {
+		next, err := openBelow(at, part, flags, unix.RESOLVE_NO_SYMLINKS)
+		if err == unix.ENOENT {
+			if err = unix.Mkdirat(at, part, 0o700); err == nil || err == unix.EEXIST {
+				made := err == nil
+				if next, err = openBelow(at, part, flags, unix.RESOLVE_NO_SYMLINKS); err == nil && made {
+					err = open(next, maps)
+				}
+			}
+		}
+		_ = unix.Close(at)
+		if err != nil {
+			return -1, outside(err)
+		}
+		at = next
+	}
+	return at, nil
+}
+
+func openBelow(dir int, name string, flags, resolve uint64) (int, error) {
+	for {
+		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags, Resolve: resolve | unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+		if err != unix.EAGAIN && err != unix.EINTR { // something was renamed meanwhile
+			return fd, err
+		}
+	}
+}
+
+// open lets every user inside write to a directory just made.
+func open(fd int, maps *Maps) error {
+	if maps.Layers < 0 && !maps.UserXattr {
+		if err := unix.Fchownat(fd, "", maps.RootUID, maps.RootGID, unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+	}
+	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), 0o777)
 }
 
 // CloneFile makes a detached bind of one host file, read-only or a device.
