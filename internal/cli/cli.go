@@ -177,7 +177,7 @@ func (a *App) usage(err error) int {
 }
 
 var (
-	noValue = regexp.MustCompile(`^(-[-\w]+): expected .* but got "EOL".*$`)
+	noValue = regexp.MustCompile(`^(-[-\w]+): (?:expected .* but got "EOL".*|missing value, expecting .*)$`)
 	notOne  = regexp.MustCompile(`^<?([-\w]+)>?(.*) must be one of (".*") but got (".*")$`)
 )
 
