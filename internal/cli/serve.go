@@ -77,7 +77,7 @@ func (c *serveCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
-	defer ports.Close() //nolint:errcheck // the process ends
+	defer ports.Close()
 	s, err := a.newServer(b, options, ports)
 	if err != nil {
 		return err

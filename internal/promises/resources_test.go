@@ -20,7 +20,7 @@ func TestPromise03Resources(t *testing.T) {
 	asked := args{"resources": args{"cpu": 0.5, "memory_gib": 0.25, "disk_gib": 0.125}}
 	if os.Geteuid() != 0 {
 		// An ordinary user has them all in a cgroup of its own only, and disk in memory.
-		if r, err := b.Session.Call(t.Context(), "start_sandbox", b.with(asked)); err != nil || r.IsError {
+		if r, err := b.Call(t.Context(), "start_sandbox", b.with(asked)); err != nil || r.IsError {
 			must(t, err)
 			contains(t, r.Text, "resources.", "cannot be held", "best_effort")
 			return

@@ -148,7 +148,7 @@ func attach(file int, image string) (loop int, name string, done func(), err err
 		}
 		_ = unix.Close(loop)
 		done()
-		if err != unix.EBUSY { // else somebody was faster
+		if !errors.Is(err, unix.EBUSY) { // else somebody was faster
 			return -1, "", nil, os.NewSyscallError("configure "+name, err)
 		}
 	}

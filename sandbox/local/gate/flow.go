@@ -229,9 +229,9 @@ func (f *flow) sniff() verdict {
 			return verdict{}
 		case perr == nil:
 			return verdict{what + " is " + name + ", the connection was made to " + f.name, "network_allow_domains " + name}
-		case perr == errNoName:
+		case errors.Is(perr, errNoName):
 			return verdict{what + " is missing", ""}
-		case perr != errMore || err != nil || len(b) > maxSniff:
+		case !errors.Is(perr, errMore) || err != nil || len(b) > maxSniff:
 			return verdict{what + " cannot be read", ""}
 		}
 	}
@@ -355,7 +355,7 @@ func (f *flow) pumpHTTP(dst, src *sock, first []byte) error {
 		}
 		_ = src.SetReadDeadline(time.Now().Add(f.patience()))
 		n, err := src.Read(buf)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			f.half.Store(true)
 			dst.closeWrite()
 			_ = dst.SetReadDeadline(time.Now().Add(f.gate.times.half))

@@ -110,8 +110,11 @@ func run(conn *wire.Conn, s *wire.GateStart, files []*os.File, t times) error {
 			go g.readUDP(s)
 		}
 	}
-	gone := make(chan error, 1)
-	go func() { gone <- g.link.read(g.setPolicy) }()
+	gone := make(chan struct{})
+	go func() {
+		_ = g.link.read(g.setPolicy) // its end is all that matters
+		close(gone)
+	}()
 	if g.idle <= 0 {
 		g.idle = Idle
 	}

@@ -4,6 +4,7 @@ package gate
 
 import (
 	"bytes"
+	"errors"
 	"strconv"
 )
 
@@ -61,7 +62,7 @@ func (r *requests) feed(b []byte) (pass []byte, err error) {
 		default:
 			r.head = append(r.head, b...)
 			name, n, err := httpName(r.head)
-			if err == errMore {
+			if errors.Is(err, errMore) {
 				if len(r.head) > maxSniff {
 					return pass, errForm
 				}

@@ -89,7 +89,7 @@ func (s *sock) accept() (*sock, netip.AddrPort, error) {
 	var err error
 	if werr := s.raw.Read(func(l uintptr) bool {
 		fd, sa, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	}); werr != nil {
 		return nil, netip.AddrPort{}, werr
 	}
@@ -221,7 +221,7 @@ func (s *sock) readFull(b []byte, least int) (n int, err error) {
 		m, err = s.Read(b[n:])
 		n += m
 	}
-	if err == io.EOF && n >= least {
+	if errors.Is(err, io.EOF) && n >= least {
 		err = nil
 	}
 	return n, err
@@ -275,11 +275,11 @@ func splice(dst, src *sock) (n int64, err error) {
 		}
 		for {
 			n, err = unix.Splice(int(fd), nil, p.w, nil, 1<<20, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-			if err != unix.EINTR {
+			if !errors.Is(err, unix.EINTR) {
 				break
 			}
 		}
-		if err == unix.EAGAIN {
+		if errors.Is(err, unix.EAGAIN) {
 			p.put()
 			p = nil
 			return false
@@ -298,11 +298,11 @@ func splice(dst, src *sock) (n int64, err error) {
 		var m int64
 		if werr := dst.raw.Write(func(fd uintptr) bool {
 			m, err = unix.Splice(p.r, nil, int(fd), nil, int(left), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-			return err != unix.EAGAIN
+			return !errors.Is(err, unix.EAGAIN)
 		}); werr != nil {
 			err = werr
 		}
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err == nil && m == 0 {

@@ -186,7 +186,7 @@ func (d *dgrams) carry(dst, src *sock) {
 		switch {
 		case isTimeout(err):
 			continue
-		case err == unix.ECONNREFUSED || err == unix.EINTR:
+		case errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EINTR):
 			continue // nobody listens there; the program will notice by the silence
 		case err != nil:
 			_ = d.failed(err)

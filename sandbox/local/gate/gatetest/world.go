@@ -7,6 +7,7 @@
 package gatetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -43,7 +44,7 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "gatetest:", err)
 		return 1
 	}
-	cmd := exec.Command(exe, os.Args[1:]...)
+	cmd := exec.CommandContext(context.Background(), exe, os.Args[1:]...)
 	cmd.Env = append(os.Environ(), marker+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -67,8 +68,10 @@ var Internet *Net
 
 // Addresses of the wire between the host and the internet.
 const (
-	Host4, World4 = "203.0.113.1/24", "203.0.113.2/24"
-	Host6, World6 = "2001:db8::1/64", "2001:db8::2/64"
+	Host4  = "203.0.113.1/24"
+	World4 = "203.0.113.2/24"
+	Host6  = "2001:db8::1/64"
+	World6 = "2001:db8::2/64"
 	// Server6 is an IPv6 address of the internet to which servers can bind.
 	Server6 = "2606:4700::7/128"
 )

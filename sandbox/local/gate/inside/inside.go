@@ -50,7 +50,7 @@ func Open() ([]*os.File, error) {
 		}
 		if err != nil {
 			if six {
-				break // without routes there is no IPv6
+				return files, nil // without routes there is no IPv6
 			}
 			return fail(err)
 		}
@@ -62,7 +62,7 @@ func Open() ([]*os.File, error) {
 			files = append(files, f)
 		}
 	}
-	return files, nil
+	return files, nil //nolint:nilerr // IPv6 may be missing
 }
 
 func routes(six bool) error {
