@@ -5,18 +5,27 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
 	"berth/internal/cli"
+	"berth/internal/compile"
+	"berth/sandbox"
 )
 
 // version is set by the linker in releases.
 var version = ""
 
-func main() { os.Exit(run()) }
+func main() {
+	// A child of a server, which compiles; it needs none of what follows.
+	if code, ok := compile.Main(os.Args); ok {
+		os.Exit(code)
+	}
+	os.Exit(run())
+}
 
 func run() int {
 	// The first signal ends things in order; the second ends them at once.
@@ -45,6 +54,7 @@ func run() int {
 	return cli.Run(ctx, cli.App{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Environ: os.Environ(), Dir: dir, Executable: executable, Version: versionOf(version),
+		Compiler: func(log *slog.Logger) sandbox.Compiler { return compile.New(executable, log) },
 	}, os.Args[1:])
 }
 

@@ -2,8 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,11 +9,8 @@ import (
 	"net/url"
 	"path"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
-
-	esbuild "github.com/evanw/esbuild/pkg/api"
 )
 
 // Bounds of what a program may take in by its imports.
@@ -24,149 +19,102 @@ const (
 	maxModule      = 2 << 20 // bytes of one file
 	maxModuleBytes = 8 << 20 // of all
 	maxLookups     = 3000    // paths tried
+	maxImport      = 8192    // bytes of a path
 )
-
-// inside is esbuild's namespace of files in the sandbox. In any other than its
-// own, esbuild looks for nothing on the server's disk.
-const inside = "sandbox"
 
 // nearby finds texts that might import a file by its path, or none. It may say
 // yes too often, never too rarely.
 var nearby = regexp.MustCompile("[\"'`](\\.{1,2}[/\"'`]|/)")
 
-// bundler puts a program and the local files that node itself cannot load
-// (TypeScript, JSX, JSON by import) into one module. All other modules stay
+// bundler gives a Compiler what puts a program and the local files that node
+// itself cannot load (TypeScript, JSX, JSON by import) into one module. All other modules stay
 // imports: packages, which node looks for from the working directory, and
 // local JavaScript, which so stays one module for all who import it. Files are
 // read through the sandbox, as its user.
 type bundler struct {
-	ctx   context.Context
 	files Files
-	cwd   string
 	entry string // the program's own path; nothing is there
 
-	mu      sync.Mutex
-	known   map[string]module
-	taken   int   // modules that are part of the bundle, beside the program
-	bytes   int64 // in them
-	fatal   error // of the sandbox, not of the program
-	rewrote bool  // a specifier means another one to node
+	mu    sync.Mutex
+	known map[string]module
+	held  int   // bytes in known
+	taken int   // modules that are part of the bundle, beside the program
+	bytes int   // in them
+	fatal error // of the sandbox, not of the program
 }
 
 // module is what a path was found to be.
 type module struct {
-	text []byte
-	err  error
+	text    []byte
+	tooMuch bool // it is there, but its text does not fit beside the others
+	err     error
 }
 
-// bundle returns the program as one ES module, with its source map in it. Ok is
-// false when node can run the program as it is. A fault of the program is a
-// FieldError, one of the sandbox is what Files gave.
-func bundle(ctx context.Context, files Files, cwd, code string, lang Language) (js string, ok bool, err error) {
-	if !nearby.MatchString(code) {
-		return "", false, nil
+// prepare makes of JavaScript or TypeScript what any node runs, with the local
+// files that node cannot load in it. A fault of the program is a FieldError, one
+// of the sandbox is what Files gave.
+func (m *Manager) prepare(ctx context.Context, files Files, cwd, code string, lang Language) (Compiled, error) {
+	if m.options.Compiler == nil {
+		return Compiled{}, &UserError{Err: ErrUnsupported, Text: "run_code " + string(lang) + ": this server has no compiler; run a file with execute_command. Nothing was run"}
 	}
-	entry, loader := programFile(cwd, lang), esbuild.LoaderJS
-	if lang == TypeScript {
-		loader = esbuild.LoaderTS
-	}
-	b := &bundler{ctx: ctx, files: files, cwd: cwd, entry: entry, known: map[string]module{}}
-	res := esbuild.Build(esbuild.BuildOptions{
-		EntryPoints: []string{b.entry}, Outfile: path.Base(entry), Bundle: true, Write: false, LogLevel: esbuild.LogLevelSilent,
-		Format: esbuild.FormatESModule, Platform: esbuild.PlatformNode, Target: esbuild.ES2022, TreeShaking: esbuild.TreeShakingFalse,
-		Sourcemap: esbuild.SourceMapExternal, SourcesContent: esbuild.SourcesContentExclude, TsconfigRaw: "{}", Define: metaOf(entry),
-		Plugins: []esbuild.Plugin{{Name: "sandbox", Setup: func(p esbuild.PluginBuild) {
-			p.OnResolve(esbuild.OnResolveOptions{Filter: ".*"}, b.resolve)
-			p.OnLoad(esbuild.OnLoadOptions{Filter: ".*", Namespace: inside}, func(a esbuild.OnLoadArgs) (esbuild.OnLoadResult, error) {
-				if a.Path == b.entry {
-					return esbuild.OnLoadResult{Contents: &code, Loader: loader}, nil
-				}
-				return b.load(a.Path), nil
-			})
-		}}},
-	})
+	job := CompileJob{Code: code, Language: lang, Entry: programFile(cwd, lang), Bundle: nearby.MatchString(code)}
+	b := &bundler{files: files, entry: job.Entry, known: map[string]module{}}
+	res, err := m.options.Compiler.Compile(ctx, job, b)
+	b.mu.Lock()
+	fatal := b.fatal
+	b.mu.Unlock()
+	var complex *TooComplexError
 	switch {
-	case b.fatal != nil:
-		return "", false, b.fatal
-	case len(res.Errors) > 0:
-		e := res.Errors[0]
-		if lang == JavaScript && e.PluginName == "" && (e.Location == nil || e.Location.File == inside+":"+b.entry) {
-			return "", false, nil // node says it best
-		}
+	case ctx.Err() != nil:
+		return Compiled{}, ctx.Err()
+	case errors.As(err, &complex):
+		return Compiled{}, err
+	case fatal != nil:
+		return Compiled{}, fatal
+	case err != nil:
+		return Compiled{}, fmt.Errorf("compile the code: %w", err)
+	case res.Fault == "":
+		return res, nil
+	}
+	if job.Bundle {
 		if _, err := files.Stat(ctx, cwd); errors.Is(err, fs.ErrNotExist) {
-			return "", false, spawnError(err, Command{Cwd: cwd})
-		}
-		return "", false, codeFault(e, b.display)
-	case b.taken == 0 && !b.rewrote:
-		return "", false, nil
-	}
-	js, err = b.join(res.OutputFiles)
-	return js, true, err
-}
-
-// display is a module's name for people.
-func (b *bundler) display(name string) string {
-	name = strings.TrimPrefix(name, inside+":")
-	if name == b.entry {
-		return path.Base(name)
-	}
-	return name
-}
-
-// join is the bundle with its source map behind it.
-func (b *bundler) join(out []esbuild.OutputFile) (string, error) {
-	var js string
-	var sources map[string]any
-	for _, f := range out {
-		if !strings.HasSuffix(f.Path, ".map") {
-			js = string(f.Contents)
-		} else if err := json.Unmarshal(f.Contents, &sources); err != nil {
-			return "", fmt.Errorf("source map: %w", err)
+			return Compiled{}, spawnError(err, Command{Cwd: cwd})
 		}
 	}
-	if list, ok := sources["sources"].([]any); ok {
-		for i, s := range list {
-			list[i] = b.display(fmt.Sprint(s))
-		}
-	}
-	text, err := json.Marshal(sources)
-	return js + "\n//# sourceMappingURL=data:application/json;base64," + base64.StdEncoding.EncodeToString(text), err
+	return Compiled{}, &FieldError{Field: "code", Problem: res.Fault, Hint: "nothing was run"}
 }
 
-// resolve says what an import means.
-func (b *bundler) resolve(a esbuild.OnResolveArgs) (esbuild.OnResolveResult, error) {
-	if a.Kind == esbuild.ResolveEntryPoint {
-		return esbuild.OnResolveResult{Path: a.Path, Namespace: inside}, nil
+// Resolve implements Imports.
+func (b *bundler) Resolve(ctx context.Context, i Import) Resolved {
+	asIs := Resolved{Path: i.Path, External: true}
+	if !isPath(i.Path) {
+		return asIs
 	}
-	asIs := esbuild.OnResolveResult{Path: a.Path, External: true}
-	if !isPath(a.Path) {
-		return asIs, nil
+	if len(i.Path) > maxImport || strings.Contains(i.Path, "\x00") {
+		return Resolved{Problem: fmt.Sprintf("the import %.40q is no path: it has a NUL, or more than %d bytes", i.Path, maxImport)}
 	}
-	where := a.Path
+	where := i.Path
 	if !path.IsAbs(where) {
-		where = path.Join(path.Dir(a.Importer), where)
+		where = path.Join(path.Dir(i.Importer), where)
 	}
-	found, err := b.find(where, strings.HasSuffix(a.Path, "/") || a.Path == "." || a.Path == "..")
-	late := a.Kind == esbuild.ResolveJSRequireCall || a.Kind == esbuild.ResolveJSDynamicImport || a.Kind == esbuild.ResolveJSRequireResolve
+	found, err := b.find(ctx, where, strings.HasSuffix(i.Path, "/") || i.Path == "." || i.Path == "..")
+	late := i.Kind == RequireCall || i.Kind == ImportCall || i.Kind == RequireResolve
 	switch {
 	case err != nil && !late:
-		return esbuild.OnResolveResult{Errors: []esbuild.Message{{Text: err.Error()}}}, nil
+		return Resolved{Problem: err.Error()}
 	case err != nil:
 		found = where // the program may be ready for its absence, so node tells it
-	case b.takes(found, a.Kind):
-		return esbuild.OnResolveResult{Path: found, Namespace: inside}, nil
+	case takes(found, i.Kind):
+		return Resolved{Path: found}
 	}
-	if a.Importer == b.entry && found == where {
-		return asIs, nil
+	if i.Importer == b.entry && found == where {
+		return asIs
 	}
 	// Node is told by an absolute name, since what imports it is elsewhere now.
-	b.mu.Lock()
-	b.rewrote = true
-	b.mu.Unlock()
-	if a.Kind == esbuild.ResolveJSRequireCall || a.Kind == esbuild.ResolveJSRequireResolve {
-		return esbuild.OnResolveResult{Path: found, External: true}, nil
+	if i.Kind == RequireCall || i.Kind == RequireResolve {
+		return Resolved{Path: found, External: true}
 	}
-	return esbuild.OnResolveResult{Path: (&url.URL{Scheme: "file", Path: found}).String(), External: true}, nil
+	return Resolved{Path: (&url.URL{Scheme: "file", Path: found}).String(), External: true}
 }
 
 func isPath(specifier string) bool {
@@ -174,15 +122,15 @@ func isPath(specifier string) bool {
 }
 
 // takes reports whether a file must be part of the bundle.
-func (b *bundler) takes(file string, kind esbuild.ResolveKind) bool {
-	if kind == esbuild.ResolveJSRequireResolve {
+func takes(file string, kind ImportKind) bool {
+	if kind == RequireResolve {
 		return false
 	}
 	switch path.Ext(file) {
 	case ".ts", ".mts", ".cts", ".tsx", ".jsx":
 		return true
 	case ".json":
-		return kind != esbuild.ResolveJSRequireCall // node can require it, of any version
+		return kind != RequireCall // node can require it, of any version
 	}
 	return false
 }
@@ -194,7 +142,7 @@ var endings = []string{".ts", ".tsx", ".mts", ".cts", ".js", ".mjs", ".cjs", ".j
 var written = map[string][]string{".js": {".ts", ".tsx"}, ".mjs": {".mts"}, ".cjs": {".cts"}, ".jsx": {".tsx"}}
 
 // find is the file that a path means.
-func (b *bundler) find(where string, directory bool) (string, error) {
+func (b *bundler) find(ctx context.Context, where string, directory bool) (string, error) {
 	var tries []string
 	if !directory {
 		tries = append(tries, where)
@@ -213,7 +161,7 @@ func (b *bundler) find(where string, directory bool) (string, error) {
 		if strings.HasPrefix(p, where+"/index") && !isDir {
 			break
 		}
-		switch err := b.open(p).err; {
+		switch err := b.open(ctx, p).err; {
 		case err == nil:
 			return p, nil
 		case errors.Is(err, ErrIsDir) && i == 0:
@@ -231,25 +179,25 @@ func (b *bundler) find(where string, directory bool) (string, error) {
 }
 
 // open reads a file once; its error says what is wrong with it.
-func (b *bundler) open(p string) module {
+func (b *bundler) open(ctx context.Context, p string) module {
 	b.mu.Lock()
-	defer b.mu.Unlock() // esbuild asks from several goroutines
+	defer b.mu.Unlock()
 	if m, ok := b.known[p]; ok {
 		return m
 	}
-	m := b.read(p)
+	m := b.read(ctx, p)
 	b.known[p] = m
 	return m
 }
 
-func (b *bundler) read(p string) (m module) {
+func (b *bundler) read(ctx context.Context, p string) (m module) {
 	switch {
 	case b.fatal != nil:
 		return module{err: errors.New("not looked for")}
 	case len(b.known) >= maxLookups:
 		return module{err: fmt.Errorf("too many imports: more than %d paths were looked for; run a file with execute_command instead", maxLookups)}
 	}
-	body, info, err := b.files.Open(b.ctx, p)
+	body, info, err := b.files.Open(ctx, p)
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, ErrNotRegular) {
 			return module{err: errors.New(strings.TrimPrefix(fileError(err, p).Error(), "path: "))}
@@ -260,7 +208,7 @@ func (b *bundler) read(p string) (m module) {
 		return module{err: err}
 	}
 	defer body.Close()
-	if !b.takes(p, esbuild.ResolveJSImportStatement) {
+	if !takes(p, ImportStatement) {
 		return module{} // that it is there is all
 	}
 	if info.Size > maxModule {
@@ -269,57 +217,26 @@ func (b *bundler) read(p string) (m module) {
 	if m.text, err = io.ReadAll(io.LimitReader(body, maxModule)); err != nil {
 		b.fatal = fmt.Errorf("read %s: %w", p, err)
 	}
+	// Counted here and not when it is loaded: an import may be resolved, and so
+	// held, that is never loaded.
+	if b.held += len(m.text); b.held > maxModuleBytes {
+		return module{tooMuch: true}
+	}
 	return m
 }
 
-// load gives esbuild a file of the bundle.
-func (b *bundler) load(p string) esbuild.OnLoadResult {
-	text := b.open(p).text
+// Load implements Imports.
+func (b *bundler) Load(_ context.Context, p string) Loaded {
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	m, ok := b.known[p]
+	if !ok || m.err != nil {
+		return Loaded{Problem: fmt.Sprintf("there is no file %s", p)}
+	}
 	b.taken++
-	b.bytes += int64(len(text))
-	tooMany := b.taken > maxModules || b.bytes > maxModuleBytes
-	b.mu.Unlock()
-	if tooMany {
-		return esbuild.OnLoadResult{Errors: []esbuild.Message{{Text: fmt.Sprintf("too much is imported: at most %d files and 8,388,608 bytes; compile it in the sandbox instead", maxModules)}}}
+	b.bytes += len(m.text)
+	if m.tooMuch || b.taken > maxModules || b.bytes > maxModuleBytes {
+		return Loaded{Problem: fmt.Sprintf("too much is imported: at most %d files and 8,388,608 bytes; compile it in the sandbox instead", maxModules)}
 	}
-	loader := esbuild.LoaderTS
-	switch path.Ext(p) {
-	case ".tsx":
-		loader = esbuild.LoaderTSX
-	case ".jsx":
-		loader = esbuild.LoaderJSX
-	case ".json":
-		loader = esbuild.LoaderJSON
-	}
-	code := string(text)
-	if loader != esbuild.LoaderJSON && slices.ContainsFunc([]string{"__filename", "__dirname", "import.meta"}, func(s string) bool { return strings.Contains(code, s) }) {
-		code, loader = b.placed(p, code, loader)
-	}
-	return esbuild.OnLoadResult{Contents: &code, Loader: loader}
-}
-
-// placed makes a file's text say where the file is, as it did on its own. One
-// with a fault is left as it is; the bundle's own errors say it.
-func (b *bundler) placed(p, code string, loader esbuild.Loader) (string, esbuild.Loader) {
-	define := metaOf(p)
-	define["__filename"], define["__dirname"] = literal(p), literal(path.Dir(p))
-	res := esbuild.Transform(code, esbuild.TransformOptions{
-		Loader: loader, Target: esbuild.ES2022, LogLevel: esbuild.LogLevelSilent, Platform: esbuild.PlatformNode,
-		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentExclude, Sourcefile: p, TsconfigRaw: "{}",
-		Define: define,
-	})
-	if len(res.Errors) > 0 {
-		return code, loader
-	}
-	return string(res.Code), esbuild.LoaderJS
-}
-
-// codeFault is esbuild's first complaint with its place.
-func codeFault(e esbuild.Message, display func(string) string) error {
-	problem := e.Text
-	if l := e.Location; l != nil {
-		problem = fmt.Sprintf("%s:%d:%d: %s\n%s\n%s^", display(l.File), l.Line, l.Column+1, e.Text, l.LineText, strings.Repeat(" ", l.Column))
-	}
-	return &FieldError{Field: "code", Problem: problem, Hint: "nothing was run"}
+	return Loaded{Text: m.text}
 }

@@ -9,8 +9,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-
-	esbuild "github.com/evanw/esbuild/pkg/api"
 )
 
 // maxArgCode is how long a program may be that node gets as an argument.
@@ -54,11 +52,11 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 		if !ok && lang != Bash {
 			return Command{}, missing(lang, info)
 		}
-		code := source{text: r.Code}
+		code := source{Compiled: Compiled{Text: r.Code}}
 		if lang == JavaScript || lang == TypeScript {
 			var err error
 			cwd := resolve(info, r.Cwd)
-			if code, err = prepare(ctx, b.inst.Files(), cwd, r.Code, lang); err != nil {
+			if code.Compiled, err = m.prepare(ctx, b.inst.Files(), cwd, r.Code, lang); err != nil {
 				return Command{}, err
 			}
 			code.file = programFile(cwd, lang)
@@ -71,10 +69,8 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 
 // source is a program as its interpreter gets it.
 type source struct {
-	text   string
-	module bool   // an ES module
-	mapped bool   // with a source map in it
-	file   string // what JavaScript is told it is; nothing is there
+	Compiled
+	file string // what JavaScript is told it is; nothing is there
 }
 
 // programFile is the file that a program of run_code would be.
@@ -83,12 +79,6 @@ func programFile(cwd string, lang Language) string {
 		return path.Join(cwd, "run_code.ts")
 	}
 	return path.Join(cwd, "run_code.js")
-}
-
-// metaOf makes esbuild write a module's own place into it.
-func metaOf(file string) map[string]string {
-	return map[string]string{"import.meta.filename": literal(file), "import.meta.dirname": literal(path.Dir(file)),
-		"import.meta.url": literal((&url.URL{Scheme: "file", Path: file}).String())}
 }
 
 // literal is s as JavaScript writes it.
@@ -100,43 +90,18 @@ func literal(s string) string {
 	return string(t)
 }
 
-// prepare makes of JavaScript or TypeScript what any node runs, with the local
-// files that node cannot load in it.
-func prepare(ctx context.Context, files Files, cwd, code string, lang Language) (source, error) {
-	js, ok, err := bundle(ctx, files, cwd, code, lang)
-	switch {
-	case err != nil:
-		return source{}, err
-	case ok:
-		return source{text: js, module: true, mapped: true}, nil
-	case lang == JavaScript:
-		if !isModule(code) {
-			return source{text: code}, nil
-		}
-		if strings.Contains(code, "import.meta") {
-			if js, err := transpile(code, programFile(cwd, lang), esbuild.LoaderJS); err == nil {
-				return source{text: js, module: true, mapped: true}, nil
-			}
-		}
-		return source{text: code, module: true}, nil // node tells its faults best
-	}
-	js, err = transpile(code, programFile(cwd, lang), esbuild.LoaderTS)
-	// Always a module: node applies source maps to no other text of this kind.
-	return source{text: js, module: true, mapped: true}, err
-}
-
 // program2command makes the command that runs code. Its stdin is complete only
 // when it is not empty; the caller's is then part of it.
 func program2command(lang Language, program string, code source, stdin *string) (Command, error) {
 	switch lang {
 	case Bash:
-		return Command{Shell: code.text}, nil
+		return Command{Shell: code.Text}, nil
 	case Python:
-		input := code.text
+		input := code.Text
 		if stdin != nil {
 			input += *stdin
 		}
-		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code.text))}, Stdin: []byte(input)}, nil
+		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code.Text))}, Stdin: []byte(input)}, nil
 	default:
 		return node(program, code, stdin)
 	}
@@ -185,18 +150,18 @@ Object.assign(globalThis, {require: createRequire(d + "/"), module: m, exports: 
 // as it always did; require works in both.
 func node(program string, code source, stdin *string) (Command, error) {
 	argv := []string{program}
-	if code.mapped {
+	if code.Mapped {
 		argv = append(argv, "--enable-source-maps")
 	}
-	kind, text, name := "commonjs", code.text, code.file
+	kind, text, name := "commonjs", code.Text, code.file
 	switch {
-	case code.module:
+	case code.Module:
 		kind, name = "module", (&url.URL{Scheme: "file", Path: code.file}).String()
 		text += "\n;import " + strconv.Quote("data:text/javascript,"+url.PathEscape(nodeGlobals+literal(code.file)+"});")) + ";"
 	case strings.Contains(text, "__filename") || strings.Contains(text, "__dirname"):
 		text = placedScript(text, code.file)
 	}
-	if !code.mapped {
+	if !code.Mapped {
 		text += "\n//# sourceURL=" + sourceURL.Replace(name) // for traces
 	}
 	argv = append(argv, "--input-type="+kind)
@@ -228,49 +193,6 @@ func placedScript(text, file string) string {
 		first = `"use strict";`
 	}
 	return first + "globalThis.__filename=" + literal(file) + ";globalThis.__dirname=" + literal(path.Dir(file)) + ";" + text
-}
-
-// isModule tells whether a program must be an ES module. One with a fault is
-// left to node, which says it best.
-func isModule(code string) bool {
-	res := esbuild.Build(esbuild.BuildOptions{
-		Stdin: &esbuild.StdinOptions{Contents: code, Loader: esbuild.LoaderJS}, Metafile: true, Write: false,
-		LogLevel: esbuild.LogLevelSilent, Format: esbuild.FormatCommonJS, Platform: esbuild.PlatformNode,
-	})
-	if len(res.Errors) > 0 {
-		// Await at the top does not fit the format asked for.
-		res := esbuild.Transform(code, esbuild.TransformOptions{Loader: esbuild.LoaderJS, Format: esbuild.FormatESModule, LogLevel: esbuild.LogLevelSilent})
-		return len(res.Errors) == 0
-	}
-	var meta struct {
-		Inputs map[string]struct {
-			Format string `json:"format"`
-		} `json:"inputs"`
-	}
-	if json.Unmarshal([]byte(res.Metafile), &meta) != nil {
-		return true
-	}
-	for _, in := range meta.Inputs {
-		if in.Format == "esm" {
-			return true
-		}
-	}
-	return false
-}
-
-// transpile turns TypeScript, or JavaScript that asks for its place, into
-// JavaScript for any node, with a source map in it. A fault in the code is a
-// FieldError with its place.
-func transpile(code, file string, loader esbuild.Loader) (string, error) {
-	res := esbuild.Transform(code, esbuild.TransformOptions{
-		Loader: loader, Target: esbuild.ES2022, Format: esbuild.FormatDefault, Define: metaOf(file), Platform: esbuild.PlatformNode,
-		Sourcemap: esbuild.SourceMapInline, SourcesContent: esbuild.SourcesContentInclude, Sourcefile: path.Base(file),
-		LogLevel: esbuild.LogLevelSilent,
-	})
-	if len(res.Errors) > 0 {
-		return "", codeFault(res.Errors[0], func(name string) string { return name })
-	}
-	return string(res.Code), nil
 }
 
 // missing names an interpreter that is not there, and what helps.

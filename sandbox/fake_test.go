@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/compile"
 	"berth/sandbox"
 	"berth/sandbox/providertest"
 )
@@ -15,6 +16,9 @@ import (
 func newFake(t *testing.T, o sandbox.Options) (*sandbox.Manager, *providertest.Fake) {
 	t.Helper()
 	f := providertest.NewFake(t.TempDir(), providertest.FakeOptions{LogLimit: 4 << 20})
+	if o.Compiler == nil {
+		o.Compiler = compile.InProcess()
+	}
 	m, err := sandbox.NewManager(f, o)
 	if err != nil {
 		t.Fatal(err)

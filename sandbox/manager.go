@@ -22,6 +22,8 @@ type Options struct {
 	EventDir string
 	// ProviderReason tells why this provider was chosen, for get_sandbox.
 	ProviderReason string
+	// Compiler is for run_code's TypeScript and JavaScript; nil refuses them.
+	Compiler Compiler
 }
 
 // Limits are the operator's ceiling; zero fields mean the stated default.

@@ -143,6 +143,10 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
+	var compiler sandbox.Compiler
+	if a.Compiler != nil {
+		compiler = a.Compiler(log)
+	}
 	m, err := sandbox.NewManager(p, sandbox.Options{
 		Logger:   log,
 		Defaults: c.Defaults.Spec(),
@@ -150,6 +154,7 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 			AllowedImages: c.Limits.AllowedImages, AnyImage: !a.serving},
 		EventDir:       a.eventDir(c),
 		ProviderReason: reason,
+		Compiler:       compiler,
 	})
 	if err != nil {
 		return nil, errors.Join(err, p.Close())

@@ -271,6 +271,8 @@ type App struct {
 	Version        string
 	// Provider opens the provider; nil: the machine's own.
 	Provider func(*config.Config, *slog.Logger) (sandbox.Provider, string, error)
+	// Compiler makes run_code's compiler, since only a main can be one; nil: none.
+	Compiler func(*slog.Logger) sandbox.Compiler
 
 	ctx      context.Context
 	commands *commands

@@ -15,6 +15,7 @@ import (
 
 	mcpserver "github.com/mark3labs/mcp-go/server"
 
+	"berth/internal/compile"
 	"berth/internal/preview"
 	"berth/internal/server"
 	"berth/internal/session"
@@ -99,6 +100,9 @@ func New(t testing.TB, o Options) *Server {
 	}
 	if o.Server.Ended == nil {
 		o.Server.Ended = o.Tools.Book.Forget
+	}
+	if o.Manager.Compiler == nil {
+		o.Manager.Compiler = compile.InProcess()
 	}
 	var err error
 	if s.Manager, err = sandbox.NewManager(s.Provider, o.Manager); err != nil {
