@@ -63,12 +63,12 @@ func (m *Manager) prepare(ctx context.Context, files Files, cwd, code string, la
 	b.mu.Lock()
 	fatal := b.fatal
 	b.mu.Unlock()
-	var complex *TooComplexError
+	var tooComplex *TooComplexError
 	switch {
 	case ctx.Err() != nil:
 		return Compiled{}, ctx.Err()
-	case errors.As(err, &complex):
-		return Compiled{}, err
+	case errors.As(err, &tooComplex):
+		return Compiled{}, &FieldError{Field: "code", Problem: tooComplex.Error(), Hint: "simplify it, or run it from a file with execute_command; nothing was run"}
 	case fatal != nil:
 		return Compiled{}, fatal
 	case err != nil:

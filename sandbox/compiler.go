@@ -80,5 +80,5 @@ type TooComplexError struct {
 }
 
 func (e *TooComplexError) Error() string {
-	return fmt.Sprintf("code: it is nested too deeply or too large to be compiled (limit: %s); simplify it, or run it from a file with execute_command. Nothing was run", e.Limits)
+	return fmt.Sprintf("it is nested too deeply or too large to be compiled (limit: %s)", e.Limits)
 }

@@ -139,7 +139,7 @@ func tooComplex(t *testing.T, c *processes, j sandbox.CompileJob, d *disk) {
 	t.Helper()
 	start := time.Now()
 	_, err := c.Compile(t.Context(), j, d)
-	if !errors.As(err, new(*sandbox.TooComplexError)) || !strings.HasPrefix(err.Error(), "code: it is nested too deeply or too large to be compiled (limit: 10 seconds,") {
+	if !errors.As(err, new(*sandbox.TooComplexError)) || !strings.HasPrefix(err.Error(), "it is nested too deeply or too large to be compiled (limit: 10 seconds,") {
 		t.Errorf("after %v: %v", time.Since(start), err)
 	}
 	if len(c.turns) != 0 {

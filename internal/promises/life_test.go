@@ -408,11 +408,17 @@ func TestPromise53Validated(t *testing.T) {
 		t.Errorf("on disk: %s", dir)
 	}
 	b.start(nil, "created")
+	b.call("write_file", args{"path": "/home/agent/deep.ts", "content": strings.Repeat("(", 300_000)})
+	deep := []string{"code: it is nested too deeply or too large to be compiled (limit: 10 seconds", "execute_command", "nothing was run"}
 	for _, c := range []struct {
 		tool string
 		args args
 		want []string
 	}{
+		// The server would not be there for the rest if it had compiled these.
+		{"run_code", args{"language": "typescript", "code": "let x=" + strings.Repeat("[", 500_000)}, deep},
+		{"run_code", args{"language": "javascript", "code": strings.Repeat("!", 1_000_000) + "1"}, deep},
+		{"run_code", args{"language": "typescript", "code": "import './deep'"}, deep},
 		{"execute_command", args{"argv": []string{"nosuch", "x"}}, []string{`no program "nosuch" on the PATH`, "nothing was run"}},
 		{"execute_command", args{"argv": []string{"/no/such"}}, []string{`no program "/no/such" in the sandbox`, "nothing was run"}},
 		{"execute_command", args{"argv": []string{"echo hi"}}, []string{`"echo hi"`, "each argument by itself", "nothing was run"}},
