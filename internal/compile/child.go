@@ -2,6 +2,7 @@ package compile
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -37,7 +38,7 @@ func Main(args []string) (code int, ok bool) {
 	debug.SetMaxStack(maxStack)
 	debug.SetMemoryLimit(softLimit)
 	if err := confine(); err != nil {
-		os.Stderr.WriteString("limits: " + err.Error() + "\n")
+		fmt.Fprintln(os.Stderr, "limits:", err)
 		return 1, true
 	}
 	// The server ends its child. This is for a child whose server was killed:
@@ -49,7 +50,7 @@ func Main(args []string) (code int, ok bool) {
 	}()
 	time.AfterFunc(maxTime+5*time.Second, func() { os.Exit(3) }) //nolint:forbidigo // the same
 	if err := serve(in, os.Stdout); err != nil {
-		os.Stderr.WriteString(err.Error() + "\n")
+		fmt.Fprintln(os.Stderr, err)
 		return 1, true
 	}
 	return 0, true

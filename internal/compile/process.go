@@ -84,7 +84,7 @@ func (p *processes) Compile(ctx context.Context, j sandbox.CompileJob, imports s
 	case ctx.Err() != nil:
 		return sandbox.Compiled{}, ctx.Err()
 	case !ready && !errors.Is(limited.Err(), context.DeadlineExceeded):
-		return sandbox.Compiled{}, fmt.Errorf("the compiler did not start: %w (%v): %s", err, ended, complaint)
+		return sandbox.Compiled{}, fmt.Errorf("the compiler did not start: %w: %s", errors.Join(err, ended), complaint)
 	}
 	p.log.LogAttrs(ctx, slog.LevelInfo, "compiler gave up", slog.Any("error", err), slog.Any("end", ended), slog.String("stderr", complaint.String()))
 	return sandbox.Compiled{}, &sandbox.TooComplexError{Limits: limits}
