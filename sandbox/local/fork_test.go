@@ -4,6 +4,8 @@ package local_test
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -261,10 +263,14 @@ func TestManyLayers(t *testing.T) {
 	p := provider(t, local.Options{Dir: dir})
 	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
 	must(t, err)
-	must(t, local.StandOnLayers(in, 300))
+	n := 300
+	if os.Geteuid() != 0 {
+		n = 20 // each takes two seconds to lay down there
+	}
+	must(t, local.StandOnLayers(in, n))
 	must(t, in.Start(t.Context()))
-	wantRun(t, in, "agent", "cat ~/f1 ~/f300 ~/same | tr '\\n' ' '; ls ~ | wc -l", "1 300 300 301")
+	wantRun(t, in, "agent", fmt.Sprintf("cat ~/f1 ~/f%d ~/same | tr '\\n' ' '; ls ~ | wc -l", n), fmt.Sprintf("1 %d %d %d", n, n, n+1))
 	wantRun(t, in, "agent", "rm ~/f7; echo x > ~/f8", "")
 	to := fork(t, in, forkKey)
-	wantRun(t, to, "agent", "test ! -e ~/f7 && cat ~/f8 ~/f300", "x\n300")
+	wantRun(t, to, "agent", fmt.Sprintf("test ! -e ~/f7 && cat ~/f8 ~/f%d", n), fmt.Sprintf("x\n%d", n))
 }
