@@ -5,9 +5,11 @@ package guest
 import (
 	"encoding/json"
 	"errors"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"berth/sandbox/local/isolate/raw"
 	"berth/sandbox/local/wire"
 )
 
@@ -71,4 +73,41 @@ func pathError(path string, err error) *wire.Error {
 		e.Text = path + ": " + e.Text
 	}
 	return e
+}
+
+// startError tells why a command did not start.
+func (g *guest) startError(c *command, e raw.Event) error {
+	errno := unix.Errno(e.Value)
+	program := "bash or sh"
+	if len(c.argv) > 0 {
+		program = c.argv[0]
+	}
+	switch {
+	case e.Stage == stageCgroup:
+		return &wire.Error{Code: wire.CodeUnsupported, Text: "a cgroup namespace was refused: " + errno.Error() + "; as root: sysctl user.max_cgroup_namespaces=100000"}
+	case errno == unix.EAGAIN:
+		return &wire.Error{Code: wire.CodeLimit, Text: "process limit " + strconv.FormatInt(g.launch.Limits.PIDs, 10) + " reached: the sandbox has as many processes and threads as it may have; end some of them"}
+	case errno == unix.ENOMEM:
+		return &wire.Error{Code: wire.CodeLimit, Text: "there is not enough memory to start a process; end some that run"}
+	case e.Stage == stageCwd:
+		err := pathError(c.cwd, errno)
+		if errno != unix.EACCES && errno != unix.EPERM {
+			err.Code = wire.CodeBadCwd
+		}
+		err.Text = "working directory " + err.Text
+		return err
+	case e.Stage == stageUser:
+		return &wire.Error{Code: wire.CodeNoUser, Text: "user " + c.user.Name + " has ids that this sandbox does not have: " + errno.Error()}
+	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR) && len(c.argv) == 0:
+		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; give a program and its arguments as argv, or use an image with a shell"}
+	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR):
+		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; install it or give its whole path"}
+	case e.Stage == stageExec && errno == unix.ENOEXEC:
+		return &wire.Error{Code: wire.CodePermission, Path: program, Text: program + ": not a program that can run here; a script needs a first line such as #!/bin/sh"}
+	case e.Stage == stageExec && errno == unix.E2BIG:
+		return invalid("arguments and environment are too large: 128 KiB each at most, and about 2 MiB together")
+	case e.Stage == stageExec:
+		return pathError(program, errno)
+	}
+	return &wire.Error{Code: wire.CodeInternal, Text: "start of " + program + ", stage " + strconv.Itoa(int(e.Stage)) + ": " + errno.Error()}
 }

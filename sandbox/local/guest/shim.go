@@ -17,9 +17,21 @@ import (
 	"berth/sandbox/local/wire"
 )
 
+// limitPatience is how long a start waits for a limit to make room.
+const limitPatience = 300 * time.Millisecond
+
 // spawn starts c below a new shim of t, and returns when it runs. The caller
 // sets ended and calls watch.
 func (g *guest) spawn(t *tree, c *command) (*shim, error) {
+	s, err := g.try(t, c)
+	// Those that a kill has just ended count until they are reaped.
+	for end := time.Now().Add(limitPatience); err != nil && !errors.Is(err, errHeldUp) && wireError(err).Code == wire.CodeLimit && time.Now().Before(end); s, err = g.try(t, c) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return s, err
+}
+
+func (g *guest) try(t *tree, c *command) (*shim, error) {
 	userns := -1
 	single := g.single()
 	if single && c.user.UID != 0 {
@@ -92,6 +104,9 @@ func (g *guest) startShim(p *raw.Program) (*raw.Child, error) {
 // A start that takes this long is held up on purpose.
 const startPatience = 20 * time.Second
 
+var errHeldUp error = &wire.Error{Code: wire.CodeLimit, Text: "the command was held up for " + startPatience.String() +
+	" before its program began, and was ended; something in the sandbox stops it: look at list_processes, or stop the sandbox"}
+
 // firstReport waits for the shim's first word; io.EOF when there is none. A
 // command has its user's rights before its program runs, so that others of that
 // user can stop it there: it is told to go on, and ended when that does not help.
@@ -118,8 +133,7 @@ func (g *guest) firstReport(s *shim) (raw.Event, error) {
 		if sig == unix.SIGKILL {
 			_ = unix.Kill(s.child.PID, sig)
 			_ = s.report.SetReadDeadline(time.Time{})
-			return raw.Event{}, &wire.Error{Code: wire.CodeLimit, Text: "the command was held up for " + startPatience.String() +
-				" before its program began, and was ended; something in the sandbox stops it: look at list_processes, or stop the sandbox"}
+			return raw.Event{}, errHeldUp
 		}
 	}
 }

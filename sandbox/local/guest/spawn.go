@@ -8,7 +8,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +27,6 @@ const commandCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_F
 // Shell text longer than this goes by file: the kernel takes at most 128 KiB
 // in one argument.
 const longText = 100 << 10
-
-// limitPatience is how long a start waits for a limit to make room.
-const limitPatience = 300 * time.Millisecond
 
 // The stages at which a start can fail.
 const (
@@ -126,10 +122,6 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		return nil, nil, nil, err
 	}
 	s, err := g.spawn(t, c)
-	// Those that a kill has just ended count until they are reaped.
-	for end := time.Now().Add(limitPatience); err != nil && wireError(err).Code == wire.CodeLimit && time.Now().Before(end); s, err = g.spawn(t, c) {
-		time.Sleep(10 * time.Millisecond)
-	}
 	if err != nil {
 		g.mu.Lock()
 		delete(g.trees, r.ID)
@@ -358,43 +350,6 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 		}
 	}
 	p.Fail(stageExec)
-}
-
-// startError tells why a command did not start.
-func (g *guest) startError(c *command, e raw.Event) error {
-	errno := unix.Errno(e.Value)
-	program := "bash or sh"
-	if len(c.argv) > 0 {
-		program = c.argv[0]
-	}
-	switch {
-	case e.Stage == stageCgroup:
-		return &wire.Error{Code: wire.CodeUnsupported, Text: "a cgroup namespace was refused: " + errno.Error() + "; as root: sysctl user.max_cgroup_namespaces=100000"}
-	case errno == unix.EAGAIN:
-		return &wire.Error{Code: wire.CodeLimit, Text: "process limit " + strconv.FormatInt(g.launch.Limits.PIDs, 10) + " reached: the sandbox has as many processes and threads as it may have; end some of them"}
-	case errno == unix.ENOMEM:
-		return &wire.Error{Code: wire.CodeLimit, Text: "there is not enough memory to start a process; end some that run"}
-	case e.Stage == stageCwd:
-		err := pathError(c.cwd, errno)
-		if errno != unix.EACCES && errno != unix.EPERM {
-			err.Code = wire.CodeBadCwd
-		}
-		err.Text = "working directory " + err.Text
-		return err
-	case e.Stage == stageUser:
-		return &wire.Error{Code: wire.CodeNoUser, Text: "user " + c.user.Name + " has ids that this sandbox does not have: " + errno.Error()}
-	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR) && len(c.argv) == 0:
-		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; give a program and its arguments as argv, or use an image with a shell"}
-	case e.Stage == stageExec && (errno == unix.ENOENT || errno == unix.ENOTDIR):
-		return &wire.Error{Code: wire.CodeNoProgram, Path: program, Text: program + ": no such program on the PATH; install it or give its whole path"}
-	case e.Stage == stageExec && errno == unix.ENOEXEC:
-		return &wire.Error{Code: wire.CodePermission, Path: program, Text: program + ": not a program that can run here; a script needs a first line such as #!/bin/sh"}
-	case e.Stage == stageExec && errno == unix.E2BIG:
-		return invalid("arguments and environment are too large: 128 KiB each at most, and about 2 MiB together")
-	case e.Stage == stageExec:
-		return pathError(program, errno)
-	}
-	return &wire.Error{Code: wire.CodeInternal, Text: "start of " + program + ", stage " + strconv.Itoa(int(e.Stage)) + ": " + errno.Error()}
 }
 
 // longFile holds a long command's text, readable by its user alone.

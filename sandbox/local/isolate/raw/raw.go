@@ -180,21 +180,18 @@ type scratch struct {
 
 // Start forks the first child, with clone's flags. It returns at once.
 func (p *Program) Start(flags uintptr) (pid int, err error) {
-	s := &scratch{}
-	r, errno := fork(p.steps, s, flags|uintptr(unix.SIGCHLD))
-	runtime.KeepAlive(p)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(r), nil
+	return p.start(unix.SYS_CLONE, flags|uintptr(unix.SIGCHLD), 0)
 }
 
 // StartInto is Start for a child that is born in the cgroup (v2) whose directory
 // the descriptor cgroup is.
 func (p *Program) StartInto(flags uintptr, cgroup int) (pid int, err error) {
-	s := &scratch{}
 	args := &cloneArgs{flags: uint64(flags) | unix.CLONE_INTO_CGROUP, exitSignal: uint64(unix.SIGCHLD), cgroup: uint64(cgroup)}
-	r, errno := forkInto(p.steps, s, args)
+	return p.start(unix.SYS_CLONE3, Keep(p, args), unsafe.Sizeof(*args))
+}
+
+func (p *Program) start(nr, a, b uintptr) (pid int, err error) {
+	r, errno := fork(p.steps, &scratch{}, nr, a, b)
 	runtime.KeepAlive(p)
 	if errno != 0 {
 		return 0, errno
@@ -300,30 +297,16 @@ func vfork(flags uintptr) (pid uintptr, errno syscall.Errno)
 //go:noescape
 func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
 
-// fork forks; the child never returns. It calls nothing but RawSyscall6, which
-// does not split the stack, and what is here.
+// fork forks by the call nr, clone or clone3, with its first two arguments; the
+// child never returns. It calls nothing but RawSyscall6, which does not split the
+// stack, and what is here.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
-func fork(steps []step, s *scratch, flags uintptr) (pid uintptr, errno syscall.Errno) {
+func fork(steps []step, s *scratch, nr, a, b uintptr) (pid uintptr, errno syscall.Errno) {
 	beforeFork()
-	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
-	if errno == 0 && pid == 0 {
-		work(steps, s)
-	}
-	afterFork()
-	return pid, errno
-}
-
-// forkInto is fork by clone3.
-//
-//go:noinline
-//go:norace
-//go:nocheckptr
-func forkInto(steps []step, s *scratch, args *cloneArgs) (pid uintptr, errno syscall.Errno) {
-	beforeFork()
-	pid, _, errno = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
+	pid, _, errno = syscall.RawSyscall6(nr, a, b, 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
 		work(steps, s)
 	}
