@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -281,18 +282,20 @@ func TestCycles(t *testing.T) {
 		if len(own) < 4 { // monitor, init, and two commands
 			t.Fatalf("of a running sandbox only %d processes are found: the test is blind: %v", len(own), own)
 		}
-		l.processes = append(l.processes, own...)
+		cycle := &left{sessions: string(key.Session), processes: own, cgroups: map[string]bool{}, state: state}
 		for _, p := range own {
 			b, _ := os.ReadFile("/proc/" + p.pid + "/cgroup")
 			for line := range strings.Lines(string(b)) {
 				if _, path, ok := strings.Cut(strings.TrimSpace(line), ":/"); ok && strings.Contains(path, "berth/") {
-					l.cgroups["/"+path] = true
+					cycle.cgroups["/"+path] = true
 				}
 			}
 		}
-		if n := len(l.things()); n < 6 {
-			t.Fatalf("of a running sandbox only %d things are found: the test is blind: %v", n, l.things())
+		if n := len(cycle.things()); n < 6 {
+			t.Fatalf("of a running sandbox only %d things are found: the test is blind: %v", n, cycle.things())
 		}
+		l.processes = append(l.processes, own...)
+		maps.Copy(l.cgroups, cycle.cgroups)
 		_, err = m.DestroySandbox(ctx, key)
 		must(t, err)
 		if i == 2 { // what is made once is made by now
