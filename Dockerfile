@@ -22,10 +22,15 @@ ARG VERSION=container
 RUN go generate ./sandbox/local/boxbin && \
     CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /berth .
 
+# Debian's newuidmap is set-user-id root, and as such lacks CAP_SYS_ADMIN in a
+# container; with its one capability it maps ids as the owner of the namespace.
 FROM debian:bookworm-slim
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends ca-certificates curl git nodejs npm procps python3 python3-pip python3-venv uidmap && \
+    apt-get install -y --no-install-recommends ca-certificates curl git libcap2-bin nodejs npm procps python3 python3-pip python3-venv uidmap && \
     rm -rf /var/lib/apt/lists/* && \
+    chmod u-s /usr/bin/newuidmap /usr/bin/newgidmap && \
+    setcap cap_setuid+ep /usr/bin/newuidmap && \
+    setcap cap_setgid+ep /usr/bin/newgidmap && \
     useradd --create-home --uid 1000 berth && \
     printf 'berth:100000:65536\n' | tee /etc/subuid >/etc/subgid && \
     install -d -o berth -g berth -m 700 /var/lib/berth

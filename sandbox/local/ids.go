@@ -4,6 +4,7 @@ package local
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -14,6 +15,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
@@ -47,11 +50,45 @@ func idMode() (wire.IDs, string) {
 	if err == nil {
 		var gid, m uint32
 		if gid, m, err = subIDs("/etc/subgid"); err == nil {
-			return wire.IDs{Mode: wire.IDsSub, Count: min(n, m, rangeSize-1) + 1, SubUID: uid, SubGID: gid}, ""
+			ids := wire.IDs{Mode: wire.IDsSub, Count: min(n, m, rangeSize-1) + 1, SubUID: uid, SubGID: gid}
+			if err = mapToolsWork(tree.IDs{SubUID: uid, SubGID: gid, Count: ids.Count}); err == nil {
+				return ids, ""
+			}
 		}
 	}
 	return wire.IDs{Mode: wire.IDsSingle}, err.Error()
 }
+
+// mapToolsWork tells why newuidmap and newgidmap, which are there, cannot do
+// their work for this process: where what is executed gains no rights
+// (no_new_privs), and in containers, where Debian's, being set-user-id root,
+// miss a capability that they do not need as the owner of the namespace. Only
+// where that may be so are they tried, once.
+func mapToolsWork(ids tree.IDs) error {
+	locked, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	admin, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0)
+	if locked == 0 && (admin == 1 || err != nil) {
+		return nil
+	}
+	mapToolsTried.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		err := tree.As{Map: &ids}.Chown(ctx, 0, 0) // of no path: the map is all that is asked for
+		switch {
+		case err == nil:
+		case locked == 1:
+			mapToolsError = errors.New("newuidmap gains no rights here: this process was started with no_new_privs (NoNewPrivileges= of systemd, --security-opt no-new-privileges of containers)")
+		default:
+			mapToolsError = fmt.Errorf("newuidmap cannot map ids in this container (%w); as its root, `chmod u-s /usr/bin/new?idmap; setcap cap_setuid+ep /usr/bin/newuidmap; setcap cap_setgid+ep /usr/bin/newgidmap` (package libcap2-bin) lets it", err)
+		}
+	})
+	return mapToolsError
+}
+
+var (
+	mapToolsTried sync.Once
+	mapToolsError error
+)
 
 // minSubIDs is the smallest range that makes sub mode worth while: it must hold
 // the user agent.

@@ -258,7 +258,7 @@ func helper(args []string) {
 		ans.Summary, err = Copy(context.Background(), args[1], args[2])
 	case len(args) == 3 && args[0] == "layer":
 		ans.Layer, err = layerHelper(args[1], args[2])
-	case len(args) > 3 && args[0] == "chown":
+	case len(args) >= 3 && args[0] == "chown":
 		var uid, gid int
 		if uid, err = strconv.Atoi(args[1]); err == nil {
 			if gid, err = strconv.Atoi(args[2]); err == nil {
