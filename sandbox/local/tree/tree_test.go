@@ -277,7 +277,7 @@ func describe(t *testing.T, dir string) map[string]string {
 	return out
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
