@@ -111,6 +111,7 @@ func (m *Manager) GetSandbox(ctx context.Context, key Key) (*Info, error) {
 	}
 	spec = spec.WithDefaults(Spec{})
 	spec.Resources = spec.Resources.within(m.options.Limits.Resources)
+	spec.Network = networkOf(spec.Network, m.options.Limits.Network)
 	spec.Name = string(key.Session)
 	info, err := m.provider.Describe(ctx, spec)
 	if err != nil {

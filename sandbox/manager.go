@@ -39,6 +39,10 @@ type Limits struct {
 	// Resources of each sandbox; one that asks for less has less, one that
 	// asks for nothing has these. Zero fields: no ceiling.
 	Resources Resources
+	// Network is the widest policy: with BlockAll no more than its lists, else
+	// the internet and, when a session lists them, its AllowCIDRs. So without
+	// them no session opens the host's loopback, metadata or private ranges.
+	Network NetworkPolicy
 }
 
 // Notice is what happened to the sandbox on the way to a result.
@@ -293,7 +297,7 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	if err := o.Defaults.Validate(); err != nil {
 		f = append(f, fmt.Errorf("defaults: %w", err))
 	}
-	if err := (Spec{Resources: o.Limits.Resources}).Validate(); err != nil {
+	if err := (Spec{Resources: o.Limits.Resources, Network: &o.Limits.Network}).Validate(); err != nil {
 		f = append(f, fmt.Errorf("limits: %w", err))
 	}
 	f.ceiling(o.Defaults.Resources, o.Limits.Resources)

@@ -110,6 +110,9 @@ type ProcessInfo struct {
 	// Struck names the sandbox's limits that were met while it ran and that may be why it
 	// failed, such as "disk limit 1 GiB reached".
 	Struck []string
+	// Refused are connections of its that the network policy did not let out,
+	// and those of nobody known while it ran; at most 10.
+	Refused []Refusal
 	// Processes counts the live ones of its tree; 0: not known, or none.
 	Processes int
 	CPU       time.Duration // negative: not known

@@ -61,6 +61,7 @@ func (m *Manager) allowed(s Spec) error {
 	}
 	var f faults
 	f.ceiling(s.Resources, m.options.Limits.Resources)
+	f.networkWithin(s.Network, m.options.Limits.Network)
 	return f.err()
 }
 

@@ -147,6 +147,8 @@ type Spec struct {
 	Public *bool
 	// Resources that the sandbox may use.
 	Resources Resources
+	// Network says what the sandbox reaches.
+	Network *NetworkPolicy
 }
 
 // Info is what is known of a sandbox. Reading it never starts anything.
@@ -176,6 +178,9 @@ type Info struct {
 	// Runtimes are the interpreters found for run_code, by language; the
 	// value is a path inside.
 	Runtimes map[Language]string
+	// Refused are connections that the network policy did not let out since
+	// the sandbox started, oldest first; at most 200.
+	Refused []Refusal
 	// Usage is set while running.
 	Usage *Usage
 	// Guarantees tell what holds here, in display order.

@@ -363,6 +363,7 @@ func (m *Manager) create(ctx context.Context, key Key, given, base Spec, made bo
 	}
 	spec = spec.WithDefaults(Spec{})
 	spec.Resources = spec.Resources.within(m.options.Limits.Resources)
+	spec.Network = networkOf(spec.Network, m.options.Limits.Network)
 	if spec.Name == "" {
 		spec.Name = string(key.Session)
 	}

@@ -49,6 +49,10 @@ func (s Spec) Clone() Spec {
 	s.Labels, s.Env = maps.Clone(s.Labels), maps.Clone(s.Env)
 	s.Ephemeral, s.AutoStop, s.AutoArchive = clone(s.Ephemeral), clone(s.AutoStop), clone(s.AutoArchive)
 	s.Public, s.Volumes = clone(s.Public), slices.Clone(s.Volumes)
+	s.Public = clone(s.Public)
+	if s.Network != nil {
+		s.Network = s.Network.clone()
+	}
 	s.AutoDelete, s.Timeout = clone(s.AutoDelete), clone(s.Timeout)
 	return s
 }
@@ -120,6 +124,9 @@ func (s Spec) over(d Spec) Spec {
 		s.WorkingDirectory = d.WorkingDirectory
 	}
 	s.Resources = s.Resources.over(d.Resources)
+	if s.Network == nil {
+		s.Network = d.Network
+	}
 	if s.Ephemeral == nil {
 		s.Ephemeral = d.Ephemeral
 	}
@@ -188,6 +195,7 @@ func (s Spec) Validate() error {
 	}
 	f.resources(s.Resources)
 	f.volumes(s.Volumes)
+	f.network(s.Network)
 	return f.err()
 }
 
@@ -345,6 +353,15 @@ func drift(want, inForce Spec) []string {
 	}
 	keys("labels", want.Labels, inForce.Labels, true)
 	keys("env", want.Env, inForce.Env, false)
+	if a := want.Network; a != nil {
+		var is NetworkPolicy
+		if inForce.Network != nil {
+			is = *inForce.Network
+		}
+		if !a.Equal(is) {
+			say("network", *a, is)
+		}
+	}
 	if a, b := want.Resources.CPU, inForce.Resources.CPU; a != 0 && a != b {
 		say("resources.cpu", cores(a), orNone(asked(b > 0, cores(b))))
 	}

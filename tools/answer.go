@@ -118,8 +118,9 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 	if p.State != sandbox.ProcessRunning {
 		out = append(out, p.Struck...)
 	}
-	if offline && unresolved(r) {
-		out = append(out, "this sandbox has no network")
+	out = append(out, refusals(p)...)
+	if len(p.Refused) == 0 && unresolved(r) {
+		out = append(out, "the network policy refused nothing: this machine may itself have no network")
 	}
 	return out
 }

@@ -201,8 +201,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "inner_type", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": 3, "new_text": "x"}}), want: []string{"edits.0.old_text"}},
 		{name: "no_change", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "kept"}}), want: []string{"edits.0.new_text"}},
 	}
-	for _, name := range []string{"mounts", "network_block_all", "network_allow_list",
-		"network_allow_domains", "target", "isolation"} {
+	for _, name := range []string{"mounts", "target", "isolation"} {
 		rows = append(rows, badRow{name: "not_yet_" + name, tool: "start_sandbox", args: with(ok["start_sandbox"], name, "x"),
 			want: []string{name + ": this version's local provider does not have"}})
 	}
@@ -347,8 +346,8 @@ func TestBadMessages(t *testing.T) {
 func TestManyFaultsAreToldAtOnce(t *testing.T) {
 	s := mcptest.New(t, mcptest.Options{})
 	c := s.Client(t, mcptest.InProcess)
-	text := c.Refused("start_sandbox", args{"auto_stop_minutes": -1, "language": "cobol", "target": "x", "ephemeral": "true", "labelz": args{}})
-	checkText(t, text, []string{"auto_stop_minutes", "language", "target", "ephemeral", "did you mean labels?"})
+	text := c.Refused("start_sandbox", args{"auto_stop_minutes": -1, "language": "cobol", "mounts": "x", "ephemeral": "true", "labelz": args{}})
+	checkText(t, text, []string{"auto_stop_minutes", "language", "mounts", "ephemeral", "did you mean labels?"})
 	if n := strings.Count(text, "\n") + 1; n != 5 {
 		t.Errorf("%d lines, want one per fault: %s", n, text)
 	}

@@ -248,7 +248,7 @@ func TestEventsTellEachCall(t *testing.T) {
 
 func TestNoNetworkIsSaid(t *testing.T) {
 	c := mcptest.New(t, mcptest.Options{}).Client(t, mcptest.InProcess)
-	const said = "[this sandbox has no network]"
+	const said = "[the network policy refused nothing: this machine may itself have no network]"
 	for command, want := range map[string]int{
 		"echo \"curl: (6) Could not resolve host: example.com\" >&2; exit 6":                                              1,
 		"echo \"E: Temporary failure resolving 'deb.debian.org'\"; echo \"W: Temporary failure resolving 'x'\"; exit 100": 1,

@@ -28,7 +28,7 @@ func TestDocsAreUpToDate(t *testing.T) {
 		"Output is text for a reader: valid UTF-8, without escape sequences such as colours, and of a line that is written over and over with carriage returns, as progress bars are, " +
 		"only the last state is shown. `read_output` with `base64` gives the exact bytes. Exit codes are the program's own, and three of berth's: 124 is a time-out; " +
 		"137 is a kill, by `kill_process`, a cancelled call, a limit such as memory, or a SIGKILL from inside, and the last line says which; another signal N ends in 128 + N. " +
-		"Where a name cannot be resolved in a sandbox that has no network, the answer says so.\n\n" +
+		"Connections that the network policy refused are named in the answer, with the rule and what would allow them.\n\n" +
 		"`run_code` runs JavaScript and TypeScript as files in the working directory would be run: packages resolve from there, and local `.ts`, `.tsx`, `.jsx` and (by import) `.json` files " +
 		"are compiled into the program, at most 300 files and 8 MiB, so that any node runs them; local JavaScript is left to node. `__filename`, `import.meta.url` and stack traces name the files as they are, " +
 		"and the program itself `run_code.ts` or `run_code.js` in the working directory, where nothing is written. " +

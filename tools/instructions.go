@@ -59,7 +59,7 @@ func forAgent(i sandbox.Info) string {
 		slices.Sort(have)
 		s = append(s, "run_code has "+strings.Join(have, ", ")+".")
 	}
-	s = append(s, "Network: "+networkNow+".")
+	s = append(s, "Network: "+networkOf(i)+".")
 	if t := i.Spec.Timeout; t != nil && *t > 0 {
 		s = append(s, fmt.Sprintf("Commands are killed after %s unless timeout_seconds says otherwise.", seconds(*t)))
 	}

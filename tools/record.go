@@ -36,6 +36,7 @@ type sandboxInfo struct {
 	Network        string            `json:"network"`
 	HostDirs       []hostDir         `json:"host_dirs,omitempty"`
 	Ports          []exposedPort     `json:"ports,omitempty"`
+	Refused        []refused         `json:"refused_connections,omitempty"`
 	Usage          *usage            `json:"usage,omitempty"`
 	Enforced       []string          `json:"enforced,omitempty"`
 	Soft           []string          `json:"soft,omitempty"`
@@ -74,11 +75,29 @@ type usage struct {
 	DiskBytes   *int64   `json:"disk_bytes,omitempty"`
 }
 
-// networkNow is what this version's sandboxes reach.
-const networkNow = "loopback only: no internet, no host, no other sandbox"
+// networkOf says what a sandbox reaches.
+func networkOf(i sandbox.Info) string {
+	for _, g := range i.Guarantees {
+		if g.Name == "network" && g.State == sandbox.NotEnforced {
+			return g.Detail
+		}
+	}
+	if i.Spec.Network == nil {
+		return sandbox.NetworkPolicy{}.String()
+	}
+	return i.Spec.Network.String()
+}
 
-// offline tells that no name can ever be resolved inside; so answers may say why.
-const offline = true
+// refused is a connection that the network policy did not let out.
+type refused struct {
+	Destination string `json:"destination"`
+	Protocol    string `json:"protocol"`
+	Rule        string `json:"rule"`
+	Allow       string `json:"allow,omitempty"`
+	Count       int64  `json:"count"`
+	First       string `json:"first"`
+	ProcessID   string `json:"process_id,omitempty"`
+}
 
 func rowOf(i sandbox.Info) sandboxRow {
 	return sandboxRow{
@@ -92,7 +111,7 @@ func rowOf(i sandbox.Info) sandboxRow {
 func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 	out := sandboxInfo{
 		sandboxRow: rowOf(i), StopReason: i.StopReason, StopsWhenIdle: stamp(i.IdleDeadline), Spec: specOf(i.Spec), Home: i.Home, User: i.User,
-		ProviderReason: c.options.ProviderReason, Network: networkNow, BaseChanged: i.BaseChanged,
+		ProviderReason: c.options.ProviderReason, Network: networkOf(i), BaseChanged: i.BaseChanged,
 	}
 	if out.SessionID == "" {
 		out.SessionID = string(c.key.Session)
@@ -118,6 +137,11 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 			urls = c.options.Previews.URLs(p)
 		}
 		out.Ports = append(out.Ports, exposedPortOf(p, urls))
+	}
+	// The newest 20 are what an agent can use.
+	for _, r := range i.Refused[max(0, len(i.Refused)-20):] {
+		out.Refused = append(out.Refused, refused{Destination: destination(r), Protocol: r.Protocol, Rule: r.Rule, Allow: r.Allow,
+			Count: r.Count, First: stamp(r.First), ProcessID: string(r.Process)})
 	}
 	if u := i.Usage; u != nil {
 		out.Usage = &usage{}

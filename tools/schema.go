@@ -139,6 +139,9 @@ func typeSchema(t reflect.Type) string {
 		s := string(schemaOf(t))
 		return s[1 : len(s)-1]
 	case reflect.Slice:
+		if t == reflect.TypeFor[textList]() {
+			return `"type":["string","array"],"items":{"type":"string"}`
+		}
 		if t.Elem().Kind() == reflect.Struct {
 			return `"type":"array","items":` + string(schemaOf(t.Elem()))
 		}

@@ -115,7 +115,7 @@ var arguments = map[string]string{
 	"read_output":     "base64 cursor max_bytes pattern process_id tail_lines wait_for wait_seconds",
 	"kill_process":    "process_id signal",
 	"list_processes":  "",
-	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name public resources snapshot timeout_seconds user volumes working_directory",
+	"start_sandbox":   "auto_archive_minutes auto_delete_minutes auto_stop_minutes env ephemeral image labels language name network_allow_domains network_allow_list network_block_all public resources snapshot timeout_seconds user volumes working_directory",
 	"reconnect":       "",
 	"get_sandbox":     "",
 	"list_sandboxes":  "cursor labels limit status",
@@ -131,6 +131,7 @@ var arguments = map[string]string{
 	"create_snapshot": "name",
 	"list_snapshots":  "cursor limit",
 	"delete_snapshot": "name",
+	"set_network":     "network_allow_domains network_allow_list network_block_all",
 }
 
 func TestEveryToolIsWhole(t *testing.T) {

@@ -26,6 +26,7 @@ type startSandboxArguments struct {
 	Resources          *resources        `json:"resources" doc:"Limits that must hold."`
 	Volumes            []volumeMount     `json:"volumes" doc:"Directories that outlive sandboxes, made at first use; of a new sandbox only." schema:"items=32;minitems=1"`
 	SessionID          *string           `json:"session_id" doc:"Default: a new one."`
+	networkArguments
 }
 
 type volumeMount struct {
@@ -77,11 +78,8 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
 	"mounts": lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
-	"isolation":         lacks("a choice of isolation; get_sandbox shows what is enforced"),
-	"network_block_all": lacks(noNetwork), "network_allow_list": lacks(noNetwork), "network_allow_domains": lacks(noNetwork),
+	"isolation": lacks("a choice of isolation; get_sandbox shows what is enforced"),
 }
-
-const noNetwork = "network access; sandboxes have loopback only"
 
 func lacks(what string) string { return "this version's local provider does not have " + what }
 
@@ -93,7 +91,11 @@ func startSandbox() tool {
 		idempotent: true, reach: newSession, unavailable: notYet,
 	}
 	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {
-		res, err := c.manager.StartSandbox(c.ctx, c.key, a.spec())
+		spec, err := a.spec()
+		if err != nil {
+			return nil, err
+		}
+		res, err := c.manager.StartSandbox(c.ctx, c.key, spec)
 		if err != nil {
 			return nil, err
 		}
@@ -102,13 +104,14 @@ func startSandbox() tool {
 	return t
 }
 
-func (a *startSandboxArguments) spec() sandbox.Spec {
+func (a *startSandboxArguments) spec() (sandbox.Spec, error) {
+	network, err := a.policy()
 	return sandbox.Spec{
 		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Snapshot: a.Snapshot, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
-		Volumes: volumesIn(a.Volumes),
-	}
+		Volumes: volumesIn(a.Volumes), Network: network,
+	}, err
 }
 
 // minutes is an interval from an argument; negative is sandbox.Never.

@@ -23,7 +23,7 @@ import (
 // Options of Register. The zero value works.
 type Options struct {
 	// Toolsets chooses what is listed: "core", "sandbox", "files",
-	// "snapshots", "volumes", or "all". Empty means DefaultToolsets.
+	// "snapshots", "volumes", "network", or "all". Empty means DefaultToolsets.
 	Toolsets []string
 	// ReadOnly keeps only the tools that change nothing.
 	ReadOnly bool
@@ -44,7 +44,7 @@ type Options struct {
 }
 
 // Toolsets lists the toolsets there are, in the order of the documentation.
-func Toolsets() []string { return append(DefaultToolsets(), "snapshots", "volumes") }
+func Toolsets() []string { return append(DefaultToolsets(), "snapshots", "volumes", "network") }
 
 // DefaultToolsets are those that are listed unless others are asked for.
 func DefaultToolsets() []string { return []string{"core", "sandbox", "files"} }
@@ -128,7 +128,7 @@ func all() []tool {
 		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
 		readFile(), writeFile(), editFile(),
 		createSnapshot(), listSnapshots(), deleteSnapshot(), forkSandbox(),
-		listVolumes(), deleteVolume(),
+		listVolumes(), deleteVolume(), setNetwork(),
 	}
 }
 

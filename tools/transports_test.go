@@ -68,7 +68,7 @@ func TestInstructions(t *testing.T) {
 		if len(text) > 2000 {
 			t.Errorf("%s: %d bytes", name, len(text))
 		}
-		for _, want := range []string{info.Home, "session_id", "loopback only", "run_code has", "python", "300 s", "15 idle minutes"} {
+		for _, want := range []string{info.Home, "session_id", "the internet", "run_code has", "python", "300 s", "15 idle minutes"} {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s: the instructions lack %q: %s", name, want, text)
 			}

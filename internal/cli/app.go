@@ -151,7 +151,7 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 		Logger:   log,
 		Defaults: c.Defaults.Spec(),
 		Limits: sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses, Resources: c.Limits.Resources(),
-			AllowedImages: c.Limits.AllowedImages, AnyImage: !a.serving},
+			AllowedImages: c.Limits.AllowedImages, AnyImage: !a.serving, Network: c.Limits.Network()},
 		EventDir:       a.eventDir(c),
 		ProviderReason: reason,
 		Compiler:       compiler,

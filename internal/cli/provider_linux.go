@@ -45,6 +45,8 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
 		Limits:        local.Limits{PIDs: int64(c.Limits.MaxPIDs)},
 		BestEffort:    c.BestEffort,
+		Proxy:         c.Local.UpstreamProxy,
+		NoProxy:       c.Local.NoProxy,
 	}
 	o.Images = local.ImageOptions{
 		Aliases: c.Local.Images.Aliases, Mirrors: c.Local.Images.Mirrors, Platform: c.Local.Images.Platform, AuthFiles: a.authFiles(),

@@ -98,6 +98,10 @@ type Defaults struct {
 	TimeoutSeconds     int               `yaml:"timeout_seconds"`
 	WorkingDirectory   string            `yaml:"working_directory"`
 	Resources          Resources         `yaml:"resources"`
+	// What sandboxes reach: nothing but the lists, and only them.
+	NetworkBlockAll     bool     `yaml:"network_block_all"`
+	NetworkAllowList    []string `yaml:"network_allow_list"`
+	NetworkAllowDomains []string `yaml:"network_allow_domains"`
 }
 
 // Resources are limits on what a sandbox uses; 0: none is set.
@@ -119,6 +123,12 @@ type Limits struct {
 	// MaxPIDs bounds the processes and threads of all that one sandbox runs;
 	// 0: the built-in bound, best effort.
 	MaxPIDs int `yaml:"max_pids"`
+	// The widest that sandboxes may reach: with NetworkBlockAll the lists and no
+	// more, else the internet, and in NetworkAllowList the special ranges that
+	// a session may ask for.
+	NetworkBlockAll     bool     `yaml:"network_block_all"`
+	NetworkAllowList    []string `yaml:"network_allow_list"`
+	NetworkAllowDomains []string `yaml:"network_allow_domains"`
 	// AllowedImages are patterns of the images that sessions may name, in which
 	// * stands for any text; none: no image.
 	AllowedImages []string `yaml:"allowed_images"`
@@ -152,6 +162,11 @@ type Local struct {
 	// per sandbox.
 	KeepProcesses int `yaml:"keep_processes"`
 	KeepLogMiB    int `yaml:"keep_log_mib"`
+	// UpstreamProxy is an HTTP proxy through which sandboxes reach the world,
+	// "http://[user:password@]host:port"; empty: directly. NoProxy lists what
+	// is reached directly all the same: names, ".suffix", addresses, CIDRs.
+	UpstreamProxy secret.Text `yaml:"upstream_proxy"`
+	NoProxy       []string    `yaml:"no_proxy"`
 	// Images say where images come from, and how long they stay.
 	Images Images `yaml:"images"`
 }

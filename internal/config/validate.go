@@ -19,7 +19,7 @@ import (
 )
 
 // Toolsets are the names that toolsets may hold.
-var Toolsets = []string{"default", "all", "core", "sandbox", "files", "snapshots", "volumes"}
+var Toolsets = []string{"default", "all", "core", "sandbox", "files", "snapshots", "volumes", "network"}
 
 var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
 
@@ -105,6 +105,23 @@ func (l *loader) validate() {
 	within("defaults.resources.disk_gib", d.Resources.DiskGiB, c.Limits.MaxDiskGiB, "limits.max_disk_gib")
 	if n := c.Limits.MaxPIDs; n != 0 {
 		atLeast("limits.max_pids", n, 16, 1<<22, "; 0 is the built-in bound")
+	}
+	for _, n := range []struct {
+		key            string
+		cidrs, domains []string
+	}{{"defaults.", d.NetworkAllowList, d.NetworkAllowDomains}, {"limits.", c.Limits.NetworkAllowList, c.Limits.NetworkAllowDomains}} {
+		if _, err := sandbox.ParseCIDRs(n.key+"network_allow_list", n.cidrs); err != nil {
+			bad(n.key+"network_allow_list", err.Error(), "", "")
+		}
+		p := policy(false, nil, n.domains)
+		if err := (sandbox.Spec{Network: &p}).Validate(); err != nil {
+			bad(n.key+"network_allow_domains", err.Error(), "", "")
+		}
+	}
+	if u := c.Local.UpstreamProxy.Reveal(); u != "" {
+		if parsed, err := url.Parse(u); err != nil || parsed.Scheme != "http" || parsed.Hostname() == "" {
+			bad("local.upstream_proxy", "it is no address of a proxy", "http://[user:password@]host:port", "")
+		}
 	}
 	atLeast("limits.max_sandboxes", c.Limits.MaxSandboxes, 1, 100000, "")
 	atLeast("limits.max_processes", c.Limits.MaxProcesses, 1, 100000, "")
@@ -245,6 +262,30 @@ func Loopback(host string) bool {
 }
 
 // Spec returns the defaults as the Manager wants them.
+func (d Defaults) network() *sandbox.NetworkPolicy {
+	p := policy(d.NetworkBlockAll, d.NetworkAllowList, d.NetworkAllowDomains)
+	if !p.Limited() {
+		return nil
+	}
+	return &p
+}
+
+// Network is the widest policy of a session.
+func (l Limits) Network() sandbox.NetworkPolicy {
+	return policy(l.NetworkBlockAll, l.NetworkAllowList, l.NetworkAllowDomains)
+}
+
+// policy leaves out what Validate refuses.
+func policy(block bool, cidrs, domains []string) sandbox.NetworkPolicy {
+	p := sandbox.NetworkPolicy{BlockAll: block}
+	p.AllowCIDRs, _ = sandbox.ParseCIDRs("", cidrs)
+	for _, d := range domains {
+		p.AllowDomains = append(p.AllowDomains, strings.ToLower(d))
+	}
+	return p
+}
+
+// Spec is what sandboxes are made of by default.
 func (d Defaults) Spec() sandbox.Spec {
 	minutes := func(n int) *time.Duration { v := time.Duration(n) * time.Minute; return &v }
 	var autoDelete *time.Duration // not told: never, or that of server-made ids
@@ -270,5 +311,6 @@ func (d Defaults) Spec() sandbox.Spec {
 		Timeout:          &timeout,
 		WorkingDirectory: d.WorkingDirectory,
 		Resources:        d.Resources.domain(),
+		Network:          d.network(),
 	}
 }

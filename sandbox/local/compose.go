@@ -120,6 +120,7 @@ func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) 
 		Env:           baseEnv(),
 		Users:         users(),
 		User:          userOf(r.Spec),
+		Network:       p.network(r.Spec),
 		Limits:        p.limits(r.Spec),
 		Disk:          r.disk(s.sandboxDir(id)),
 		Intervals:     intervals(r.Spec),

@@ -250,7 +250,7 @@ func netfilterCheck() Check {
 		err = errors.New("not loaded")
 	}
 	c.State, c.Detail = Degraded, fmt.Sprint(reason(err))
-	c.Remedy = "network access for sandboxes needs it later: `modprobe nf_tables`"
+	c.Remedy = "without it sandboxes have no network: `modprobe -a nf_tables nft_tproxy`"
 	if container() == "" {
 		c.Fix = func() (string, error) { return thisMachine.loadModule("nf_tables") }
 	}

@@ -40,6 +40,8 @@ type connection interface {
 	Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
 	Usage(ctx context.Context) (wire.Usage, error)
 	Configure(ctx context.Context, i wire.Intervals) error
+	// Network sets the policy, unless nil, and tells what was refused.
+	Network(ctx context.Context, set *wire.Network) (wire.NetworkState, error)
 	// Stop returns when everything inside has ended and the monitor too.
 	Stop(ctx context.Context, reason string) error
 	// MakeWay is Stop, unless something runs inside: then it does nothing and

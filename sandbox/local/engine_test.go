@@ -109,6 +109,9 @@ func (fakeConn) Processes(context.Context) ([]sandbox.ProcessInfo, error) { retu
 func (fakeConn) Usage(context.Context) (wire.Usage, error) {
 	return wire.Usage{CPUNS: -1, Memory: -1, Processes: -1}, nil
 }
+func (fakeConn) Network(context.Context, *wire.Network) (wire.NetworkState, error) {
+	return wire.NetworkState{}, nil
+}
 func (fakeConn) Configure(context.Context, wire.Intervals) error { return nil }
 func (c fakeConn) Stop(ctx context.Context, reason string) error {
 	rec, _, err := fakeEngine{}.monitor(c.dir)

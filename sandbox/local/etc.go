@@ -214,7 +214,7 @@ func netFiles() map[string]string {
 	return map[string]string{
 		"hostname":    hostname + "\n",
 		"hosts":       "127.0.0.1\tlocalhost\n127.0.1.1\t" + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-		"resolv.conf": "# There is no network in this sandbox but its own loopback.\noptions timeout:1 attempts:1\n",
+		"resolv.conf": "# The sandbox's egress gate answers.\nnameserver 10.0.2.3\noptions timeout:5 attempts:2\n",
 	}
 }
 

@@ -25,7 +25,6 @@ func (p *Provider) guarantees(v *view, spec specRecord) []sandbox.Guarantee {
 	l := p.limits(spec)
 	g := []sandbox.Guarantee{
 		{Name: "filesystem", State: sandbox.Enforced, Detail: "own root; of the host only its system directories are visible, and changes to them stay inside"},
-		{Name: "network", State: sandbox.Enforced, Detail: "loopback of the sandbox only; nothing outside can be reached"},
 		userIDs(ids, why),
 	}
 	held := func(name string, h func(*wire.Ready) wire.Held, what string) {
@@ -40,6 +39,7 @@ func (p *Provider) guarantees(v *view, spec specRecord) []sandbox.Guarantee {
 		}
 		g = append(g, sandbox.Guarantee{Name: name, State: state, Detail: join(what, r.Detail)})
 	}
+	held("network", func(r *wire.Ready) wire.Held { return r.Network }, "")
 	held("seccomp", func(r *wire.Ready) wire.Held { return r.Seccomp }, "")
 	held("process_trees", func(r *wire.Ready) wire.Held { return r.Tree }, "")
 	limit := func(name string, h func(*wire.Ready) wire.Held, n int64, what string) {

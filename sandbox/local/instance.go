@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/client"
 	"berth/sandbox/local/journal"
 	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
@@ -204,6 +205,13 @@ func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, de
 			}
 			if idle := v.rec.Spec.autoStop(); idle > 0 && u.IdleSince > 0 {
 				info.IdleDeadline = time.Unix(0, u.IdleSince).Add(idle)
+			}
+		}
+	}
+	if detail && v.mon.Ready.Network.State == string(sandbox.Enforced) {
+		if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
+			if n, err := c.Network(ctx, nil); err == nil {
+				info.Refused = client.Refusals(n.Refused)
 			}
 		}
 	}
@@ -460,6 +468,7 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
 	}
 	was := v.rec.Spec.Image
+	before := in.p.network(v.rec.Spec)
 	v.rec.Spec = fromSpec(spec)
 	v.rec.Spec.Image = was
 	if err := in.s.writeRecord(in.id, v.rec); err != nil {
@@ -475,7 +484,22 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 	if err != nil {
 		return err
 	}
+	if now := in.p.network(v.rec.Spec); !toNetwork(now).Equal(*toNetwork(before)) {
+		if _, err := c.Network(ctx, now); err != nil {
+			return fmt.Errorf("set the network: %w", err)
+		}
+	}
 	return c.Configure(ctx, intervals(v.rec.Spec))
+}
+
+// SetNetwork changes what the sandbox may reach, at once.
+func (in *Instance) SetNetwork(ctx context.Context, p sandbox.NetworkPolicy) error {
+	info, err := in.Info(ctx)
+	if err != nil {
+		return err
+	}
+	info.Spec.Network = &p
+	return in.Update(ctx, info.Spec)
 }
 
 // Spawn starts a process.

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"berth/internal/secret"
 	"berth/sandbox"
 )
 
@@ -30,6 +31,10 @@ type Options struct {
 	// absent. Several berth processes may share it.
 	Dir    string
 	Logger *slog.Logger // nil discards
+	// Proxy is an HTTP proxy through which sandboxes reach the world; empty:
+	// directly. NoProxy lists what is reached directly all the same.
+	Proxy   secret.Text
+	NoProxy []string
 	// HostDirs are the operator's folders shown inside every sandbox.
 	HostDirs []sandbox.HostDir
 	// ExtraPaths are more system directories of the host to show inside at

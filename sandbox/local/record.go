@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"berth/sandbox"
@@ -91,6 +92,7 @@ type specRecord struct {
 	AutoDelete       *time.Duration    `json:"auto_delete_ns,omitempty"`
 	Timeout          *time.Duration    `json:"timeout_ns,omitempty"`
 	WorkingDirectory string            `json:"working_directory,omitempty"`
+	Network          *wire.Network     `json:"network,omitempty"`
 	CPU              float64           `json:"cpu,omitempty"`          // cores
 	Memory           int64             `json:"memory_bytes,omitempty"` // as are these
 	Disk             int64             `json:"disk_bytes,omitempty"`
@@ -99,13 +101,37 @@ type specRecord struct {
 func fromSpec(s sandbox.Spec) specRecord {
 	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, User: s.User,
 		Ephemeral: s.Ephemeral, Public: s.Public, Volumes: fromVolumes(s.Volumes), AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
-		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk}
+		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk, Network: fromNetwork(s.Network)}
 }
 
 func (r specRecord) spec() sandbox.Spec {
 	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, User: r.User,
 		Ephemeral: r.Ephemeral, Public: r.Public, Volumes: toVolumes(r.Volumes), AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
-		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}}
+		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}, Network: toNetwork(r.Network)}
+}
+
+func fromNetwork(p *sandbox.NetworkPolicy) *wire.Network {
+	if p == nil {
+		return nil
+	}
+	return &wire.Network{BlockAll: p.BlockAll, CIDRs: slices.Clone(p.AllowCIDRs), Domains: slices.Clone(p.AllowDomains)}
+}
+
+func toNetwork(n *wire.Network) *sandbox.NetworkPolicy {
+	if n == nil { // a sandbox made before there was a policy: public
+		return nil
+	}
+	return &sandbox.NetworkPolicy{BlockAll: n.BlockAll, AllowCIDRs: slices.Clone(n.CIDRs), AllowDomains: slices.Clone(n.Domains)}
+}
+
+// network is what the gate is told.
+func (p *Provider) network(r specRecord) *wire.Network {
+	n := wire.Network{}
+	if r.Network != nil {
+		n = *r.Network
+	}
+	n.Proxy, n.NoProxy = p.opts.Proxy.Reveal(), p.opts.NoProxy
+	return &n
 }
 
 func (r specRecord) ephemeral() bool { return r.Ephemeral != nil && *r.Ephemeral }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/internal/escape"
+	wirenl "berth/sandbox/local/gate/netlink"
 )
 
 var networkProbes = []probe{
@@ -20,8 +22,9 @@ var networkProbes = []probe{
 	{name: "unix_sockets", refused: "the host's unix sockets, berth's monitor's above all", run: unixSockets},
 	{name: "tcp", refused: "listeners of the host, on loopback and on its addresses", run: tcpListeners},
 	{name: "udp", refused: "datagrams to the host", run: udpListeners},
-	{name: "metadata", refused: "metadata services, private and public addresses", run: metadata},
+	{name: "metadata", refused: "metadata services and private addresses", run: metadata},
 	{name: "interfaces", refused: "interfaces beside our own loopback", run: interfaces},
+	{name: "gate_rules", refused: "changing what the egress gate is fed by", run: gateRules},
 	{name: "netlink", refused: "changing the network, watching the host's", run: netlink},
 }
 
@@ -64,12 +67,60 @@ func unixSockets(t *target) escape.Finding {
 func tcpListeners(t *target) escape.Finding {
 	var ways []string
 	for _, addr := range t.TCP {
-		if c, err := net.DialTimeout("tcp", addr, time.Second); err == nil {
-			_ = c.Close()
+		if reached(addr) {
 			ways = append(ways, "connected to "+addr)
 		}
 	}
 	return found(ways, "%d addresses refused", len(t.TCP))
+}
+
+// reached tells whether a connection leads anywhere. The egress gate takes each
+// and resets those that it does not let out.
+func reached(addr string) bool {
+	c, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	_, _ = c.Write([]byte("ping"))
+	_, err = c.Read(make([]byte, 16))
+	return !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE)
+}
+
+// gateRules tries to change what holds the sandbox's network closed.
+func gateRules(t *target) escape.Finding {
+	var ways []string
+	type change struct {
+		what     string
+		protocol int
+		list     []*wirenl.Message
+	}
+	edge := func(kind uint16) *wirenl.Message {
+		return wirenl.New(kind, 0, []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES})
+	}
+	lo := []byte{1, 0, 0, 0}
+	for _, c := range []change{
+		{"deleted the rules", unix.NETLINK_NETFILTER, []*wirenl.Message{edge(unix.NFNL_MSG_BATCH_BEGIN),
+			wirenl.New(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, unix.NLM_F_ACK, []byte{unix.AF_INET, 0, 0, 0}).Text(unix.NFTA_TABLE_NAME, "berth"),
+			edge(unix.NFNL_MSG_BATCH_END)}},
+		{"added an address", unix.NETLINK_ROUTE, []*wirenl.Message{wirenl.New(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE,
+			append([]byte{unix.AF_INET, 32, 0, 0}, lo...)).Attr(unix.IFA_LOCAL, []byte{10, 9, 9, 9})}},
+		{"deleted the route", unix.NETLINK_ROUTE, []*wirenl.Message{wirenl.New(unix.RTM_DELROUTE, unix.NLM_F_ACK,
+			[]byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, 0, 0, 0, 0}).Attr(unix.RTA_OIF, lo)}},
+	} {
+		if err := wirenl.Talk(c.protocol, nil, c.list...); err == nil {
+			ways = append(ways, c.what)
+		}
+	}
+	// In the name of others, and past the rules by a mark.
+	if s, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err == nil {
+		if unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, 1) == nil && t.user != "root" {
+			ways = append(ways, "marked packets")
+		}
+		_ = unix.Close(s)
+	}
+	return found(ways, "refused")
 }
 
 func udpListeners(t *target) escape.Finding {
@@ -91,9 +142,8 @@ func udpListeners(t *target) escape.Finding {
 
 func metadata(t *target) escape.Finding {
 	var ways []string
-	for _, addr := range []string{"169.254.169.254:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "192.168.0.1:80", "10.0.0.1:80", "172.17.0.1:2375", "9.9.9.9:53"} {
-		if c, err := net.DialTimeout("tcp", addr, 500*time.Millisecond); err == nil {
-			_ = c.Close()
+	for _, addr := range []string{"169.254.169.254:80", "[fd00:ec2::254]:80", "100.100.100.200:80", "192.168.0.1:80", "10.0.0.1:80", "172.17.0.1:2375"} {
+		if reached(addr) {
 			ways = append(ways, "connected to "+addr)
 		}
 	}

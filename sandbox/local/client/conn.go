@@ -354,6 +354,25 @@ func (c *Conn) Configure(ctx context.Context, i wire.Intervals) error {
 	return err
 }
 
+// Network sets the policy, unless set is nil, and tells what holds and what was refused.
+func (c *Conn) Network(ctx context.Context, set *wire.Network) (wire.NetworkState, error) {
+	var s wire.NetworkState
+	_, err := c.call(ctx, wire.OpNetwork, wire.NetworkChange{Set: set}, &s)
+	return s, err
+}
+
+// Refusals puts what a monitor tells into the domain's terms.
+func Refusals(list []wire.Refusal) []sandbox.Refusal { return refusals(list) }
+
+func refusals(list []wire.Refusal) []sandbox.Refusal {
+	var out []sandbox.Refusal
+	for _, r := range list {
+		out = append(out, sandbox.Refusal{Host: r.Host, Port: int(r.Port), Protocol: r.Proto, Rule: r.Rule, Allow: r.Allow,
+			Count: r.Count, First: time.Unix(0, r.First), Process: sandbox.ProcessID(r.Process)})
+	}
+	return out
+}
+
 // Touch counts as activity.
 func (c *Conn) Touch(ctx context.Context) error {
 	_, err := c.call(ctx, wire.OpTouch, nil, nil)

@@ -108,7 +108,7 @@ func info(p *wire.Process) sandbox.ProcessInfo {
 		Produced:  sandbox.Cursor{Stdout: p.Stdout, Stderr: p.Stderr},
 		Kept:      sandbox.Cursor{Stdout: p.StdoutKept, Stderr: p.StderrKept},
 		Lost:      sandbox.Cursor{Stdout: p.StdoutLost, Stderr: p.StderrLost},
-		Leftovers: p.Leftovers, Struck: p.Struck, Processes: p.Count, CPU: time.Duration(p.CPUNS), Memory: p.Memory,
+		Leftovers: p.Leftovers, Struck: p.Struck, Refused: refusals(p.Refused), Processes: p.Count, CPU: time.Duration(p.CPUNS), Memory: p.Memory,
 	}
 	if p.Ended != 0 {
 		i.Ended = time.Unix(0, p.Ended)

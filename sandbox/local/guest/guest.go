@@ -136,7 +136,8 @@ type guest struct {
 	null    *os.File // the sandbox's own /dev/null
 	lastCap int
 	nofile  uint64
-	sudoDir string // to stand first on the PATH
+	gate    []*os.File // sockets of the egress gate, until they are handed out
+	sudoDir string     // to stand first on the PATH
 
 	children chan struct{} // a child may have been born
 
@@ -187,7 +188,11 @@ func (g *guest) setup() error {
 				return errors.Join(err, g.conn.Send(wire.Header{ID: f.ID, Error: rootfs.Explain("set up the sandbox", err)}, nil, nil))
 			}
 			go g.reap()
-			err = g.conn.Send(wire.Header{ID: f.ID}, ready, nil)
+			err = g.conn.Send(wire.Header{ID: f.ID}, ready, nil, g.gate...)
+			for _, file := range g.gate {
+				_ = file.Close()
+			}
+			g.gate = nil
 			// After the answer, so that it costs nobody time.
 			debug.FreeOSMemory()
 			return err
@@ -243,6 +248,10 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	if err := loopback(); err != nil {
 		return nil, rootfs.Explain("bring up the loopback interface", err)
 	}
+	network := wire.Held{State: "enforced", Detail: "loopback of the sandbox only; nothing outside can be reached"}
+	if s.Launch.Network != nil {
+		network = g.openGate()
+	}
 	if s.Launch.Hostname != "" {
 		if err := unix.Sethostname([]byte(s.Launch.Hostname)); err != nil {
 			return nil, rootfs.Explain("set the host name", err)
@@ -280,6 +289,7 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 	}
 	ready := &wire.Ready{Memory: s.Memory, PIDs: s.PIDs, CPU: s.CPU, Disk: s.Disk}
 	ready.Tree = wire.Held{State: "enforced", Detail: "a subreaper for each process"}
+	ready.Network = network
 	ready.Seccomp = wire.Held{State: "enforced", Detail: "Docker's default list"}
 	return ready, nil
 }
@@ -383,6 +393,16 @@ func (g *guest) serve(f *wire.Frame) {
 			g.hold.RLock()
 			err = g.mkdir(&r)
 			g.hold.RUnlock()
+		}
+	case wire.OpNetSocket:
+		var r wire.GateSocket
+		if err = decode(f, &r); err == nil {
+			files, err = g.netSocket(&r)
+		}
+	case wire.OpNetOwner:
+		var r wire.NetOwner
+		if err = decode(f, &r); err == nil {
+			body, err = wire.ProcessRef{ID: g.netOwner(&r)}, nil
 		}
 	case wire.OpSymlink:
 		var r wire.Symlink

@@ -36,6 +36,9 @@ type Sandbox struct {
 	Conn *wire.Conn
 	// Ready is what holds in this sandbox.
 	Ready wire.Ready
+	// Gate are the sockets of the egress gate, in the order of package inside;
+	// none without one. The caller closes them.
+	Gate []*os.File
 	// PID of init, as seen outside.
 	PID int
 
@@ -114,6 +117,9 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		s.letGo()
 	}()
 	setup := &guest.Setup{Launch: *l}
+	if l.Network != nil {
+		setup.Launch.Network = &wire.Network{} // the policy, and a proxy's password, stay outside
+	}
 	owner := -1
 	if l.IDs.Mode == wire.IDsRange {
 		owner = int(l.IDs.Base)
@@ -156,12 +162,12 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		}
 	}
 	_ = b.conn.File().SetDeadline(time.Now().Add(startTime))
-	ready, err := b.setup(setup)
+	ready, gateFiles, err := b.setup(setup)
 	if err != nil {
 		return nil, err
 	}
 	_ = b.conn.File().SetDeadline(time.Time{})
-	s.Conn, s.PID, s.Ready = b.conn, b.pid, *ready
+	s.Conn, s.PID, s.Ready, s.Gate = b.conn, b.pid, *ready, gateFiles
 	s.Ready.InitPID = b.pid
 	s.Ready.InitStart = startTicks(b.pid)
 	go s.wait()
@@ -309,27 +315,33 @@ func fuseNode(l *wire.Launch) string {
 }
 
 // setup sends everything to init and waits for its answer.
-func (b *builder) setup(setup *guest.Setup) (*wire.Ready, error) {
+func (b *builder) setup(setup *guest.Setup) (*wire.Ready, []*os.File, error) {
 	for at := 0; at < len(b.files); at += wire.MaxFiles {
 		end := min(at+wire.MaxFiles, len(b.files))
 		if err := b.conn.Send(wire.Header{Op: guest.OpFiles}, guest.Files{Kinds: b.kinds[at:end]}, nil, b.files[at:end]...); err != nil {
-			return nil, b.died(err)
+			return nil, nil, b.died(err)
 		}
 	}
 	if err := b.conn.Send(wire.Header{ID: 1, Op: wire.OpSetup}, setup, nil); err != nil {
-		return nil, b.died(err)
+		return nil, nil, b.died(err)
 	}
 	f, err := b.conn.Recv()
 	if err != nil {
-		return nil, b.died(err)
+		return nil, nil, b.died(err)
 	}
-	for _, file := range f.Files {
-		_ = file.Close()
-	}
+	ready := &wire.Ready{}
 	if f.Error != nil {
-		return nil, explainInside(b.launch, f.Error)
+		err = explainInside(b.launch, f.Error)
+	} else {
+		ready, err = decodeReady(f)
 	}
-	return decodeReady(f)
+	if err != nil {
+		for _, file := range f.Files {
+			_ = file.Close()
+		}
+		return nil, nil, err
+	}
+	return ready, f.Files, nil
 }
 
 // died says why init did not answer.

@@ -18,6 +18,9 @@ type Sandbox interface {
 	// Conn leads to init.
 	Conn() *wire.Conn
 	Ready() wire.Ready
+	// Gate are the sockets for the egress gate, in the order of package gate/inside;
+	// none without a gate. The monitor closes them.
+	Gate() []*os.File
 	// Kill ends init, and with it everything inside, at once.
 	Kill()
 	// Wait returns when init is gone.

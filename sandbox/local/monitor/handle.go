@@ -16,7 +16,7 @@ import (
 func (p *peer) handle(f *wire.Frame) {
 	m := p.m
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
-	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw:
+	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork:
 	default:
 		m.mu.Lock()
 		m.touch()
@@ -75,6 +75,11 @@ func (p *peer) handle(f *wire.Frame) {
 		var k wire.Kill
 		if p.decode(f, &k) {
 			go func() { done(m.kill(&k)) }()
+		}
+	case wire.OpNetwork:
+		var c wire.NetworkChange
+		if p.decode(f, &c) {
+			go p.network(f.ID, &c)
 		}
 	case wire.OpUsage:
 		go p.usage(f.ID)

@@ -25,6 +25,7 @@ func Main() {
 type isolated struct{ *isolate.Sandbox }
 
 func (s isolated) Conn() *wire.Conn  { return s.Sandbox.Conn }
+func (s isolated) Gate() []*os.File  { return s.Sandbox.Gate }
 func (s isolated) Ready() wire.Ready { return s.Sandbox.Ready }
 
 // Kill is called before Wait has returned, so that the pid is still init's.

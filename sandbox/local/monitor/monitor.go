@@ -54,6 +54,7 @@ type monitor struct {
 	launch  *wire.Launch
 	box     Sandbox
 	guest   *guest
+	gate    *gatekeeper // nil without one
 	journal *journal.Journal
 	record  wire.Record
 	quit    chan struct{} // closed when all is done
@@ -202,6 +203,7 @@ func newMonitor(l *wire.Launch) *monitor {
 // begin serves the started sandbox.
 func (m *monitor) begin() {
 	m.guest = &guest{conn: m.box.Conn(), calls: map[uint64]func(*wire.Frame, *wire.Error){}}
+	m.openGate()
 	go func() {
 		m.guest.read(m.event)
 		m.died()

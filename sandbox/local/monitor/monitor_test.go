@@ -20,6 +20,7 @@ import (
 type gone struct{}
 
 func (gone) Conn() *wire.Conn  { return nil }
+func (gone) Gate() []*os.File  { return nil }
 func (gone) Ready() wire.Ready { return wire.Ready{} }
 func (gone) Kill()             {}
 func (gone) Wait() error       { return nil }

@@ -374,6 +374,7 @@ func (m *monitor) exited(e *wire.Exited) {
 // finish records that p has ended, p.info saying how; m.mu is held.
 func (m *monitor) finish(p *proc) {
 	p.info.Ended = time.Now().UnixNano()
+	p.info.Refused = m.refusals(p)
 	p.ending = false
 	if p.timer != nil {
 		p.timer.Stop()

@@ -24,6 +24,9 @@ type Launch struct {
 	Disk      *Disk     `json:"disk,omitempty"`
 	Intervals Intervals `json:"intervals"`
 	LogBytes  int64     `json:"log_bytes"` // per stream; 0: 64 MiB
+	// Network is the policy of the egress gate; nil: the sandbox has its
+	// loopback alone.
+	Network *Network `json:"network,omitempty"`
 	// Helper is a file on the host that holds this program; it stands as
 	// /usr/bin/sudo inside. Empty: the file that the monitor runs from.
 	Helper string `json:"helper,omitempty"`
@@ -145,6 +148,7 @@ type Ready struct {
 	Disk      Held   `json:"disk"`
 	Tree      Held   `json:"tree"` // process trees
 	Seccomp   Held   `json:"seccomp"`
+	Network   Held   `json:"network"`    // the egress gate
 	InitPID   int    `json:"init_pid"`   // outside
 	InitStart uint64 `json:"init_start"` // start time in clock ticks, /proc/PID/stat
 }

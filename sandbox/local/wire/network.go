@@ -97,3 +97,26 @@ type GateState struct {
 type GateFlows struct {
 	Open int `json:"open"`
 }
+
+// Ops of init for the gate.
+const (
+	OpNetSocket = "net_socket" // GateSocket -> one descriptor
+	OpNetOwner  = "net_owner"  // NetOwner -> ProcessRef; its ID is empty when nobody's
+)
+
+// OpNetwork, from berth to the monitor, sets the policy that its body holds, when
+// there is one, and tells what holds: NetworkChange -> NetworkState.
+const OpNetwork = "network"
+
+// NetworkChange is the body of OpNetwork.
+type NetworkChange struct {
+	Set *Network `json:"set,omitempty"`
+	// Since leaves out refusals that ended before it; unix nanoseconds.
+	Since int64 `json:"since,omitempty"`
+}
+
+// NetOwner asks whose socket has this end.
+type NetOwner struct {
+	Proto  string         `json:"proto"` // tcp, udp
+	Source netip.AddrPort `json:"source"`
+}

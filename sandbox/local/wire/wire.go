@@ -160,6 +160,9 @@ type Process struct {
 	StdoutLost int64    `json:"stdout_lost,omitempty"`
 	StderrLost int64    `json:"stderr_lost,omitempty"`
 	Leftovers  []string `json:"leftovers,omitempty"`
+	// Refused are connections that the egress gate refused it, and those of
+	// nobody known while it ran; at most 10.
+	Refused []Refusal `json:"refused,omitempty"`
 	// Struck names the limits that were met while it ran.
 	Struck []string `json:"struck,omitempty"`
 	// Count is how many live processes its tree has; 0: not known.

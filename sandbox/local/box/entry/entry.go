@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"berth/sandbox/local/gate"
 	"berth/sandbox/local/guest"
 	"berth/sandbox/local/monitor"
 )
@@ -30,6 +31,11 @@ func Main(args []string) bool {
 			return false // a berth's own argument
 		}
 		monitor.Main()
+	case "gate":
+		if args[0] != "box" {
+			return false
+		}
+		os.Exit(gate.Main())
 	case "init":
 		if os.Getpid() != 1 {
 			return false
