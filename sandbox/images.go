@@ -61,6 +61,8 @@ type PrunedImages struct {
 type Progress struct {
 	Text        string // "pulling the image …: 3 of 5 layers, 120 of 345 MiB"
 	Done, Total int64  // bytes; Total 0: not known
+	// Log: Text is a line of a build's log, and not how far something is.
+	Log bool
 }
 
 type progressKey struct{}

@@ -284,6 +284,7 @@ type Manager struct {
 	boxes    map[Key]*box // those seen running, believed for recheck
 	running  map[Key]int  // at most so many processes run, see admit
 	creating map[Key]bool
+	builds   map[buildKey]*building
 	owned    map[Owner]int // at most so many sandboxes are there, see makeRoom
 
 	edits [editLocks]sync.Mutex // striped by key and path
@@ -324,7 +325,7 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	}
 	o.Defaults = o.Defaults.Clone()
 	m := &Manager{provider: p, options: o, log: o.Logger, flights: map[Key]*flight{}, boxes: map[Key]*box{},
-		running: map[Key]int{}, creating: map[Key]bool{}, owned: map[Owner]int{}}
+		running: map[Key]int{}, creating: map[Key]bool{}, builds: map[buildKey]*building{}, owned: map[Owner]int{}}
 	if o.EventDir != "" {
 		m.events = &eventLog{dir: o.EventDir}
 	}

@@ -211,6 +211,27 @@ type (
 		Snapshots(ctx context.Context, owner Owner) ([]SnapshotInfo, error)
 		DeleteSnapshot(ctx context.Context, owner Owner, name string) error
 	}
+	// SnapshotBuilder makes a snapshot of b for owner, each of its steps in a
+	// sandbox as spec has them (its resources, its network). It reports the
+	// lines of the log (Progress.Log) in order. A *BuildError when a step
+	// fails; ErrExists when the owner has another snapshot of that name, while one of a
+	// build with the same Digest is returned as it is. Whatever happens, no
+	// sandbox is left. A Provider ability.
+	SnapshotBuilder interface {
+		BuildSnapshot(ctx context.Context, owner Owner, name string, b Build, spec Spec) (SnapshotInfo, error)
+	}
+	// BuildLogKeeper returns the end of the log of the last build of a
+	// snapshot, at most max bytes, also when it failed; ErrNotFound when none
+	// is kept. A Provider ability.
+	BuildLogKeeper interface {
+		BuildLog(ctx context.Context, owner Owner, name string, max int64) (string, error)
+	}
+	// BuildPruner removes what builds keep to be faster again, unless it was
+	// used within unused. dry tells what would go, and removes nothing. A
+	// Provider ability.
+	BuildPruner interface {
+		PruneBuilds(ctx context.Context, unused time.Duration, dry bool) (PrunedBuilds, error)
+	}
 	// Sweeper enforces the intervals that nobody else does: archives and
 	// deletes stopped sandboxes whose time has come, forgets old tombstones
 	// and retired ones. A Provider ability.

@@ -16,15 +16,45 @@ type SnapshotInfo struct {
 	Owner   Owner
 	Name    string
 	Created time.Time
-	// From is the session whose files it holds, Image what its sandbox was made of.
+	// State is active, or building while one of this name is being built.
+	State SnapshotState
+	// From is the session whose files it holds, Image what its sandbox was
+	// made of. Of one that was built, From is empty and Image what FROM says.
 	From  SessionID
 	Image string
+	// Built tells that it was built, Labels are those that the build gave it.
+	Built  bool
+	Labels map[string]string
+	// Log is the end of the build's log, for who built it or asks for it by name.
+	Log string
 	// Digest identifies the content, "sha256:…"; Size is the bytes of its
 	// files beside the default root or image.
 	Digest string
 	Size   int64
 	// UsedBy are the sessions whose sandboxes were made of it.
 	UsedBy []SessionID
+}
+
+// SnapshotState is where a snapshot is in its life.
+type SnapshotState string
+
+// The states of snapshots.
+const (
+	SnapshotActive   SnapshotState = "active"
+	SnapshotBuilding SnapshotState = "building"
+)
+
+// PrunedBuilds is what PruneBuilds removed.
+type PrunedBuilds struct {
+	Steps int
+	Bytes int64
+}
+
+// SnapshotRequest of CreateSnapshot.
+type SnapshotRequest struct {
+	Name string
+	// Build is what makes it; nil: it keeps the files of the key's sandbox.
+	Build *Build
 }
 
 var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
@@ -36,14 +66,22 @@ func (f *faults) snapshot(field, name string) {
 }
 
 // CreateSnapshot keeps the files of the key's sandbox, running or stopped, as
-// they are at one moment, under a name to start others from. The sandbox goes
-// on undisturbed.
-func (m *Manager) CreateSnapshot(ctx context.Context, key Key, name string) (*SnapshotInfo, error) {
+// they are at one moment, under a name to start others from; the sandbox goes
+// on undisturbed. Or it builds a snapshot, for which only the key's owner
+// counts; a build goes on without its caller, and the same call again waits on.
+func (m *Manager) CreateSnapshot(ctx context.Context, key Key, r SnapshotRequest) (*SnapshotInfo, error) {
 	ctx = withDeadline(ctx)
+	name := r.Name
 	var f faults
 	f.snapshot("name", name)
+	if r.Build != nil {
+		f.build(r.Build)
+	}
 	if err := f.err(); err != nil {
 		return nil, err
+	}
+	if r.Build != nil {
+		return m.buildSnapshot(ctx, key.Owner, name, *r.Build)
 	}
 	inst, err := m.peek(ctx, key)
 	if errors.Is(err, ErrNotFound) {
@@ -91,9 +129,17 @@ type SnapshotList struct {
 	Next      string // "" at the end
 }
 
-// ListSnapshots lists owner's snapshots by name, at most limit (0 = 50, at most
-// 200), those after the name cursor.
-func (m *Manager) ListSnapshots(ctx context.Context, owner Owner, limit int, cursor string) (*SnapshotList, error) {
+// SnapshotListRequest of ListSnapshots.
+type SnapshotListRequest struct {
+	From   SessionID // only those made from that session's sandbox; "": all
+	Name   string    // only this one, with its log; "": all
+	Limit  int       // 0 = 50, at most 200
+	Cursor string    // from SnapshotList.Next
+}
+
+// ListSnapshots lists owner's snapshots by name, those that are being built too.
+func (m *Manager) ListSnapshots(ctx context.Context, owner Owner, r SnapshotListRequest) (*SnapshotList, error) {
+	limit, cursor := r.Limit, r.Cursor
 	k, ok := m.provider.(SnapshotKeeper)
 	if !ok {
 		return nil, m.noSnapshots()
@@ -105,6 +151,9 @@ func (m *Manager) ListSnapshots(ctx context.Context, owner Owner, limit int, cur
 	if cursor != "" {
 		f.snapshot("cursor", cursor)
 	}
+	if r.Name != "" {
+		f.snapshot("name", r.Name)
+	}
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -115,10 +164,11 @@ func (m *Manager) ListSnapshots(ctx context.Context, owner Owner, limit int, cur
 	if err != nil {
 		return nil, fmt.Errorf("list the snapshots: %w", err)
 	}
+	all = m.withBuilding(owner, all)
 	slices.SortFunc(all, func(a, b SnapshotInfo) int { return strings.Compare(a.Name, b.Name) })
 	res := &SnapshotList{}
 	for _, s := range all {
-		if s.Name <= cursor {
+		if s.Name <= cursor || r.From != "" && s.From != r.From || r.Name != "" && s.Name != r.Name {
 			continue
 		}
 		if len(res.Snapshots) == limit {
@@ -127,10 +177,23 @@ func (m *Manager) ListSnapshots(ctx context.Context, owner Owner, limit int, cur
 		}
 		res.Snapshots = append(res.Snapshots, s)
 	}
-	return res, nil
+	if r.Name == "" {
+		return res, nil
+	}
+	if len(res.Snapshots) == 0 {
+		// The log of a failed build is all that is left of it.
+		text, err := m.buildLog(ctx, owner, r.Name)
+		if err != nil || text == "" {
+			return res, err
+		}
+		return nil, &FieldError{Field: "name", Problem: fmt.Sprintf("there is no snapshot %s; the end of the log of its last build, which failed:\n%s", r.Name, text)}
+	}
+	res.Snapshots[0].Log, err = m.buildLog(ctx, owner, r.Name)
+	return res, err
 }
 
-// DeleteSnapshot removes a snapshot that no sandbox was made of.
+// DeleteSnapshot removes a snapshot that no sandbox was made of. One that is
+// being built is not built on.
 func (m *Manager) DeleteSnapshot(ctx context.Context, owner Owner, name string) error {
 	k, ok := m.provider.(SnapshotKeeper)
 	if !ok {
@@ -140,6 +203,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, owner Owner, name string) 
 	f.snapshot("name", name)
 	if err := f.err(); err != nil {
 		return err
+	}
+	if m.stopBuild(ctx, owner, name) {
+		return nil
 	}
 	err := k.DeleteSnapshot(ctx, owner, name)
 	if errors.Is(err, ErrNotFound) {

@@ -21,7 +21,7 @@ type snapshotRow struct {
 }
 
 func snapshotOf(s sandbox.SnapshotInfo) snapshotRow {
-	row := snapshotRow{Name: s.Name, State: "active", Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339)}
+	row := snapshotRow{Name: s.Name, State: string(s.State), Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339)}
 	for _, u := range s.UsedBy {
 		row.UsedBy = append(row.UsedBy, string(u))
 	}
@@ -48,7 +48,7 @@ func createSnapshot() tool {
 		unavailable: map[string]string{"image": lacks(noBuilds), "steps": lacks(noBuilds), "dockerfile": lacks(noBuilds), "files": lacks(noBuilds)},
 	}
 	t.args, t.handle = handler(func(c *call, a *createSnapshotArguments) (*mcp.CallToolResult, error) {
-		s, err := c.manager.CreateSnapshot(c.ctx, c.key, a.Name)
+		s, err := c.manager.CreateSnapshot(c.ctx, c.key, sandbox.SnapshotRequest{Name: a.Name})
 		if err != nil {
 			return nil, err
 		}
@@ -80,19 +80,17 @@ func listSnapshots() tool {
 		readOnly:    true, idempotent: true, reach: noSession,
 	}
 	t.args, t.handle = handler(func(c *call, a *listSnapshotsArguments) (*mcp.CallToolResult, error) {
-		limit := 0
+		r := sandbox.SnapshotListRequest{From: c.key.Session, Cursor: a.Cursor}
 		if a.Limit != nil {
-			limit = *a.Limit
+			r.Limit = *a.Limit
 		}
-		list, err := c.manager.ListSnapshots(c.ctx, c.key.Owner, limit, a.Cursor)
+		list, err := c.manager.ListSnapshots(c.ctx, c.key.Owner, r)
 		if err != nil {
 			return nil, err
 		}
 		out := snapshotList{Snapshots: []snapshotRow{}, NextCursor: list.Next}
 		for _, s := range list.Snapshots {
-			if c.key.Session == "" || s.From == c.key.Session {
-				out.Snapshots = append(out.Snapshots, snapshotOf(s))
-			}
+			out.Snapshots = append(out.Snapshots, snapshotOf(s))
 		}
 		return recordAnswer(out)
 	})

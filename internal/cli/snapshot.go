@@ -23,7 +23,7 @@ type snapshotCreateCommand struct {
 
 func (c *snapshotCreateCommand) Run(a *App) error {
 	return a.each([]string{c.ID}, c.Owner, func(b *bench, key sandbox.Key) error {
-		s, err := b.CreateSnapshot(a.ctx, key, c.Name)
+		s, err := b.CreateSnapshot(a.ctx, key, sandbox.SnapshotRequest{Name: c.Name})
 		if err == nil {
 			fmt.Fprintf(a.Stdout, "%s %s %s\n", s.Name, s.Digest, size(s.Size))
 		}

@@ -212,7 +212,7 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 }
 
 func (r *snapshotRecord) info() sandbox.SnapshotInfo {
-	return sandbox.SnapshotInfo{Owner: sandbox.Owner(r.Owner), Name: r.Name, Created: r.Created, From: sandbox.SessionID(r.From), Image: r.ImageName, Digest: r.Digest, Size: r.Size}
+	return sandbox.SnapshotInfo{Owner: sandbox.Owner(r.Owner), Name: r.Name, State: sandbox.SnapshotActive, Created: r.Created, From: sandbox.SessionID(r.From), Image: r.ImageName, Digest: r.Digest, Size: r.Size}
 }
 
 // Snapshots lists those of owner (of all owners when empty).
