@@ -5,6 +5,7 @@ package local
 import (
 	"context"
 	"net"
+	"os"
 
 	"berth/sandbox"
 	"berth/sandbox/local/wire"
@@ -27,6 +28,13 @@ type engine interface {
 	kill(ctx context.Context, dir string) error
 	// freeze has everything inside stand still.
 	freeze(ctx context.Context, dir string) (still, error)
+	// hold keeps the mounts of dir's running sandbox when it ends, since taking
+	// them down takes as long as the disk needs for all that was written; nil
+	// when that cannot be. It is given to settle.
+	hold(dir string) *os.File
+	// settle brings what was written below dirs to the disk, and marks them
+	// with wire.SyncedName. It does not wait for that.
+	settle(ctx context.Context, held *os.File, dirs ...string)
 	// history lists the processes of a sandbox without a monitor.
 	history(dir string) ([]sandbox.ProcessInfo, error)
 	historyProcess(dir string, id sandbox.ProcessID) (sandbox.Process, error)

@@ -25,6 +25,8 @@ type clientEngine struct {
 
 	mu    sync.Mutex
 	conns map[string]*client.Conn // by state directory; nil when closed
+
+	starting sync.WaitGroup // processes of settle
 }
 
 func newEngine(log *slog.Logger) engine {
@@ -222,6 +224,34 @@ func (f frozen) thaw(ctx context.Context) error {
 	return f.Thaw(ctx)
 }
 
+func (e *clientEngine) hold(dir string) *os.File {
+	f, err := client.Hold(dir)
+	if err != nil {
+		e.log.Debug("mounts not held", slog.String("dir", dir), slog.Any("err", err))
+		return nil
+	}
+	return f
+}
+
+func (e *clientEngine) settle(ctx context.Context, held *os.File, dirs ...string) {
+	var namespaces []*os.File
+	if held != nil {
+		namespaces = append(namespaces, held)
+	}
+	e.starting.Go(func() {
+		box, _, err := boxProgram()
+		if err == nil {
+			err = client.Settle(box, namespaces, dirs...)
+		} else if held != nil {
+			_ = held.Close()
+		}
+		if err != nil {
+			// Nobody is told that they are on the disk, then.
+			e.log.WarnContext(ctx, "files not brought to the disk at once", slog.Any("err", err))
+		}
+	})
+}
+
 func (e *clientEngine) history(dir string) ([]sandbox.ProcessInfo, error) {
 	return client.History(dir)
 }
@@ -231,6 +261,7 @@ func (e *clientEngine) historyProcess(dir string, id sandbox.ProcessID) (sandbox
 }
 
 func (e *clientEngine) close() error {
+	e.starting.Wait()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for dir, c := range e.conns {

@@ -132,4 +132,6 @@ func (fakeConn) DialPort(context.Context, uint16) (net.Conn, error) { return nil
 func (c fakeConn) MakeWay(ctx context.Context) (bool, error) {
 	return false, c.Stop(ctx, "made way")
 }
+func (fakeEngine) hold(string) *os.File                          { return nil }
+func (fakeEngine) settle(context.Context, *os.File, ...string)   {}
 func (fakeEngine) freeze(context.Context, string) (still, error) { return nil, sandbox.ErrUnsupported }

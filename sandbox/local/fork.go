@@ -30,6 +30,35 @@ type origin struct {
 	// dir holds what becomes the new sandbox's own: its layers, and the image
 	// with the files where a disk limit has them on one. Empty: nothing.
 	dir string
+	// fork: of another sandbox's files, which need not be on the disk yet.
+	fork bool
+}
+
+// shared is what share leaves to do beside its origin.
+type shared struct {
+	*origin
+	// resume starts the sandbox whose files were shared again; nil when it
+	// need not be.
+	resume func() error
+	// held are mounts that bringToDisk lets go of.
+	held *os.File
+	// layer is the sealed one that is not known to be on the disk; or empty.
+	layer string
+}
+
+// bringToDisk has what was shared brought to the disk, and does not wait for
+// it; to is the new sandbox, empty when there is none.
+func (in *Instance) bringToDisk(ctx context.Context, o *shared, to string) {
+	var dirs []string
+	if o.layer != "" {
+		dirs = append(dirs, in.s.sealedDir(o.layer))
+	}
+	if to != "" {
+		dirs = append(dirs, in.s.sandboxDir(to))
+	}
+	if o.held != nil || len(dirs) > 0 {
+		in.p.engine.settle(context.WithoutCancel(ctx), o.held, dirs...)
+	}
 }
 
 func originOf(r *record) *origin {
@@ -92,14 +121,36 @@ func (in *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec
 	if err != nil {
 		return nil, full(s, err)
 	}
+	made := ""
+	defer func() { in.bringToDisk(ctx, o, made) }()
 	if err := p.opts.step("fork:shared"); err != nil {
 		return nil, err
 	}
-	if err := to.create(ctx, spec, o); err != nil {
+	o.fork = true
+	resumed := make(chan error, 1)
+	go func() { resumed <- o.again() }()
+	err = to.create(ctx, spec, o.origin)
+	if rerr := <-resumed; rerr != nil {
+		// It is stopped and whole, and its next use starts it.
+		p.log.WarnContext(ctx, "forked sandbox not restarted", slog.String("session", v.rec.Session), slog.Any("err", rerr))
+		if err != nil {
+			err = errors.Join(err, rerr)
+		}
+	}
+	if err != nil {
 		return nil, full(s, err)
 	}
+	made = to.id
 	p.log.InfoContext(ctx, "sandbox forked", slog.String("session", string(key.Session)), slog.String("from", v.rec.Session), slog.String("sandbox", to.id))
 	return to, nil
+}
+
+// again is resume, if there is any.
+func (o *shared) again() error {
+	if o.resume == nil {
+		return nil
+	}
+	return o.resume()
 }
 
 // forkable tells why a sandbox's files cannot be shared; nil when they can.
@@ -123,12 +174,14 @@ func (in *Instance) forkable(v *view, err error) error {
 }
 
 // share makes what the sandbox has written available to another, as of one
-// moment, and leaves it running or stopped as it was. With plain, files that are
-// in the image of a disk limit are taken out of it. The caller holds its lock.
-func (in *Instance) share(ctx context.Context, v *view, plain bool) (*origin, error) {
+// moment, and leaves it running or stopped as it was, but for what the result
+// says. With plain, files that are in the image of a disk limit are taken out of
+// it. The caller holds its lock, and calls bringToDisk in the end.
+func (in *Instance) share(ctx context.Context, v *view, plain bool) (*shared, error) {
 	r := v.rec
 	if !v.alive {
-		return in.shareStopped(ctx, v, plain)
+		o, err := in.shareStopped(ctx, v, plain)
+		return &shared{origin: o, layer: in.s.unmarked(r)}, err
 	}
 	// Somebody was killed who had begun; it runs on what it was started on.
 	if err := in.settleSeal(r); err != nil {
@@ -136,14 +189,16 @@ func (in *Instance) share(ctx context.Context, v *view, plain bool) (*origin, er
 	}
 	switch {
 	case r.DiskKind == wire.DiskImage || r.DiskKind == wire.DiskTmpfs:
-		return in.shareLimited(ctx, r, plain)
+		o, err := in.shareLimited(ctx, r, plain)
+		return &shared{origin: o}, err
 	case r.DiskKind == "" && len(r.Sealed) < maxSealed:
-		done, err := in.shareQuiet(ctx, r)
-		if err != nil || done {
-			return originOf(r), err
+		o, err := in.shareQuiet(ctx, r)
+		if err != nil || o != nil {
+			return o, err
 		}
 	}
-	return in.shareBusy(ctx, r, plain)
+	o, err := in.shareBusy(ctx, r, plain)
+	return &shared{origin: o}, err
 }
 
 func (in *Instance) shareStopped(ctx context.Context, v *view, plain bool) (*origin, error) {
@@ -260,35 +315,59 @@ func limitedFork() error {
 }
 
 // shareQuiet seals the layers of a running sandbox in which nothing runs, and
-// restarts it on them. done is false when something runs.
-func (in *Instance) shareQuiet(ctx context.Context, r *record) (done bool, err error) {
+// leaves it to be restarted on them. nil when something runs.
+func (in *Instance) shareQuiet(ctx context.Context, r *record) (*shared, error) {
 	c, err := in.quiet(ctx)
 	if c == nil || err != nil {
-		return false, err
+		return nil, err
 	}
 	if in.unchanged() {
-		return true, nil
+		return &shared{origin: originOf(r), layer: in.s.unmarked(r)}, nil
 	}
 	// From here on, somebody who leaves must not stop it half way.
 	ctx = context.WithoutCancel(ctx)
 	if err := in.intendSeal(r); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := in.p.opts.step("seal:intended"); err != nil {
-		return false, err
+		return nil, err
 	}
+	o := &shared{layer: r.Sealing, held: in.p.engine.hold(in.dir())}
 	busy, err := in.makeWay(ctx, c)
-	if busy {
-		return false, errors.Join(err, in.settleSeal(r))
+	if busy || err != nil {
+		o.letGo()
+		if busy {
+			err = errors.Join(err, in.settleSeal(r))
+		}
+		return nil, err
 	}
-	if err != nil {
-		return false, err
+	o.resume = func() error {
+		err := in.restart(ctx, r)
+		if err != nil && o.held != nil {
+			// Perhaps because the former mounts are still there.
+			o.letGo()
+			err = in.restart(ctx, r)
+		}
+		if err != nil {
+			return fmt.Errorf("restart the forked sandbox: %w", err)
+		}
+		return nil
 	}
-	serr := in.seal(r)
-	if err := in.restart(ctx, r); err != nil {
-		return false, fmt.Errorf("restart the forked sandbox: %w", errors.Join(serr, err))
+	if err := in.seal(r); err != nil {
+		err = errors.Join(err, o.resume())
+		o.letGo()
+		return nil, err
 	}
-	return serr == nil, serr
+	o.origin = originOf(r)
+	return o, nil
+}
+
+// letGo does without holding mounts, and waits until they are gone.
+func (o *shared) letGo() {
+	if o.held != nil {
+		_ = o.held.Close()
+		o.held = nil
+	}
 }
 
 // restart starts the sandbox again after its layers were sealed.

@@ -3,9 +3,11 @@
 package local_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +16,8 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/client"
+	"berth/sandbox/local/journal"
+	"berth/sandbox/local/wire"
 )
 
 var forkKey = sandbox.Key{Owner: "o", Session: "forked"}
@@ -163,6 +167,87 @@ func TestForkWithADiskLimit(t *testing.T) {
 	must(t, in.Stop(t.Context()))
 	third := fork(t, in, sandbox.Key{Owner: "o", Session: "third"})
 	wantRun(t, third, "agent", "cat ~/f && sha256sum --status -c ~/sum && echo whole", "kept\nwhole")
+}
+
+// A fork is on the disk soon, and when the machine went down before, that is
+// said.
+func TestForkIsBroughtToTheDisk(t *testing.T) {
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "agent", "head -c 20000000 /dev/urandom > ~/big", "")
+	to := fork(t, in, forkKey)
+	marks := []string{filepath.Join(to.(*local.Instance).Dir(), wire.SyncedName)}
+	layers, err := filepath.Glob(filepath.Join(dir, "sealed", "*"))
+	must(t, err)
+	if len(layers) != 1 {
+		t.Fatalf("sealed layers = %q, want one", layers)
+	}
+	marks = append(marks, filepath.Join(layers[0], wire.SyncedName))
+	for _, m := range marks {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			if _, err := os.Lstat(m); err == nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s is not made", m)
+			}
+		}
+	}
+	crashed := func(x sandbox.Instance) string {
+		crash(t, x, true)
+		info, err := x.Info(t.Context())
+		must(t, err)
+		return info.Reason
+	}
+	// The layer was sealed in an earlier boot by now.
+	note := filepath.Join(layers[0], "layer.json")
+	b, err := os.ReadFile(note)
+	must(t, err)
+	boot, err := journal.BootID()
+	must(t, err)
+	must(t, os.WriteFile(note, bytes.ReplaceAll(b, []byte(boot), []byte("another-boot")), 0o600))
+	if got := crashed(to); !strings.HasPrefix(got, "the machine was restarted") || strings.Contains(got, "missing") {
+		t.Errorf("reason = %q, want a restart and no more", got)
+	}
+	must(t, os.Remove(marks[1]))
+	if got := crashed(in); !strings.HasPrefix(got, "the machine was restarted") || !strings.Contains(got, "may be missing or cut short") {
+		t.Errorf("reason without the mark = %q, want that files may be missing", got)
+	}
+	for _, x := range []sandbox.Instance{in, to} {
+		must(t, x.Start(t.Context()))
+		wantRun(t, x, "agent", "stat -c %s ~/big", "20000000")
+	}
+}
+
+// What is a sandbox's own does not go along: its ports. All that its spec says does.
+func TestForkTakesItsSpecAlong(t *testing.T) {
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	spec := sandbox.Spec{Labels: map[string]string{"team": "a"}, Env: map[string]string{"X": "y"}, User: "agent", Volumes: []sandbox.VolumeMount{{Volume: "v", Path: "/data"}}}
+	in, err := p.Create(t.Context(), testKey, spec)
+	must(t, err)
+	_, err = in.(sandbox.PortKeeper).KeepPort(t.Context(), sandbox.NewPort(8080))
+	must(t, err)
+	wantRun(t, in, "agent", "echo shared > /data/f; echo own > ~/f", "")
+	to := fork(t, in, forkKey)
+	wantRun(t, to, "agent", "cat /data/f ~/f; echo back > /data/g", "shared\nown")
+	wantRun(t, in, "agent", "cat /data/g", "back")
+	for x, ports := range map[sandbox.Instance]int{in: 1, to: 0} {
+		info, err := x.Info(t.Context())
+		must(t, err)
+		if len(info.Ports) != ports {
+			t.Errorf("ports of %s = %v, want %d", info.Key.Session, info.Ports, ports)
+		}
+		if info.Spec.Labels["team"] != "a" || info.Spec.Env["X"] != "y" || len(info.Spec.Volumes) != 1 {
+			t.Errorf("spec of %s = %+v", info.Key.Session, info.Spec)
+		}
+	}
+	labels, err := p.PortLabels(t.Context())
+	must(t, err)
+	if len(labels) != 1 {
+		t.Errorf("labels of ports = %q, want the source's alone", labels)
+	}
 }
 
 // Killed anywhere, a fork leaves the source whole and can be repeated, and

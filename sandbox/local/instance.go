@@ -264,13 +264,17 @@ func (l *lost) text() string {
 	if l.Rebooted {
 		cause = "the machine was restarted"
 	}
+	text := cause + ": " + strconv.Itoa(l.Processes) + " processes were lost"
 	switch l.Processes {
 	case 0:
-		return cause + ": no process was running"
+		text = cause + ": no process was running"
 	case 1:
-		return cause + ": 1 process was lost"
+		text = cause + ": 1 process was lost"
 	}
-	return cause + ": " + strconv.Itoa(l.Processes) + " processes were lost"
+	if l.Unsynced {
+		text += "; it went down before all files of a fork or snapshot were on the disk, so that those written shortly before may be missing or cut short"
+	}
+	return text
 }
 
 // settle notes, once, that a monitor died out of order: when that was noticed
@@ -288,6 +292,7 @@ func (in *Instance) settle(v *view) *lost {
 		}
 	}
 	l := &lost{Monitor: v.mon.Started, Noticed: time.Now().UTC(), Processes: n, Rebooted: v.mon.Boot != bootID()}
+	l.Unsynced = l.Rebooted && in.s.incomplete(in.id, v.rec)
 	k, err := tryAcquire(in.s.lockPath(in.id), opOther)
 	if err != nil {
 		return l // whoever holds it notes the same

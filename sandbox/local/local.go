@@ -216,6 +216,7 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	}
 	s.useSealed(r.Sealed)
 	if o.dir != "" {
+		r.Unsynced = bootID()
 		err = os.Rename(o.dir, tmp)
 	} else if err = os.MkdirAll(filepath.Join(tmp, layersDir), 0o700); err == nil && r.DiskKind == wire.DiskImage {
 		err = makeImage(ctx, filepath.Join(tmp, disk.Image), spec.Resources.Disk)
@@ -223,7 +224,12 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	if err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(tmp, recordFile), r, true); err != nil {
+	if o.fork {
+		err = orderJSON(filepath.Join(tmp, recordFile), r)
+	} else {
+		err = writeJSON(filepath.Join(tmp, recordFile), r, true)
+	}
+	if err != nil {
 		return err
 	}
 	_ = writeJSON(filepath.Join(tmp, recordCopy), r, false)
@@ -233,8 +239,10 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	if err := os.Rename(tmp, dir); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(dir)); err != nil {
-		return err
+	if !o.fork {
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
 	}
 	if err := p.opts.step("create:exists"); err != nil {
 		return err

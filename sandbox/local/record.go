@@ -42,6 +42,9 @@ type record struct {
 	// done.
 	Sealed  []string `json:"sealed,omitempty"`
 	Sealing string   `json:"sealing,omitempty"`
+	// Unsynced is the boot of the machine in which its layers were copied from
+	// another's, until wire.SyncedName tells that they are on the disk.
+	Unsynced string `json:"unsynced,omitempty"`
 	// Error makes StatusError.
 	Error    string    `json:"error,omitempty"`
 	Lost     *lost     `json:"lost,omitempty"`
@@ -64,6 +67,8 @@ type lost struct {
 	Noticed   time.Time `json:"noticed"`
 	Processes int       `json:"processes"`
 	Rebooted  bool      `json:"rebooted"`
+	// Unsynced: files that it was made of had not all been written to the disk.
+	Unsynced bool `json:"unsynced,omitempty"`
 }
 
 // archived describes archive.tar.zst.
@@ -218,6 +223,16 @@ func readRecord(dir string) (*record, error) {
 func (s *store) writeRecord(id string, r *record) error {
 	dir := s.sandboxDir(id)
 	if err := writeJSON(filepath.Join(dir, recordFile), r, true); err != nil {
+		return err
+	}
+	_ = writeJSON(filepath.Join(dir, recordCopy), r, false)
+	return nil
+}
+
+// orderRecord is writeRecord for what may be lost with the power; see orderJSON.
+func (s *store) orderRecord(id string, r *record) error {
+	dir := s.sandboxDir(id)
+	if err := orderJSON(filepath.Join(dir, recordFile), r); err != nil {
 		return err
 	}
 	_ = writeJSON(filepath.Join(dir, recordCopy), r, false)

@@ -35,6 +35,10 @@ type layerRecord struct {
 	Version int       `json:"version"`
 	Created time.Time `json:"created"`
 	IDs     wire.IDs  `json:"ids"`
+	// Boot is the boot of the machine in which it was sealed. Its files are
+	// surely on the disk once wire.SyncedName lies beside; before, they are as
+	// safe as any files that were just written.
+	Boot string `json:"boot,omitempty"`
 	// SHA256 of the packed files, and their bytes, once somebody asked.
 	SHA256 string `json:"sha256,omitempty"`
 	Size   int64  `json:"size,omitempty"`
@@ -131,10 +135,10 @@ func (in *Instance) intendSeal(r *record) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	err := writeJSON(filepath.Join(dir, layerFile), &layerRecord{Version: 1, Created: time.Now().UTC(), IDs: r.IDs}, false)
+	err := writeJSON(filepath.Join(dir, layerFile), &layerRecord{Version: 1, Created: time.Now().UTC(), IDs: r.IDs, Boot: bootID()}, false)
 	if err == nil {
 		r.Sealing, r.Sealed = id, append(r.Sealed[:len(r.Sealed):len(r.Sealed)], id)
-		err = in.s.writeRecord(in.id, r)
+		err = in.s.orderRecord(in.id, r)
 	}
 	return err
 }
@@ -145,9 +149,6 @@ func (in *Instance) seal(r *record) error {
 		return err
 	}
 	if err := in.p.opts.step("seal:renamed"); err != nil {
-		return err
-	}
-	if err := syncDir(in.s.sealedDir(r.Sealing)); err != nil {
 		return err
 	}
 	return os.Mkdir(in.layers(), 0o700)
@@ -170,7 +171,42 @@ func (in *Instance) settleSeal(r *record) error {
 		return err
 	}
 	r.Sealing = ""
-	return in.s.writeRecord(in.id, r)
+	return in.s.orderRecord(in.id, r)
+}
+
+// incomplete tells that files of r had not all been written to the disk when the
+// machine went down.
+func (s *store) incomplete(id string, r *record) bool {
+	now := bootID()
+	lost := func(dir, boot string) bool {
+		if boot == "" || boot == now {
+			return false
+		}
+		_, err := os.Lstat(filepath.Join(dir, wire.SyncedName))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	if lost(s.sandboxDir(id), r.Unsynced) {
+		return true
+	}
+	for _, l := range r.Sealed {
+		var lr layerRecord
+		if err := readJSON(filepath.Join(s.sealedDir(l), layerFile), &lr); err == nil && lost(s.sealedDir(l), lr.Boot) {
+			return true
+		}
+	}
+	return false
+}
+
+// unmarked is the topmost layer of r if it is not known to be on the disk.
+func (s *store) unmarked(r *record) string {
+	if len(r.Sealed) == 0 {
+		return ""
+	}
+	id := r.Sealed[len(r.Sealed)-1]
+	if _, err := os.Lstat(filepath.Join(s.sealedDir(id), wire.SyncedName)); errors.Is(err, fs.ErrNotExist) {
+		return id
+	}
+	return ""
 }
 
 // sweepSealed removes the layers that nobody has named for a while.

@@ -114,7 +114,7 @@ func (in *Instance) Snapshot(ctx context.Context, name string) (sandbox.Snapshot
 		return sandbox.SnapshotInfo{}, err
 	}
 	if o.dir != "" {
-		if err := s.adopt(o); err != nil {
+		if err := s.adopt(o.origin); err != nil {
 			_ = treeAs(o.ids).Remove(context.WithoutCancel(ctx), o.dir)
 			return sandbox.SnapshotInfo{}, full(s, err)
 		}
@@ -139,7 +139,7 @@ func (in *Instance) Snapshot(ctx context.Context, name string) (sandbox.Snapshot
 }
 
 // shareForSnapshot holds the sandbox's lock only as long as it takes to share its files.
-func (in *Instance) shareForSnapshot(ctx context.Context) (*origin, error) {
+func (in *Instance) shareForSnapshot(ctx context.Context) (*shared, error) {
 	l, err := acquire(ctx, in.s.lockPath(in.id), opOther)
 	if err != nil {
 		return nil, err
@@ -153,11 +153,16 @@ func (in *Instance) shareForSnapshot(ctx context.Context) (*origin, error) {
 		return nil, err
 	}
 	o, err := in.share(ctx, &v, true)
-	if err == nil {
-		o.imageName = v.rec.Spec.Image
-		in.s.useSealed(o.sealed)
+	if err != nil {
+		return nil, err
 	}
-	return o, err
+	defer in.bringToDisk(ctx, o, "")
+	if err := o.again(); err != nil {
+		return nil, err
+	}
+	o.imageName = v.rec.Spec.Image
+	in.s.useSealed(o.sealed)
+	return o, nil
 }
 
 // adopt makes copied layers a sealed one of o.

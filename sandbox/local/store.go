@@ -166,6 +166,33 @@ func (s *store) path(parts ...string) string {
 // writeJSON replaces the file at path atomically. With durable, the content and
 // its name are on disk when it returns.
 func writeJSON(path string, v any, durable bool) error {
+	if !durable {
+		return replaceJSON(path, v, nil)
+	}
+	if err := replaceJSON(path, v, (*os.File).Sync); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// orderJSON is writeJSON for what need not be on disk at once: after the power
+// was cut the file is as before or as now, never in between, and what was
+// renamed before it is renamed. It does not wait for the journal, behind which
+// all that a sandbox has just written may queue.
+func orderJSON(path string, v any) error {
+	return replaceJSON(path, v, func(f *os.File) error {
+		const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+		err := unix.SyncFileRange(int(f.Fd()), 0, 0, all)
+		if err == unix.ENOSYS || err == unix.EINVAL || err == unix.ESPIPE {
+			return f.Sync()
+		}
+		return err
+	})
+}
+
+// replaceJSON writes v aside, calls written with the file, unless it is nil, and
+// renames it to path.
+func replaceJSON(path string, v any, written func(*os.File) error) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
@@ -176,8 +203,8 @@ func writeJSON(path string, v any, durable bool) error {
 		return err
 	}
 	_, err = f.Write(append(b, '\n'))
-	if err == nil && durable {
-		err = f.Sync()
+	if err == nil && written != nil {
+		err = written(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -187,12 +214,8 @@ func writeJSON(path string, v any, durable bool) error {
 	}
 	if err != nil {
 		_ = os.Remove(tmp)
-		return err
 	}
-	if durable {
-		return syncDir(filepath.Dir(path))
-	}
-	return nil
+	return err
 }
 
 // readJSON reads at most 1 MiB.

@@ -245,6 +245,10 @@ type MadeWay struct {
 // FreezeMost bounds a freeze, in milliseconds.
 const FreezeMost = 60_000
 
+// SyncedName is a file that `box settle` makes in a directory once all that
+// stood in it is on the disk.
+const SyncedName = "synced"
+
 // Path names a file inside, absolute. User whose rights count; empty: the
 // sandbox's.
 type Path struct {

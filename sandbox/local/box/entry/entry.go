@@ -36,6 +36,11 @@ func Main(args []string) bool {
 			return false
 		}
 		os.Exit(gate.Main())
+	case "settle":
+		if args[0] != "box" {
+			return false // as above
+		}
+		os.Exit(settle(args[2:]))
 	case "init":
 		if os.Getpid() != 1 {
 			return false
