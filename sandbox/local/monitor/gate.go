@@ -38,7 +38,8 @@ type gatekeeper struct {
 	mu      sync.Mutex
 	network wire.Network
 	state   wire.GateState
-	conn    *wire.Conn // to the running gate
+	conn    *wire.Conn    // to the running gate
+	gone    chan struct{} // closed when that gate, and so its connections, are no more
 	ids     uint64
 	calls   map[uint64]chan *wire.Error
 	refused []wire.Refusal // oldest first
@@ -134,8 +135,9 @@ func (k *gatekeeper) serve() error {
 		_ = conn.Close()
 		return err
 	}
+	gone := make(chan struct{})
 	k.mu.Lock()
-	k.conn = conn
+	k.conn, k.gone = conn, gone
 	start := wire.GateStart{Network: k.network, Resolvers: resolvers(), IdleMS: gateIdle.Milliseconds(), State: k.state}
 	// Under the lock, so that no change of the policy comes before it.
 	_ = conn.File().SetWriteDeadline(time.Now().Add(gateWait))
@@ -148,6 +150,10 @@ func (k *gatekeeper) serve() error {
 			k.handle(conn, f)
 		}
 	}
+	_ = conn.Close()
+	_ = p.Kill()
+	state, werr := p.Wait()
+	close(gone)
 	k.mu.Lock()
 	k.conn = nil
 	calls := k.calls
@@ -156,9 +162,6 @@ func (k *gatekeeper) serve() error {
 	for _, ch := range calls {
 		ch <- nil // the next gate has the new policy from its start
 	}
-	_ = conn.Close()
-	_ = p.Kill()
-	state, werr := p.Wait()
 	if werr == nil && !state.Success() && !state.Sys().(syscall.WaitStatus).Signaled() {
 		return &wire.Error{Text: "it ended by itself: " + state.String()}
 	}
@@ -304,7 +307,7 @@ const utf8Error = '\uFFFD'
 func (k *gatekeeper) set(n wire.Network) *wire.Error {
 	k.mu.Lock()
 	k.network = n
-	conn := k.conn
+	conn, gone := k.conn, k.gone
 	if conn == nil {
 		k.mu.Unlock()
 		return nil
@@ -324,8 +327,10 @@ func (k *gatekeeper) set(n wire.Network) *wire.Error {
 		case <-time.After(gateWait):
 		}
 	}
-	// A gate that does not listen is not to be trusted with the old policy.
+	// A gate that does not listen is not to be trusted with the old policy: it
+	// ends, and the next has the new one.
 	_ = conn.Close()
+	<-gone
 	return nil
 }
 
