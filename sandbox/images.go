@@ -49,6 +49,9 @@ type ImageInfo struct {
 	Disk         int64 // bytes of its layers, those it shares with others too
 	Layers       int
 	Sandboxes    int // that stand on it
+	// Remarks tell what of the image sandboxes see otherwise than it is, such
+	// as "2 device nodes were left out"; nil: nothing.
+	Remarks []string
 }
 
 // PrunedImages is what PruneImages removed.

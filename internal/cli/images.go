@@ -31,6 +31,7 @@ type imageRow struct {
 	Sandboxes int      `json:"sandboxes"`
 	Pulled    string   `json:"pulled,omitempty"`
 	Used      string   `json:"used,omitempty"`
+	Remarks   []string `json:"remarks,omitempty"`
 }
 
 var errNoImages = errors.New("this provider keeps no images")
@@ -51,7 +52,7 @@ func (c *imagesListCommand) Run(a *App) error {
 	}
 	if c.JSON {
 		for _, i := range list {
-			row := imageRow{Names: i.Names, Digest: i.Digest, Platform: i.Platform, Layers: i.Layers, Bytes: i.Disk, Sandboxes: i.Sandboxes}
+			row := imageRow{Names: i.Names, Digest: i.Digest, Platform: i.Platform, Layers: i.Layers, Bytes: i.Disk, Sandboxes: i.Sandboxes, Remarks: i.Remarks}
 			for _, t := range []struct {
 				to *string
 				at time.Time
@@ -74,7 +75,24 @@ func (c *imagesListCommand) Run(a *App) error {
 	for _, i := range list {
 		addImage(t, i)
 	}
-	return t.write(a.Stdout)
+	if err := t.write(a.Stdout); err != nil {
+		return err
+	}
+	for _, i := range list {
+		a.remarkOn(i)
+	}
+	return nil
+}
+
+// remarkOn tells people what of an image is not as it is.
+func (a *App) remarkOn(i sandbox.ImageInfo) {
+	name := shortDigest(i.Digest)
+	if len(i.Names) > 0 {
+		name = i.Names[0]
+	}
+	for _, r := range i.Remarks {
+		fmt.Fprintf(a.Stderr, "%s: %s.\n", name, r)
+	}
 }
 
 func imageTable() *table { return newTable("IMAGE", "DIGEST", "PLATFORM", "SIZE", "SANDBOXES", "USED") }
@@ -111,6 +129,7 @@ func (c *imagesPullCommand) Run(a *App) error {
 		return err
 	}
 	fmt.Fprintf(a.Stdout, "%s %s\n", strings.Join(i.Names, " "), i.Digest)
+	a.remarkOn(i)
 	return nil
 }
 

@@ -377,9 +377,12 @@ func (p *Provider) Images(context.Context) ([]sandbox.ImageInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	form := p.formNow(s)
 	var out []sandbox.ImageInfo
 	for _, e := range list {
-		out = append(out, infoOf(e, used))
+		i := infoOf(e, used)
+		i.Remarks = is.Remarks(&e.Image, form)
+		out = append(out, i)
 	}
 	return out, nil
 }
@@ -438,13 +441,14 @@ func (p *Provider) PullImage(ctx context.Context, name string) (sandbox.ImageInf
 	if err != nil {
 		return sandbox.ImageInfo{}, err
 	}
-	im, pin, err := is.Pull(ctx, n, p.formNow(s), true, report(ctx))
+	form := p.formNow(s)
+	im, pin, err := is.Pull(ctx, n, form, true, report(ctx))
 	if err != nil {
 		return sandbox.ImageInfo{}, full(s, err)
 	}
 	defer pin.Release()
 	now := time.Now()
-	return sandbox.ImageInfo{Names: []string{im.Name}, Digest: im.Digest, Platform: im.Platform, Pulled: now, Used: now, Layers: len(im.Layers)}, nil
+	return sandbox.ImageInfo{Names: []string{im.Name}, Digest: im.Digest, Platform: im.Platform, Pulled: now, Used: now, Layers: len(im.Layers), Remarks: is.Remarks(im, form)}, nil
 }
 
 // PruneImages removes images that nobody uses.

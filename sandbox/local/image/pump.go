@@ -34,8 +34,8 @@ type pump struct {
 }
 
 // newPump reads a layer, compressed with gzip, zstd or not at all; limit bounds
-// what comes out.
-func newPump(ctx context.Context, r io.Reader, hashRaw bool, limit int64) (*pump, error) {
+// what comes out, and room is asked now and then whether there is still space.
+func newPump(ctx context.Context, r io.Reader, hashRaw bool, limit int64, room func() error) (*pump, error) {
 	p := &pump{full: make(chan []byte, 8), empty: make(chan []byte, 10), stop: make(chan struct{}), ended: make(chan struct{})}
 	raw := sha256.New()
 	if hashRaw {
@@ -69,7 +69,7 @@ func newPump(ctx context.Context, r io.Reader, hashRaw bool, limit int64) (*pump
 			defer end()
 		}
 		sum := sha256.New()
-		p.err = p.run(ctx, plain, sum, limit)
+		p.err = p.run(ctx, plain, sum, limit, room)
 		if p.err != nil {
 			return
 		}
@@ -88,8 +88,9 @@ const pumpPiece = 256 << 10
 
 var errStopped = errors.New("stopped")
 
-func (p *pump) run(ctx context.Context, r io.Reader, sum hash.Hash, limit int64) error {
+func (p *pump) run(ctx context.Context, r io.Reader, sum hash.Hash, limit int64, room func() error) error {
 	made := 0
+	var looked int64
 	for {
 		var buf []byte
 		select {
@@ -109,6 +110,12 @@ func (p *pump) run(ctx context.Context, r io.Reader, sum hash.Hash, limit int64)
 		n, err := io.ReadFull(r, buf[:pumpPiece])
 		if limit -= int64(n); limit < 0 {
 			return &tree.LayerError{Text: "it unpacks to more than the limit allows; it seems to be made to fill the disk"}
+		}
+		if looked -= int64(n); looked < 0 {
+			looked = lookEvery
+			if err := room(); err != nil {
+				return err
+			}
 		}
 		_, _ = sum.Write(buf[:n])
 		if n > 0 {

@@ -113,9 +113,18 @@ func (r *registry) connect(ctx context.Context, e *endpoint) (*http.Client, erro
 	if err != nil {
 		return nil, err
 	}
-	e.client = &http.Client{Transport: t}
+	e.client = &http.Client{Transport: t, CheckRedirect: func(_ *http.Request, via []*http.Request) error {
+		if len(via) >= maxRedirects {
+			return errRedirects
+		}
+		return nil
+	}}
 	return e.client, nil
 }
+
+const maxRedirects = 10
+
+var errRedirects = fmt.Errorf("it answers with more than %d redirects", maxRedirects)
 
 // get asks for a path of the repository, and again while the fault may pass.
 func (r *registry) get(ctx context.Context, e *endpoint, what, accept, bytesFrom string) (*http.Response, error) {
@@ -128,7 +137,7 @@ func (r *registry) get(ctx context.Context, e *endpoint, what, accept, bytesFrom
 		passing := !errors.As(err, &te) || te.StatusCode >= 500 || te.StatusCode == http.StatusRequestTimeout
 		var private *privateError
 		var dns *net.DNSError
-		if !passing || try == 2 || ctx.Err() != nil || errors.As(err, &private) || errors.As(err, &dns) || errors.Is(err, syscall.ECONNREFUSED) {
+		if !passing || try == 2 || ctx.Err() != nil || errors.As(err, &private) || errors.Is(err, errRedirects) || errors.As(err, &dns) || errors.Is(err, syscall.ECONNREFUSED) {
 			return nil, r.explain(e, what, err)
 		}
 		t := time.NewTimer(time.Second << try)

@@ -84,6 +84,9 @@ func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error)
 	if len(m.Layers) != len(c.RootFS.DiffIDs) {
 		return nil, fault("%s has %d layers, and its configuration names %d", n.Full, len(m.Layers), len(c.RootFS.DiffIDs))
 	}
+	if err := s.checkLayers(n, len(m.Layers)); err != nil {
+		return nil, err
+	}
 	for i, l := range m.Layers {
 		if !l.MediaType.IsLayer() || len(l.URLs) > 0 && !l.MediaType.IsDistributable() {
 			return nil, fault("%s is no image of a system: its layer %d is %.80q", n.Full, i+1, l.MediaType)
@@ -92,9 +95,22 @@ func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error)
 		if !validDigest(layer.Diff) || !validDigest(layer.Blob) || l.Size < 0 {
 			return nil, fault("%s has a layer with a digest that is no SHA-256", n.Full)
 		}
+		if l.Size > s.limit() {
+			return nil, fault("%s has a layer of %d MiB; a layer may unpack to %d MiB here (local.images.max_gib)", n.Full, l.Size>>20, s.o.MaxBytes>>20)
+		}
 		im.Layers = append(im.Layers, layer)
 	}
 	return im, nil
+}
+
+// maxLayers is far more than any builder makes.
+const maxLayers = 1000
+
+func (s *Store) checkLayers(n Name, count int) error {
+	if count > maxLayers {
+		return fault("%s has %d layers; at most %d are allowed", n.Full, count, maxLayers)
+	}
+	return nil
 }
 
 // mediaType is what a manifest says it is; some say it only in their descriptor.
@@ -408,6 +424,9 @@ func (a *archive) image(ctx context.Context, n Name, platform string) (*Image, e
 	}
 	if len(list[0].Layers) != len(c.RootFS.DiffIDs) {
 		return nil, fault("%s has %d layers, and its configuration names %d", a.n.path, len(list[0].Layers), len(c.RootFS.DiffIDs))
+	}
+	if err := s.checkLayers(n, len(list[0].Layers)); err != nil {
+		return nil, err
 	}
 	a.where = map[string]section{}
 	for i, name := range list[0].Layers {

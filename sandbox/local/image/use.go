@@ -101,18 +101,31 @@ func (s *Store) Lower(im *Image, form Form) ([]string, error) {
 	return dirs, nil
 }
 
-// Remarks tell what of im could not be laid down as it is.
+// Remarks tell what of im could not be laid down as it is; nil: nothing.
 func (s *Store) Remarks(im *Image, form Form) []string {
 	var sum tree.LayerSummary
+	seen := map[string]bool{}
 	for _, l := range im.Layers {
-		if lf, err := s.layerFile(form, l.Diff); err == nil {
+		if lf, err := s.layerFile(form, l.Diff); err == nil && !seen[l.Diff] {
+			seen[l.Diff] = true
 			sum.Owners += lf.Summary.Owners
+			sum.Devices += lf.Summary.Devices
+			sum.Attributes += lf.Summary.Attributes
 		}
 	}
-	if sum.Owners > 0 {
-		return []string{fmt.Sprintf("%d files of the image belong to users beyond the %d that a sandbox has here; nobody owns them inside", sum.Owners, form.Count)}
+	var list []string
+	add := func(n int64, one, many string) {
+		if n == 1 {
+			list = append(list, "1 "+one)
+		} else if n > 1 {
+			list = append(list, fmt.Sprintf("%d %s", n, many))
+		}
 	}
-	return nil
+	add(sum.Owners, fmt.Sprintf("file belongs to a user beyond the %d that a sandbox has here; nobody owns it inside", form.Count),
+		fmt.Sprintf("files belong to users beyond the %d that a sandbox has here; nobody owns them inside", form.Count))
+	add(sum.Devices, "device node was left out", "device nodes were left out")
+	add(sum.Attributes, "extended attribute was left out", "extended attributes were left out")
+	return list
 }
 
 // Ready tells whether all layers of im are there.
