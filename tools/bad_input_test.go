@@ -196,6 +196,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "not_found", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "absent", "new_text": "x"}}), want: []string{"old_text"}},
 		{name: "twice", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "e", "new_text": "x"}}), want: []string{"old_text", "3 times"}},
 		{name: "second_fails", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "changed"}, args{"old_text": "absent", "new_text": "x"}}), want: []string{"edits.1"}},
+		{name: "very_many", tool: "edit_file", args: with(unknowns(20_000), "path", "kept"), want: []string{"N0", "no such argument", "and 19991 more"}},
 		{name: "inner_unknown", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_str": "kept", "new_text": "x"}}), want: []string{"edits.0.old_str", "did you mean old_text"}},
 		{name: "inner_missing", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept"}}), want: []string{"edits.0.new_text", "missing"}},
 		{name: "inner_type", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": 3, "new_text": "x"}}), want: []string{"edits.0.old_text"}},
@@ -211,6 +212,15 @@ func handRows(ok map[string]args) []badRow {
 			want: []string{given, "no such argument", "did you mean " + meant + "?"}})
 	}
 	return rows
+}
+
+// unknowns are n arguments that no tool has.
+func unknowns(n int) args {
+	a := args{}
+	for i := range n {
+		a[fmt.Sprint("N", i)] = 1
+	}
+	return a
 }
 
 // checkText holds an error's text to what a model can use.

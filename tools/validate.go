@@ -22,6 +22,8 @@ const (
 	maxText  = 64 << 10 // bytes of a text
 	maxItems = 1000     // entries of a list or map
 	maxFault = 10       // faults named in one answer
+	// faults put into words, to name the first in order
+	maxWorded = 200
 )
 
 // validator checks the arguments of one tool.
@@ -142,9 +144,22 @@ func loneSurrogate(raw []byte) bool {
 // order of the arguments.
 func (v *validator) faults(ve *jsonschema.ValidationError, doc any) error {
 	var list []error
+	left := 0 // not put into words, which takes longer than to find them
 	var walk func(e *jsonschema.ValidationError)
 	walk = func(e *jsonschema.ValidationError) {
-		if len(e.Causes) == 0 {
+		switch k, _ := e.ErrorKind.(*kind.AdditionalProperties); {
+		case len(e.Causes) != 0:
+		case len(list) >= maxWorded:
+			left += 1
+			if k != nil {
+				left += len(k.Properties) - 1
+			}
+		default:
+			if k != nil && len(k.Properties) > maxWorded {
+				slices.Sort(k.Properties)
+				left += len(k.Properties) - maxWorded
+				k.Properties = k.Properties[:maxWorded]
+			}
 			list = append(list, v.fault(e, doc)...)
 		}
 		for _, c := range e.Causes {
@@ -156,7 +171,7 @@ func (v *validator) faults(ve *jsonschema.ValidationError, doc any) error {
 		return strings.Compare(a.Error(), b.Error())
 	})
 	if len(list) > maxFault {
-		list = append(list[:maxFault], moreFaults(len(list)-maxFault))
+		list = append(list[:maxFault], moreFaults(len(list)-maxFault+left))
 	}
 	return errors.Join(list...)
 }

@@ -54,9 +54,15 @@ func (d *duplex) reply(m *message, v any) {
 }
 
 // receive takes one message and returns soon; requests are worked on in
-// goroutines. caller is who sent this very message.
-func (d *duplex) receive(caller session.Caller, raw []byte) {
+// goroutines. caller is who sent this very message. release is called when raw
+// is needed no more.
+func (d *duplex) receive(caller session.Caller, raw []byte, release func()) {
 	m, problem := parse(raw)
+	if problem == nil && m.isRequest() {
+		d.request(caller, m, release)
+		return
+	}
+	defer release()
 	if problem != nil {
 		_ = d.write(problem)
 		return
@@ -66,16 +72,15 @@ func (d *duplex) receive(caller session.Caller, raw []byte) {
 		d.peer.answer(m)
 	case m.method == string(mcp.MethodNotificationCancelled):
 		d.peer.cancelCall(m.cancelled())
-	case m.isNotification():
-		d.s.notify(d.peer, caller, m)
 	default:
-		d.request(caller, m)
+		d.s.notify(d.peer, caller, m)
 	}
 }
 
-func (d *duplex) request(caller session.Caller, m *message) {
+func (d *duplex) request(caller session.Caller, m *message, release func()) {
 	done, open := d.s.calls.begin()
 	if !open {
+		release()
 		d.reply(m, rpcError(m.id, mcp.INTERNAL_ERROR, "the server is shutting down; connect again and repeat the request, which has not started"))
 		return
 	}
@@ -90,6 +95,7 @@ func (d *duplex) request(caller session.Caller, m *message) {
 	}
 	d.mu.Unlock()
 	if full {
+		release()
 		done()
 		d.reply(m, busy(m))
 		return
@@ -102,6 +108,7 @@ func (d *duplex) request(caller session.Caller, m *message) {
 			d.mu.Lock()
 			d.inFlight--
 			d.mu.Unlock()
+			release()
 			done()
 		}()
 		if m.method == string(mcp.MethodToolsCall) {

@@ -396,3 +396,75 @@ func TestListenersNeedTokensUnlessLoopback(t *testing.T) {
 		}
 	}
 }
+
+// A bound on each body is not enough: who sends many, or many values in one,
+// must not take the server's memory, nor what other owners need of it.
+func TestManyLargeBodies(t *testing.T) {
+	tokens := []server.Token{{Name: "ann", Token: secret.New("ann-token")}, {Name: "bob", Token: secret.New("bob-token")}}
+	r := newHTTP(t, server.Options{Tokens: tokens, MaxHeld: 4 << 20})
+	ann, bob := header{"Authorization": "Bearer ann-token"}, header{"Authorization": "Bearer bob-token"}
+	ann["Mcp-Session-Id"], bob["Mcp-Session-Id"] = r.open(ann), r.open(bob)
+	large := strings.Replace(call(1, "hello"), "{}", `{"a":"`+strings.Repeat("x", 1<<20)+`"}`, 1)
+
+	// Two that are sent all but their end.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var ends []*io.PipeWriter
+	gone := make(chan struct{}, 2)
+	for range 2 {
+		in, out := io.Pipe()
+		ends = append(ends, out)
+		q, err := http.NewRequestWithContext(ctx, "POST", r.url+"/mcp", in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.ContentLength = int64(len(large))
+		q.Header.Set("Content-Type", "application/json")
+		for k, v := range ann {
+			q.Header.Set(k, v)
+		}
+		go func() {
+			if a, err := r.hc.Do(q); err == nil {
+				_ = a.Body.Close()
+			}
+			gone <- struct{}{}
+		}()
+		if _, err := io.WriteString(out, large[:len(large)-1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The last of what was written may not have been read by the server yet.
+	for {
+		code, body := r.status("POST", "/mcp", large, ann)
+		if code == 503 && strings.Contains(body, "too many large messages") {
+			break
+		}
+		if code != 200 {
+			t.Fatalf("a third large body = %d %s", code, body)
+		}
+	}
+	if code, body := r.status("POST", "/mcp", call(2, "hello"), ann); code != 200 {
+		t.Errorf("a small body of the same owner = %d %s", code, body)
+	}
+	if code, body := r.status("POST", "/mcp", large, bob); code != 200 {
+		t.Errorf("a large body of another owner = %d %s", code, body)
+	}
+	for _, out := range ends {
+		_ = out.CloseWithError(context.Canceled)
+	}
+	<-gone
+	<-gone
+	for {
+		code, body := r.status("POST", "/mcp", large, ann)
+		if code == 200 {
+			break
+		}
+		if code != 503 {
+			t.Fatalf("a large body when others have ended = %d %s", code, body)
+		}
+	}
+	many := strings.Replace(call(1, "hello"), "{}", `{"a":[`+strings.Repeat("{},", 200_000)+`0]}`, 1)
+	if code, body := r.status("POST", "/mcp", many, bob); code != 400 || !strings.Contains(body, "values") {
+		t.Errorf("200,000 values = %d %s", code, body)
+	}
+}

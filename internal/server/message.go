@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/mark3labs/mcp-go/mcp"
 	mcpserver "github.com/mark3labs/mcp-go/server"
@@ -32,6 +33,7 @@ type envelope struct {
 func (m *message) modern() bool { return mcp.IsModernProtocol(m.metaVersion) }
 
 func (m *message) isAnswer() bool       { return m.method == "" && m.id != nil }
+func (m *message) isRequest() bool      { return m.method != "" && m.id != nil }
 func (m *message) isNotification() bool { return m.method != "" && m.id == nil }
 
 // parse reads one message. On failure it returns the JSON-RPC error to answer.
@@ -39,6 +41,9 @@ func parse(raw []byte) (*message, *mcp.JSONRPCError) {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) > 0 && raw[0] == '[' {
 		return nil, rpcError(nil, mcp.INVALID_REQUEST, "batches are not supported; send one message at a time")
+	}
+	if tooManyValues(raw) {
+		return nil, rpcError(nil, mcp.INVALID_REQUEST, fmt.Sprintf("the message has more than %d values; send large content as text, or in parts", maxValues))
 	}
 	m := &message{raw: raw}
 	if err := json.Unmarshal(raw, &m.envelope); err != nil {

@@ -64,6 +64,7 @@ type Options struct {
 	TrustedProxies []string
 
 	MaxBody       int64         // bytes of a request; 0 = 16 MiB
+	MaxHeld       int64         // bytes of all requests read or worked on over HTTP, half of it for one owner; 0 = 128 MiB, or 8 * MaxBody
 	MaxConcurrent int           // requests worked on at once over HTTP; 0 = 1000
 	MaxStreams    int           // open event streams; 0 = 4096
 	SessionIdle   time.Duration // an idle protocol session's state is dropped, its id stays good; 0 = 1 h
@@ -165,6 +166,7 @@ func (o Options) prepare() (*prepared, error) {
 		p.proxies = append(p.proxies, prefix)
 	}
 	setDefault(&p.MaxBody, 16<<20)
+	setDefault(&p.MaxHeld, max(128<<20, 8*p.MaxBody))
 	setDefault(&p.MaxConcurrent, 1000)
 	setDefault(&p.MaxStreams, 4096)
 	setDefault(&p.SessionIdle, time.Hour)

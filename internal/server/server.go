@@ -51,6 +51,7 @@ type Server struct {
 	endStreams context.CancelFunc
 	calls      tracker
 	slots      chan struct{} // a slot for each request over HTTP
+	held       *held         // the bytes of their bodies
 
 	mu       sync.Mutex
 	sessions map[string]*peer // protocol sessions of Streamable HTTP
@@ -70,6 +71,7 @@ func New(mcp *mcpserver.MCPServer, o Options) (*Server, error) {
 	s := &Server{
 		mcp: mcp, o: p, ids: newIDs(p.Key, p.SessionMaxAge, p.EndedDir), metrics: newMetrics(p.Version),
 		slots: make(chan struct{}, p.MaxConcurrent), sessions: make(map[string]*peer), sse: make(map[string]*sseConn),
+		held: newHeld(p.MaxHeld),
 	}
 	s.callCtx, s.endCalls = context.WithCancelCause(context.Background())
 	s.streamCtx, s.endStreams = context.WithCancel(context.Background())

@@ -125,11 +125,12 @@ func (s *Server) serveMessage(w http.ResponseWriter, r *http.Request, owner sand
 		http.Error(w, "no such stream; open a new one with GET /sse", http.StatusNotFound)
 		return
 	}
-	raw, ok := s.body(w, r)
+	raw, release, ok := s.body(w, r, owner)
 	if !ok {
 		return
 	}
 	if _, problem := parse(raw); problem != nil {
+		release()
 		writeJSON(w, http.StatusBadRequest, problem)
 		return
 	}
@@ -138,5 +139,5 @@ func (s *Server) serveMessage(w http.ResponseWriter, r *http.Request, owner sand
 		who.HeaderSession = h
 	}
 	w.WriteHeader(http.StatusAccepted)
-	c.receive(who, raw)
+	c.receive(who, raw, release)
 }

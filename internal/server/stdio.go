@@ -55,7 +55,7 @@ func (s *Server) ServeStdio(ctx context.Context, in io.Reader, out io.Writer) er
 			case large:
 				_ = d.write(rpcError(nil, mcp.INVALID_REQUEST, "the message is larger than 10 MiB; send large content in parts")) // the loop below notices failures
 			default:
-				d.receive(who, line)
+				d.receive(who, line, func() {})
 			}
 		})
 	}()

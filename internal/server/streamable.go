@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
@@ -36,31 +35,32 @@ func (s *Server) serveMCP(w http.ResponseWriter, r *http.Request, owner sandbox.
 	}
 }
 
-// bodyTime is how long a client may take to send a body.
-const bodyTime = 2 * time.Minute
-
-// body reads a request of bounded size; when it cannot, it has answered.
-func (s *Server) body(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+// body reads a request of bounded size; when it cannot, it has answered. What
+// was read counts as held until release is called.
+func (s *Server) body(w http.ResponseWriter, r *http.Request, owner sandbox.Owner) (raw []byte, release func(), ok bool) {
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		s.refuse(w, "content type", http.StatusUnsupportedMediaType, "the body must have Content-Type: application/json")
-		return nil, false
+		return nil, nil, false
 	}
-	// Not http.Server.ReadTimeout: that would end the answer's stream, too.
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTime)) // not every connection has deadlines
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.o.MaxBody))
-	_ = rc.SetReadDeadline(time.Time{})
+	b, release, err := s.held.read(w, r, owner, s.o.MaxBody)
 	if err == nil {
-		return b, true
+		return b, release, true
 	}
-	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+	release()
+	switch large := (*http.MaxBytesError)(nil); {
+	case errors.As(err, &large):
 		s.metrics.refused.WithLabelValues("body").Inc()
 		w.Header().Set("Connection", "close")
 		writeJSON(w, http.StatusRequestEntityTooLarge, rpcError(nil, mcp.INVALID_REQUEST, fmt.Sprintf("the message is larger than %d bytes; send large content in parts", large.Limit)))
-		return nil, false
+	case errors.Is(err, errHeld):
+		s.metrics.refused.WithLabelValues("held").Inc()
+		w.Header().Set("Connection", "close")
+		w.Header().Set("Retry-After", "1")
+		writeJSON(w, http.StatusServiceUnavailable, rpcError(nil, mcp.INTERNAL_ERROR, "the server is busy: too many large messages are worked on. Send this one again when others have ended; it has not started."))
+	default:
+		http.Error(w, "the body could not be read", http.StatusBadRequest)
 	}
-	http.Error(w, "the body could not be read", http.StatusBadRequest)
-	return nil, false
+	return nil, nil, false
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -104,10 +104,11 @@ func sessionRefusal(w http.ResponseWriter, status int) {
 
 // servePost takes one message.
 func (s *Server) servePost(w http.ResponseWriter, r *http.Request, owner sandbox.Owner) {
-	raw, ok := s.body(w, r)
+	raw, release, ok := s.body(w, r, owner)
 	if !ok {
 		return
 	}
+	defer release()
 	json, stream := accepts(r)
 	if !json && !stream {
 		http.Error(w, "the answer is application/json or text/event-stream; Accept allows neither", http.StatusNotAcceptable)
