@@ -22,7 +22,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -456,13 +455,15 @@ const (
 	headerProof = "Berth-Preview-Proof"
 )
 
-func (s *Server) proof(challenge string) string {
+// proof is good for one port: else a program that has taken a port of ours could
+// pass the challenge on to where one of us serves, and be believed.
+func (s *Server) proof(port uint16, challenge string) string {
 	k := s.kept()
 	if k.Key == "" {
 		return ""
 	}
 	mac := hmac.New(sha256.New, []byte(k.Key))
-	_, _ = io.WriteString(mac, challenge) // never fails
+	_, _ = fmt.Fprintf(mac, "%d %s", port, challenge) // never fails
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
@@ -471,7 +472,12 @@ func (s *Server) probed(w http.ResponseWriter, r *http.Request) bool {
 	if c == "" || len(c) > 64 {
 		return false
 	}
-	w.Header().Set(headerProof, s.proof(c))
+	// The port that was connected to, and not what the request says.
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if local == nil {
+		return false
+	}
+	w.Header().Set(headerProof, s.proof(uint16(local.Port), c))
 	w.WriteHeader(http.StatusNoContent)
 	return true
 }
@@ -491,6 +497,6 @@ func (s *Server) sibling(ctx context.Context, port uint16) bool {
 		return false
 	}
 	_ = resp.Body.Close()
-	want := s.proof(challenge)
+	want := s.proof(port, challenge)
 	return want != "" && hmac.Equal([]byte(resp.Header.Get(headerProof)), []byte(want))
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/http/httptest"
 	"net/url"
 	"strconv"
@@ -455,6 +456,41 @@ func TestForeignPort(t *testing.T) {
 	urls, err := b.another("").Open(t.Context(), mustPort(t, b, p.Label))
 	if err != nil || urls[0] == named || urls[1] == plain {
 		t.Errorf("got %v, %v", urls, err)
+	}
+}
+
+// TestProbePassedOn: who has taken an address may pass the question who serves
+// it on to one of ours, which answers for its own port only.
+func TestProbePassedOn(t *testing.T) {
+	b := newBench(t, "")
+	p, named, plain := b.inside(true, func(http.ResponseWriter, *http.Request) {})
+	if err := b.ports.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:"+strconv.Itoa(portOf(t, plain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it sends on says in every way where the question came from.
+	ours := &url.URL{Scheme: "http", Host: "127.0.0.1:" + strconv.Itoa(portOf(t, named))}
+	asked := make(chan int, 10)
+	foreign := &http.Server{ReadHeaderTimeout: time.Second, Handler: &httputil.ReverseProxy{
+		Rewrite:        func(r *httputil.ProxyRequest) { r.SetURL(ours); r.Out.Host = r.In.Host; r.SetXForwarded() },
+		ModifyResponse: func(r *http.Response) error { asked <- r.StatusCode; return nil },
+	}}
+	go func() { _ = foreign.Serve(l) }()
+	defer foreign.Close()
+	urls, err := b.another("").Open(t.Context(), mustPort(t, b, p.Label))
+	if err != nil || urls[0] != named || urls[1] == plain {
+		t.Errorf("got %v, %v; want %s, and not %s", urls, err, named, plain)
+	}
+	select {
+	case code := <-asked:
+		if code != http.StatusNoContent {
+			t.Errorf("the question passed on = %d; this test shows nothing", code)
+		}
+	default:
+		t.Error("nothing was asked; this test shows nothing")
 	}
 }
 
