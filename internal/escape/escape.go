@@ -51,8 +51,17 @@ type Outside struct {
 	// Namespaces maps names such as "net" to the target of the test's own
 	// /proc/self/ns link.
 	Namespaces map[string]string `json:"namespaces"`
-	// ReadOnly is a host folder shown inside read-only; "" when none is.
-	ReadOnly string `json:"read_only"`
+	// ReadOnly are host folders and volumes shown inside read-only, with the
+	// files "marker" and "victim" in each; Writable those that can be written.
+	ReadOnly []string `json:"read_only"`
+	Writable []string `json:"writable"`
+	// Part is a directory of a volume that is attached once more, by itself:
+	// its path in the volume, and its own; both empty when none is.
+	Whole string `json:"whole"`
+	Part  string `json:"part"`
+	// Planted are the attacker's program with set-user-id bits or
+	// capabilities, as an image or another sandbox may bring it.
+	Planted []string `json:"planted"`
 	// Hostname of the host.
 	Hostname string `json:"hostname"`
 }

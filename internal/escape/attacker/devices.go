@@ -27,7 +27,7 @@ func pointer(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }
 func makeDevices(t *target) escape.Finding {
 	var ways []string
 	made := 0
-	for _, dir := range []string{"/tmp", "/dev", "/dev/shm", "/home/agent", "/workspace", "/run", "/var/tmp", "/"} {
+	for _, dir := range append([]string{"/tmp", "/dev", "/dev/shm", "/home/agent", "/workspace", "/run", "/var/tmp", "/"}, t.Writable...) {
 		for _, d := range []struct {
 			name         string
 			mode         uint32

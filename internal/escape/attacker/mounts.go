@@ -3,11 +3,9 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +17,6 @@ var mountProbes = []probe{
 	{name: "mount_table", refused: "writable system mounts, shared propagation, host paths that open", run: mountTable},
 	{name: "chroot", refused: "the classic ways out of a changed root, and chroot by the user", run: chroots},
 	{name: "passed_directory", refused: "leaving a changed root through a passed directory, into the host", user: "root", run: passedDirectory},
-	{name: "read_only_folder", refused: "writing into a host folder shown read-only", run: readOnlyFolder},
 }
 
 func mounts(t *target) escape.Finding {
@@ -251,50 +248,4 @@ func passedDirectory(t *target) escape.Finding {
 	}
 	_ = unix.Chroot(".")
 	return outsideFiles(t, "")
-}
-
-func readOnlyFolder(t *target) escape.Finding {
-	if t.ReadOnly == "" {
-		return impossible("no folder is shown")
-	}
-	dir := t.ReadOnly
-	marker := filepath.Join(dir, "marker")
-	if _, err := os.Stat(marker); err != nil {
-		return broken("the folder is not there: %v", err)
-	}
-	var ways []string
-	try := func(what string, err error) {
-		if err == nil {
-			ways = append(ways, what)
-		}
-	}
-	write := func(path string) error {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err == nil {
-			_ = f.Close()
-		}
-		return err
-	}
-	try("wrote a file", write(marker))
-	try("made a file", os.WriteFile(filepath.Join(dir, "new"), nil, 0o600))
-	try("made a directory", os.Mkdir(filepath.Join(dir, "newdir"), 0o700))
-	try("removed a file", os.Remove(filepath.Join(dir, "victim")))
-	try("renamed a file", os.Rename(filepath.Join(dir, "victim"), filepath.Join(dir, "other")))
-	try("linked a file", os.Link(marker, filepath.Join(dir, "hard")))
-	try("changed a mode", os.Chmod(marker, 0o666))
-	if t.IDs != "single" { // else berth's filter says that it worked
-		try("changed an owner", os.Chown(marker, 0, 0))
-	}
-	try("changed times", unix.Utimes(marker, []unix.Timeval{{Sec: 1}, {Sec: 1}}))
-	try("set an attribute", unix.Setxattr(marker, "user.x", []byte("y"), 0))
-	try("truncated a file", os.Truncate(marker, 0))
-	// A descriptor opened for reading, opened again through /proc.
-	if f, err := os.Open(marker); err == nil {
-		try("wrote through /proc/self/fd", write(fmt.Sprintf("/proc/self/fd/%d", f.Fd())))
-		if _, _, e := syscall.Syscall(unix.SYS_FCHMOD, f.Fd(), 0o777, 0); e == 0 {
-			ways = append(ways, "changed a mode through a descriptor")
-		}
-		_ = f.Close()
-	}
-	return found(ways, "refused")
 }

@@ -208,6 +208,12 @@ func setuidFiles(t *target) escape.Finding {
 	return found(ways, "%d setuid files, all on nosuid mounts", count)
 }
 
+// allCapabilities is a file's attribute that gives whoever runs it everything.
+var allCapabilities = []byte{1, 0, 0, 2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0}
+
+// asCaller is what "tool whoami" says when the agent runs it and gains nothing.
+const asCaller = "uid 1000 effective 1000 capabilities 0000000000000000"
+
 func ownSetuidFile(t *target) escape.Finding {
 	if t.IDs == "single" {
 		// The one id can lend its file to nobody else.
@@ -218,7 +224,7 @@ func ownSetuidFile(t *target) escape.Finding {
 		return broken("%v", err)
 	}
 	var ways []string
-	for _, dir := range []string{"/tmp", "/home/agent", "/var/tmp", "/usr/local/bin", "/dev/shm"} {
+	for _, dir := range append([]string{"/tmp", "/home/agent", "/var/tmp", "/usr/local/bin", "/dev/shm"}, t.Writable...) {
 		path := filepath.Join(dir, "setuid-"+strconv.Itoa(os.Getpid()))
 		if err := os.WriteFile(path, self, 0o755); err != nil {
 			continue
@@ -228,8 +234,7 @@ func ownSetuidFile(t *target) escape.Finding {
 			continue
 		}
 		// File capabilities beside: effective, all.
-		attr := []byte{1, 0, 0, 2, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0}
-		_ = unix.Setxattr(path, "security.capability", attr, 0)
+		_ = unix.Setxattr(path, "security.capability", allCapabilities, 0)
 		cmd := exec.Command(path, "tool", "whoami")
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, NoSetGroups: true}}
@@ -237,7 +242,7 @@ func ownSetuidFile(t *target) escape.Finding {
 		if err != nil {
 			continue
 		}
-		if s := strings.TrimSpace(string(out)); s != "uid 1000 effective 1000 capabilities 0000000000000000" {
+		if s := strings.TrimSpace(string(out)); s != asCaller {
 			ways = append(ways, path+" ran as "+s)
 		}
 	}

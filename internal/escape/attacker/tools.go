@@ -57,6 +57,10 @@ func tool(name string, args []string) error {
 		return swapFiles(arg(0), args[1:])
 	case "socket":
 		return abuseSockets(arg(0))
+	case "seed":
+		return seed(args)
+	case "swappart":
+		return swapPart(arg(0), arg(1), args[2:])
 	case "watchexe":
 		return watchExe()
 	case "plant":
