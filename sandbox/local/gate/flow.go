@@ -4,7 +4,6 @@ package gate
 
 import (
 	"errors"
-	"io"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -335,10 +334,14 @@ func (f *flow) stop() { _ = f.failed(nil) }
 // where each request must be meant for that name.
 func (f *flow) pumpHTTP(dst, src *sock, first []byte) error {
 	r := &requests{name: f.name}
-	buf := make([]byte, 16<<10)
 	b := first
+	var from *block
 	for {
 		pass, err := r.feed(b)
+		if from != nil {
+			giveBack(from)
+			from = nil
+		}
 		if len(pass) > 0 {
 			_ = dst.SetWriteDeadline(time.Now().Add(f.gate.times.stall))
 			if _, werr := dst.Write(pass); werr != nil {
@@ -354,14 +357,15 @@ func (f *flow) pumpHTTP(dst, src *sock, first []byte) error {
 			return f.failed(err)
 		}
 		_ = src.SetReadDeadline(time.Now().Add(f.patience()))
-		n, err := src.Read(buf)
-		if errors.Is(err, io.EOF) {
+		var n int
+		if from, n, err = src.borrow(); err == nil && n == 0 {
+			giveBack(from)
 			f.half.Store(true)
 			dst.closeWrite()
 			_ = dst.SetReadDeadline(time.Now().Add(f.gate.times.half))
 			return nil
 		}
-		if isTimeout(err) && n == 0 && time.Since(time.Unix(0, f.last.Load())) < f.patience() {
+		if isTimeout(err) && time.Since(time.Unix(0, f.last.Load())) < f.patience() {
 			b = nil
 			continue
 		}
@@ -369,7 +373,7 @@ func (f *flow) pumpHTTP(dst, src *sock, first []byte) error {
 			return f.failed(err)
 		}
 		f.touch()
-		b = buf[:n]
+		b = from[:n]
 	}
 }
 

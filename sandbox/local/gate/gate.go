@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +25,8 @@ const MaxFlows = 4096
 // Idle is how long a gate lives without use.
 const Idle = 30 * time.Second
 
-var tooMany = verdict{"at most 4096 connections are open at a time", ""}
+// maxQueued bounds the datagrams, in bytes, that wait for their flows to open.
+const maxQueued = 4 << 20
 
 // gate is the running program.
 type gate struct {
@@ -34,7 +36,6 @@ type gate struct {
 	resolver *resolver
 	names    *names
 	policy   atomic.Pointer[policy]
-	lastUse  atomic.Int64
 
 	answering chan struct{} // DNS datagrams being answered
 	six       sync.Once
@@ -42,6 +43,10 @@ type gate struct {
 
 	dnsMu     sync.Mutex
 	answerers map[netip.AddrPort]*sock
+
+	intake   intake
+	queued   atomic.Int64 // bytes of datagrams that wait
+	maxFlows int
 
 	mu    sync.Mutex
 	open  int // flows, also those that are being opened
@@ -87,7 +92,7 @@ func run(conn *wire.Conn, s *wire.GateStart, files []*os.File, t times) error {
 	g := &gate{link: &link{conn: conn, calls: map[uint64]chan *wire.Frame{}}, times: t, idle: time.Duration(s.IdleMS) * time.Millisecond,
 		resolver: newResolver(s.Resolvers), names: newNames(s.State), answering: make(chan struct{}, maxAsking),
 		answerers: map[netip.AddrPort]*sock{}, flows: map[*flow]struct{}{}, udp: map[pair]*dgrams{}, hush: map[pair]time.Time{},
-		asking: make(chan struct{}, 64), late: map[wire.Refusal]int64{}}
+		asking: make(chan struct{}, 64), late: map[wire.Refusal]int64{}, maxFlows: maxFlows()}
 	g.policy.Store(newPolicy(s.Network))
 	g.use()
 	var socks []*sock
@@ -126,18 +131,37 @@ func run(conn *wire.Conn, s *wire.GateStart, files []*os.File, t times) error {
 			return nil
 		case <-tick.C:
 		}
-		g.mu.Lock()
-		quiet := g.open == 0
-		g.mu.Unlock()
-		if quiet && time.Since(time.Unix(0, g.lastUse.Load())) > g.idle {
-			// A connection that comes now waits for the next gate.
+		if g.quiet() {
 			_ = conn.Send(wire.Header{Op: wire.OpGateState}, g.names.state(), nil)
 			return nil
 		}
 	}
 }
 
-func (g *gate) use() { g.lastUse.Store(time.Now().UnixNano()) }
+// quiet tells that nothing has used the gate for a while; then nothing will.
+func (g *gate) quiet() bool {
+	return g.intake.end(func(last time.Time) bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.open == 0 && time.Since(last) > g.idle
+	})
+}
+
+// maxFlows is how many connections the open files allow, each having two
+// sockets and, while it is slow, a pipe in each direction.
+func maxFlows() int {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return MaxFlows
+	}
+	return max(16, int(min(MaxFlows, (l.Cur-min(l.Cur, 256))/3)))
+}
+
+func (g *gate) tooMany() verdict {
+	return verdict{"at most " + strconv.Itoa(g.maxFlows) + " connections are open at a time", ""}
+}
+
+func (g *gate) use() { g.intake.last.Store(time.Now().UnixNano()) }
 
 // shut ends all flows.
 func (g *gate) shut() {
@@ -155,7 +179,7 @@ func (g *gate) shut() {
 
 // enter counts a flow in; g.mu is held.
 func (g *gate) enter() bool {
-	if g.open >= MaxFlows {
+	if g.open >= g.maxFlows {
 		return false
 	}
 	g.open++
@@ -170,7 +194,7 @@ func (g *gate) leave() {
 
 func (g *gate) accept(l *sock) {
 	for {
-		in, src, err := l.accept()
+		in, src, err := l.accept(&g.intake)
 		if err != nil {
 			switch {
 			case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED):
@@ -181,13 +205,12 @@ func (g *gate) accept(l *sock) {
 			}
 			return
 		}
-		g.use()
 		f := &flow{gate: g, src: src, dst: in.local(), in: in}
 		g.mu.Lock()
 		ok := g.enter()
 		g.mu.Unlock()
 		if !ok {
-			g.refuse("tcp", f.src, f.host(), f.dst.Port(), tooMany, false)
+			g.refuse("tcp", f.src, f.host(), f.dst.Port(), g.tooMany(), false)
 			in.reset()
 			continue
 		}

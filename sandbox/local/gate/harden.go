@@ -28,6 +28,9 @@ var allowed = []uint32{
 	unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST,
 }
 
+// maxData is the memory that a gate may have.
+const maxData = 512 << 20
+
 // harden takes all rights from every thread of this process. Its user has been
 // changed by whoever started it, when that was root.
 func harden() error {
@@ -39,6 +42,9 @@ func harden() error {
 		return os.NewSyscallError("prctl", err)
 	}
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	// Everything is bounded; should something not be, this program ends and not
+	// the machine's memory.
+	_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: maxData, Max: maxData})
 	if _, _, err := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); err != 0 {
 		return os.NewSyscallError("no_new_privs", err)
 	}

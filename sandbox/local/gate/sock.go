@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -82,13 +84,51 @@ func (s *sock) local() (a netip.AddrPort) {
 	return a
 }
 
+// intake is what is taken from inside. Once it has ended nothing is taken, and
+// what comes waits for the next gate.
+type intake struct {
+	mu   sync.RWMutex
+	over bool
+	last atomic.Int64 // when something was taken; nanoseconds
+}
+
+var errOver = errors.New("the gate ends")
+
+// take runs f, which takes something or says why not. A nil intake never ends.
+func (t *intake) take(f func() error) error {
+	if t == nil {
+		return f()
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if t.over {
+		return errOver
+	}
+	err := f()
+	if err == nil {
+		t.last.Store(time.Now().UnixNano())
+	}
+	return err
+}
+
+// end ends it if f, told when something was taken last, says so.
+func (t *intake) end(f func(last time.Time) bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.over = t.over || f(time.Unix(0, t.last.Load()))
+	return t.over
+}
+
 // accept waits for a connection.
-func (s *sock) accept() (*sock, netip.AddrPort, error) {
+func (s *sock) accept(t *intake) (*sock, netip.AddrPort, error) {
 	var fd int
 	var sa unix.Sockaddr
 	var err error
 	if werr := s.raw.Read(func(l uintptr) bool {
-		fd, sa, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		err = t.take(func() (err error) {
+			fd, sa, err = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return err
+		})
 		return !errors.Is(err, unix.EAGAIN)
 	}); werr != nil {
 		return nil, netip.AddrPort{}, werr
@@ -100,16 +140,43 @@ func (s *sock) accept() (*sock, netip.AddrPort, error) {
 	return c, addrPort(sa), err
 }
 
-// receive takes a datagram; oob may be nil.
-func (s *sock) receive(b, oob []byte) (n, oobn int, from netip.AddrPort, err error) {
+// receive takes a datagram; oob and t may be nil.
+func (s *sock) receive(b, oob []byte, t *intake) (n, oobn int, from netip.AddrPort, err error) {
 	var sa unix.Sockaddr
 	if werr := s.raw.Read(func(fd uintptr) bool {
-		n, oobn, _, sa, err = unix.Recvmsg(int(fd), b, oob, 0)
+		err = t.take(func() (err error) {
+			n, oobn, _, sa, err = unix.Recvmsg(int(fd), b, oob, 0)
+			return err
+		})
 		return err != unix.EAGAIN
 	}); werr != nil {
 		return 0, 0, from, werr
 	}
 	return n, oobn, addrPort(sa), err
+}
+
+// block is what one read may bring, as large as the largest datagram.
+type block [64 << 10]byte
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+func giveBack(b *block) { blocks.Put(b) }
+
+// borrow reads into a block that the caller gives back, unless there is an
+// error. While it waits it has none: thousands of connections are idle.
+func (s *sock) borrow() (b *block, n int, err error) {
+	werr := s.raw.Read(func(fd uintptr) bool {
+		b = blocks.Get().(*block)
+		if n, err = unix.Read(int(fd), b[:]); err != nil {
+			giveBack(b)
+			b = nil
+		}
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if werr != nil {
+		return nil, 0, werr
+	}
+	return b, n, err
 }
 
 // send sends a datagram, or drops it when there is no room.

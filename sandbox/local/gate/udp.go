@@ -37,7 +37,7 @@ func (g *gate) readUDP(s *sock) {
 	buf := make([]byte, 64<<10)
 	oob := make([]byte, 256)
 	for {
-		n, oobn, src, err := s.receive(buf, oob)
+		n, oobn, src, err := s.receive(buf, oob, &g.intake)
 		if err != nil {
 			if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOBUFS) {
 				continue
@@ -48,7 +48,6 @@ func (g *gate) readUDP(s *sock) {
 		if !dst.IsValid() || !src.IsValid() {
 			continue
 		}
-		g.use()
 		data := append([]byte(nil), buf[:n]...)
 		if g.isDNS(g.policy.Load(), dst) {
 			select {
@@ -92,22 +91,51 @@ func (g *gate) datagram(p pair, data []byte) {
 		if !g.enter() {
 			g.hushed(p)
 			g.mu.Unlock()
-			go d.refuse(tooMany)
+			g.refuse("udp", p.src, d.host(), p.dst.Port(), g.tooMany(), false)
 			return
 		}
 		g.udp[p] = d
 		go g.converse(p, d)
 	}
 	out := d.out
+	if out == nil {
+		d.wait(data) // under the lock: converse looks into the queue after it has set out
+	}
 	g.mu.Unlock()
 	if out != nil {
 		d.touch()
 		out.send(data, netip.AddrPort{})
+	}
+}
+
+// wait keeps a datagram until the flow is open, or drops it when there are
+// too many.
+func (d *dgrams) wait(data []byte) {
+	n := int64(len(data))
+	if d.gate.queued.Add(n) > maxQueued {
+		d.gate.queued.Add(-n)
 		return
 	}
 	select {
 	case d.queue <- data:
 	default:
+		d.gate.queued.Add(-n)
+	}
+}
+
+// flush empties the queue, to out if that is open.
+func (d *dgrams) flush(out *sock) {
+	for {
+		select {
+		case data := <-d.queue:
+			d.gate.queued.Add(-int64(len(data)))
+			if out != nil {
+				out.send(data, netip.AddrPort{})
+			}
+			continue
+		default:
+		}
+		return
 	}
 }
 
@@ -138,6 +166,7 @@ func (g *gate) converse(p pair, d *dgrams) {
 		delete(g.udp, p)
 		delete(g.flows, &d.flow)
 		g.leave()
+		d.flush(nil) // nothing comes to it any more
 		g.mu.Unlock()
 		for _, s := range []*sock{in, out} {
 			if s != nil {
@@ -152,15 +181,7 @@ func (g *gate) converse(p pair, d *dgrams) {
 		return
 	}
 	d.touch()
-	for {
-		select {
-		case data := <-d.queue:
-			out.send(data, netip.AddrPort{})
-			continue
-		default:
-		}
-		break
-	}
+	d.flush(out)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -171,7 +192,6 @@ func (g *gate) converse(p pair, d *dgrams) {
 }
 
 func (d *dgrams) carry(dst, src *sock) {
-	buf := make([]byte, 2048)
 	for {
 		wait := d.gate.times.dgram - time.Since(time.Unix(0, d.last.Load()))
 		if wait <= 0 || d.cut.Load() {
@@ -182,7 +202,7 @@ func (d *dgrams) carry(dst, src *sock) {
 		if d.cut.Load() {
 			return
 		}
-		n, _, _, err := src.receive(buf, nil)
+		buf, n, err := src.borrow()
 		switch {
 		case isTimeout(err):
 			continue
@@ -192,11 +212,9 @@ func (d *dgrams) carry(dst, src *sock) {
 			_ = d.failed(err)
 			return
 		}
-		if n == len(buf) && cap(buf) < 64<<10 {
-			buf = make([]byte, 64<<10) // one large datagram was cut: the next will not be
-		}
 		d.touch()
 		dst.send(buf[:n], netip.AddrPort{})
+		giveBack(buf)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,13 +16,13 @@ import (
 	"berth/sandbox/local/wire"
 )
 
-// Bounds of what is kept of refusals, and of a gate's life.
+// Bounds of a gate's life.
 const (
-	maxRefusals  = 200
 	gateIdle     = 30 * time.Second
 	gateWait     = 5 * time.Second // for the gate, or init on its behalf, to answer
 	gateRestart  = 200 * time.Millisecond
 	gateMaxFrame = 1 << 20
+	gateTries    = 3 // failed starts in a row before what waits is refused
 )
 
 // gatekeeper holds the sockets of the egress gate. It runs the gate, a process
@@ -87,6 +86,7 @@ func (k *gatekeeper) run() {
 	if err != nil {
 		return
 	}
+	failed := 0
 	for {
 		err := raw.Read(func(fd uintptr) bool {
 			var events [4]unix.EpollEvent
@@ -97,8 +97,13 @@ func (k *gatekeeper) run() {
 			return
 		}
 		begin := time.Now()
-		if err := k.serve(); err != nil {
+		if err := k.serve(); err == nil {
+			failed = 0
+		} else {
 			_, _ = os.Stderr.WriteString("the egress gate: " + cut(err.Error(), 500) + "\n")
+			if failed++; failed >= gateTries && time.Since(begin) < 5*time.Second {
+				k.turnAway("the egress gate cannot be run: " + err.Error())
+			}
 		}
 		if wait := gateRestart - time.Since(begin); wait > 0 {
 			time.Sleep(wait) // it died at once: not again and again
@@ -142,8 +147,8 @@ func (k *gatekeeper) serve() error {
 	// Under the lock, so that no change of the policy comes before it.
 	_ = conn.File().SetWriteDeadline(time.Now().Add(gateWait))
 	err = conn.Send(wire.Header{Op: wire.OpGateStart}, start, nil, k.files...)
-	_ = conn.File().SetWriteDeadline(time.Time{})
 	k.mu.Unlock()
+	started := err == nil
 	for err == nil {
 		var f *wire.Frame
 		if f, err = conn.Recv(); err == nil {
@@ -162,6 +167,9 @@ func (k *gatekeeper) serve() error {
 	for _, ch := range calls {
 		ch <- nil // the next gate has the new policy from its start
 	}
+	if !started {
+		return err
+	}
 	if werr == nil && !state.Success() && !state.Sys().(syscall.WaitStatus).Signaled() {
 		return &wire.Error{Text: "it ended by itself: " + state.String()}
 	}
@@ -171,7 +179,15 @@ func (k *gatekeeper) serve() error {
 // handle takes what a gate says, which reads hostile bytes.
 func (k *gatekeeper) handle(conn *wire.Conn, f *wire.Frame) {
 	closeFiles(f.Files)
-	answer := func(e *wire.Error) { _ = conn.Send(wire.Header{ID: f.ID, Error: e}, nil, nil) }
+	// A gate that takes no answers is ended; nobody waits for it.
+	reply := func(e *wire.Error, files ...*os.File) {
+		_ = conn.File().SetWriteDeadline(time.Now().Add(gateWait))
+		if err := conn.Send(wire.Header{ID: f.ID, Error: e}, nil, nil, files...); err != nil {
+			_ = conn.Close()
+		}
+		closeFiles(files)
+	}
+	answer := func(e *wire.Error) { reply(e) }
 	switch f.Op {
 	case "":
 		k.mu.Lock()
@@ -193,19 +209,19 @@ func (k *gatekeeper) handle(conn *wire.Conn, f *wire.Frame) {
 		if json.Unmarshal(f.Body, &r) != nil {
 			return
 		}
+		// Counted before anything else, so that the command which made it is told
+		// even when it ends at once; whose it was may come later.
+		noted := k.note(r.Refusal)
 		select {
 		case k.asking <- struct{}{}:
 			go func() {
 				defer func() { <-k.asking }()
-				r.Refusal.Process = k.owner(&r)
-				k.note(r.Refusal)
+				k.attribute(noted, k.owner(&r))
 				if f.ID != 0 {
 					answer(nil)
 				}
 			}()
 		default:
-			r.Refusal.Process = ""
-			k.note(r.Refusal)
 			if f.ID != 0 {
 				answer(nil)
 			}
@@ -217,91 +233,13 @@ func (k *gatekeeper) handle(conn *wire.Conn, f *wire.Frame) {
 		}
 		go k.m.guest.send(wire.OpNetSocket, &r, nil, nil, func(a *wire.Frame, e *wire.Error) {
 			if e != nil {
-				answer(e)
+				go reply(e)
 				return
 			}
-			_ = conn.Send(wire.Header{ID: f.ID}, nil, nil, a.Files...)
-			closeFiles(a.Files)
+			go reply(nil, a.Files...) // not here: this goroutine reads from init
 		})
 	}
 }
-
-// owner asks init whose connection was refused.
-func (k *gatekeeper) owner(r *wire.GateRefused) string {
-	if !r.Source.IsValid() {
-		return ""
-	}
-	proto := r.Proto
-	if proto == "dns" {
-		proto = "udp"
-	}
-	f, e := k.m.guest.call(wire.OpNetOwner, &wire.NetOwner{Proto: proto, Source: r.Source}, time.Second)
-	if e != nil {
-		return ""
-	}
-	var ref wire.ProcessRef
-	if json.Unmarshal(f.Body, &ref) != nil {
-		return ""
-	}
-	k.m.mu.Lock()
-	defer k.m.mu.Unlock()
-	if k.m.procs[ref.ID] == nil {
-		return ""
-	}
-	return ref.ID
-}
-
-// note counts a refusal.
-func (k *gatekeeper) note(r wire.Refusal) {
-	r.Host, r.Rule, r.Allow, r.Proto = plain(r.Host, 260), plain(r.Rule, 600), plain(r.Allow, 300), plain(r.Proto, 8)
-	now := time.Now().UnixNano()
-	r.First, r.Last, r.Count = now, now, max(1, min(r.Count, 1<<40))
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for i := range k.refused {
-		o := &k.refused[i]
-		if o.Host == r.Host && o.Port == r.Port && o.Proto == r.Proto && o.Rule == r.Rule && o.Process == r.Process {
-			o.Count, o.Last = o.Count+r.Count, now
-			return
-		}
-	}
-	if len(k.refused) >= maxRefusals {
-		k.lost += k.refused[0].Count
-		k.refused = slices.Delete(k.refused, 0, 1)
-	}
-	k.refused = append(k.refused, r)
-}
-
-// refusals are those that concern p; m.mu is held.
-func (m *monitor) refusals(p *proc) []wire.Refusal {
-	k := m.gate
-	if k == nil {
-		return p.info.Refused
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	var out []wire.Refusal
-	for _, r := range k.refused {
-		if r.Process == p.info.ID || r.Process == "" && r.Last >= p.info.Started {
-			if out = append(out, r); len(out) == 10 {
-				break
-			}
-		}
-	}
-	return out
-}
-
-// plain is s, bounded and without what could disturb a terminal or a reader.
-func plain(s string, n int) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8Error {
-			return '?'
-		}
-		return r
-	}, cut(s, n))
-}
-
-const utf8Error = '\uFFFD'
 
 // set makes n the policy; it holds when set returns.
 func (k *gatekeeper) set(n wire.Network) *wire.Error {
@@ -318,7 +256,6 @@ func (k *gatekeeper) set(n wire.Network) *wire.Error {
 	k.calls[id] = ch
 	_ = conn.File().SetWriteDeadline(time.Now().Add(gateWait))
 	err := conn.Send(wire.Header{ID: id, Op: wire.OpGatePolicy}, n, nil)
-	_ = conn.File().SetWriteDeadline(time.Time{})
 	k.mu.Unlock()
 	if err == nil {
 		select {

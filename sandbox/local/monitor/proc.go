@@ -20,6 +20,7 @@ import (
 // said.
 type proc struct {
 	info    wire.Process // without what streams and stdin know
+	gate    *gatekeeper  // knows what was refused to it; nil of an earlier monitor
 	busy    bool
 	started chan struct{} // closed when init has answered; nil for those of an earlier monitor
 	failed  *wire.Error   // why it was not started
@@ -58,6 +59,9 @@ func (p *proc) state() wire.Process {
 		if s.s != nil {
 			*s.produced, *s.kept, *s.lost = s.s.produced.Load(), s.s.oldest.Load(), s.s.lost.Load()
 		}
+	}
+	if p.running() && p.gate != nil {
+		i.Refused = p.gate.of(&i)
 	}
 	i.StdinOpen = i.State == journal.Running && p.in != nil && p.in.open()
 	return i

@@ -33,7 +33,7 @@ func (m *monitor) spawn(c *wire.Command, data []byte, answer func(*wire.Process,
 		answer(nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; the command was not started"})
 		return
 	}
-	p := &proc{busy: c.Busy, started: make(chan struct{}), waiters: map[*waiter]struct{}{}}
+	p := &proc{gate: m.gate, busy: c.Busy, started: make(chan struct{}), waiters: map[*waiter]struct{}{}}
 	p.info = wire.Process{ID: c.ID, Display: c.Display, Cwd: c.Cwd, User: c.User, State: journal.Running,
 		Started: time.Now().UnixNano(), TTY: c.Cols > 0, CPUNS: -1, Memory: -1}
 	if p.info.User == "" {
@@ -374,7 +374,7 @@ func (m *monitor) exited(e *wire.Exited) {
 // finish records that p has ended, p.info saying how; m.mu is held.
 func (m *monitor) finish(p *proc) {
 	p.info.Ended = time.Now().UnixNano()
-	p.info.Refused = m.refusals(p)
+	p.info.Refused = m.gate.of(&p.info)
 	p.ending = false
 	if p.timer != nil {
 		p.timer.Stop()
