@@ -31,10 +31,12 @@ func baseEnv() map[string]string {
 		"PIP_ROOT_USER_ACTION":          "ignore",
 		"NPM_CONFIG_UPDATE_NOTIFIER":    "false",
 		"NPM_CONFIG_FUND":               "false",
-		// Without a network, trying again only makes the answer late.
-		"NPM_CONFIG_FETCH_RETRIES": "0",
-		"PIP_RETRIES":              "0",
-		"PYTHONUNBUFFERED":         "1",
+		// Where a policy refuses a registry, trying again for a minute only makes
+		// the answer late.
+		"NPM_CONFIG_FETCH_RETRY_MINTIMEOUT": "1000",
+		"NPM_CONFIG_FETCH_RETRY_MAXTIMEOUT": "5000",
+		"PIP_RETRIES":                       "2",
+		"PYTHONUNBUFFERED":                  "1",
 	}
 }
 

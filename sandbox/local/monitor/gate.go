@@ -170,10 +170,20 @@ func (k *gatekeeper) serve() error {
 	if !started {
 		return err
 	}
+	if werr == nil && !state.Success() && !k.ending() {
+		k.note(wire.Refusal{Host: "open connections", Proto: "tcp", Rule: "the egress gate died (" + state.String() + "), and with it what was open; another serves new connections"})
+	}
 	if werr == nil && !state.Success() && !state.Sys().(syscall.WaitStatus).Signaled() {
 		return &wire.Error{Text: "it ended by itself: " + state.String()}
 	}
 	return nil
+}
+
+// ending tells that the sandbox is being stopped.
+func (k *gatekeeper) ending() bool {
+	k.m.mu.Lock()
+	defer k.m.mu.Unlock()
+	return k.m.stopping
 }
 
 // handle takes what a gate says, which reads hostile bytes.
