@@ -256,6 +256,10 @@ func (r *reader) run(n *parser.Node, step *sandbox.BuildStep) bool {
 		if d.Chomp {
 			step.Script = parser.ChompHeredocContent(d.Content)
 		}
+		if strings.TrimSpace(step.Script) == "" {
+			r.add(line, "RUN has an empty document", "", "leave it out")
+			return false
+		}
 		if strings.HasPrefix(step.Script, "#!") {
 			r.add(line, "a document that names its own interpreter is not possible here", "", "name the interpreter before it: RUN python3 - <<EOF")
 			return false
