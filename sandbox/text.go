@@ -238,3 +238,6 @@ func plainText(b []byte) int {
 	}
 	return i
 }
+
+// CleanText makes output readable: see clean. It keeps nothing of b.
+func CleanText(b []byte) string { return clean(bytes.Clone(b)) }
