@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"berth/sandbox"
@@ -98,6 +99,7 @@ func (p *Provider) BuildSnapshot(ctx context.Context, owner sandbox.Owner, name 
 		return sandbox.SnapshotInfo{}, full(s, err)
 	}
 	info, err := w.build(ctx, digest)
+	w.touchUsed()
 	if derr := w.in.discard(ctx); derr != nil {
 		p.log.WarnContext(ctx, "leftovers of a build", slog.String("sandbox", w.in.id), slog.Any("err", derr))
 	}
@@ -190,6 +192,9 @@ func (w *builder) base(ctx context.Context) (*image.Pin, error) {
 		root = append(root, w.o.sealed...)
 		if w.o.image != nil {
 			w.o.imageName = w.o.image.Name
+			if pin, err = p.imageAgain(ctx, s, &w.o.image.Image, w.ids); err != nil {
+				return nil, err
+			}
 		}
 	case w.b.Image != "":
 		w.log.line("[base] " + w.b.Image)
@@ -336,6 +341,41 @@ func (w *builder) name(ctx context.Context, r *snapshotRecord) error {
 		w.s.settleCache(w.used)
 	}
 	return writeJSON(path, r, true)
+}
+
+// ofBuild tells that a sandbox is one of a build's steps, and no session's.
+func (in *Instance) ofBuild(key sandbox.Key) bool {
+	name, ok := strings.CutPrefix(string(key.Session), "build ")
+	return ok && in.id == sandboxID(buildKey(key.Owner, name))
+}
+
+// snapshotUser makes user the one who runs commands in a sandbox of o, if it is
+// of an image.
+func (p *Provider) snapshotUser(ctx context.Context, s *store, o *origin, user string) error {
+	if user == "" || o.image == nil {
+		return nil
+	}
+	ids := o.ids
+	if ids.Mode == "" {
+		ids = p.idsNow(s)
+	}
+	pin, err := p.imageAgain(ctx, s, &o.image.Image, ids)
+	if err != nil {
+		return err
+	}
+	defer pin.Release()
+	o.image, err = p.imageOver(s, &o.image.Image, o.sealed, ids, user)
+	return err
+}
+
+// imageAgain makes sure that the layers of an image are there, which others
+// stand on already. The pin may be nil.
+func (p *Provider) imageAgain(ctx context.Context, s *store, im *image.Image, ids wire.IDs) (*image.Pin, error) {
+	is, err := p.imageStore(s)
+	if err != nil || is.Ready(im, layerForm(ids)) {
+		return nil, err
+	}
+	return is.Again(ctx, im, layerForm(ids), report(ctx))
 }
 
 // imageOver is what im says of its commands with the layers over it: they may

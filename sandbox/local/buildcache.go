@@ -8,12 +8,14 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"berth/sandbox"
 	"berth/sandbox/local/tree"
+	"berth/sandbox/local/wire"
 )
 
 // buildFormat changes whenever the same step would come to something else.
@@ -45,14 +47,15 @@ func (s *store) cachePath(key string) string { return s.path("builds", "cache", 
 func (s *store) cached(key string) (*cacheEntry, bool) {
 	var e cacheEntry
 	path := s.cachePath(key)
-	if readJSON(path, &e) != nil || !e.Synced && (e.Boot == "" || e.Boot != bootID()) {
+	if readJSON(path, &e) != nil {
 		return nil, false
 	}
 	now := s.now()
 	if e.Layer != "" {
 		// Touched first: then whoever sweeps leaves it.
 		s.useSealed([]string{e.Layer})
-		if _, err := os.Lstat(s.layersOf(e.Layer)); err != nil {
+		_, err := os.Lstat(s.layersOf(e.Layer))
+		if _, unmarked := os.Lstat(filepath.Join(s.sealedDir(e.Layer), wire.SyncedName)); err != nil || unmarked != nil && !e.Synced && e.Boot != bootID() {
 			_ = os.Remove(path)
 			return nil, false
 		}
@@ -78,6 +81,10 @@ func (s *store) settleCache(keys []string) {
 			_ = writeJSON(s.cachePath(k), &e, false) // else it is made anew
 		}
 	}
+}
+
+func (s *store) touchCache(key string, at time.Time) {
+	_ = os.Chtimes(s.cachePath(key), at, at)
 }
 
 type cacheItem struct {

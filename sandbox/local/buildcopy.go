@@ -34,6 +34,9 @@ func (w *builder) copy(ctx context.Context, c *sandbox.BuildCopy) error {
 	if err != nil {
 		return wrong("%v", err)
 	}
+	if owner == "" && w.o.image == nil && w.user != "root" {
+		owner = w.user // in the default root, which no Dockerfile knows
+	}
 	to, err := w.absolute(c.To)
 	if err != nil {
 		return err
@@ -135,11 +138,6 @@ func (w *builder) match(name, clean string) ([]*placed, error) {
 				under(at + "/")
 			}
 		}
-		for _, p := range out {
-			if p.to == "" {
-				p.to = path.Base(p.from)
-			}
-		}
 	}
 	if len(out) > 0 {
 		return out, nil
@@ -164,10 +162,10 @@ func (w *builder) place(ctx context.Context, c *sandbox.BuildCopy, found []*plac
 			dir = true
 		}
 	}
-	var touched []string // what the owner is to have
+	var given, replaced []string // what was made, and what was there
 	mkdir := func(p string) error {
 		made, err := w.mkdir(ctx, p, 0o755)
-		touched = append(touched, made...)
+		given = append(given, made...)
 		return err
 	}
 	if dir {
@@ -197,24 +195,30 @@ func (w *builder) place(ctx context.Context, c *sandbox.BuildCopy, found []*plac
 			if err := files.Symlink(ctx, f.file.Link, at); err != nil {
 				return placeFault(at, err)
 			}
-			touched = append(touched, at)
+			given = append(given, at)
 			continue
 		}
 		res, err := w.write(ctx, files, at, f)
 		if err != nil {
 			return err
 		}
-		if owner != "" || !res.Created {
-			touched = append(touched, res.Path)
+		if given = append(given, res.Path); !res.Created {
+			replaced = append(replaced, res.Path)
 		}
 	}
-	if owner == "" {
-		owner = "0:0"
-		if single(w.ids) || len(touched) == 0 {
-			return nil
-		}
+	switch {
+	case single(w.ids): // everybody is one
+		return nil
+	case owner != "":
+		return w.chown(ctx, owner, given)
+	case len(replaced) == 0:
+		return nil
 	}
-	return w.chown(ctx, owner, touched)
+	var exit *exitFault
+	if err := w.chown(ctx, "0:0", replaced); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	return nil
 }
 
 // write copies one file, and finds out whether it is still the one that was
@@ -307,7 +311,12 @@ func (w *builder) enter(ctx context.Context, word string) error {
 		if err != nil || len(made) == 0 || w.user == "" || w.user == "root" || w.user == "0" {
 			return err
 		}
-		return w.chown(ctx, w.user, made[len(made)-1:])
+		// Without that program it is root's, as docker build makes it.
+		var exit *exitFault
+		if err := w.chown(ctx, w.user, made[len(made)-1:]); err != nil && !(errors.As(err, &exit) && exit.code == nil) {
+			return err
+		}
+		return nil
 	})
 	if err == nil {
 		w.workDir = dir

@@ -33,7 +33,7 @@ func (s *store) buildLogPath(owner sandbox.Owner, name string) string {
 // buildLog is what a build says: told line by line, and kept in a file. One
 // goroutine at a time uses it.
 type buildLog struct {
-	ctx     context.Context //nolint:containedctx // whom to tell; it ends with the build
+	tell    func(line string)
 	f       *os.File
 	written int64
 	left    int64 // bytes that the file does not have
@@ -46,7 +46,7 @@ func (s *store) openBuildLog(ctx context.Context, owner sandbox.Owner, name stri
 	if err != nil {
 		return nil, err
 	}
-	return &buildLog{ctx: ctx, f: f}, nil
+	return &buildLog{f: f, tell: func(line string) { sandbox.Report(ctx, sandbox.Progress{Text: line, Log: true}) }}, nil
 }
 
 // line says one line, or several.
@@ -55,7 +55,7 @@ func (l *buildLog) line(text string) {
 		if len(one) > maxLogLine {
 			one = strings.ToValidUTF8(one[:maxLogLine], "") + "…"
 		}
-		sandbox.Report(l.ctx, sandbox.Progress{Text: one, Log: true})
+		l.tell(one)
 		l.keep(one + "\n")
 	}
 }

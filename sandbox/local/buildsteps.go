@@ -269,7 +269,7 @@ func (w *builder) seal(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if o.dir != "" {
-		if err := w.s.adopt(o); err != nil {
+		if err := w.s.adopt(o.origin); err != nil {
 			_ = treeAs(o.ids).Remove(context.WithoutCancel(ctx), o.dir)
 			return "", err
 		}

@@ -130,6 +130,11 @@ func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) 
 		KeepProcesses: p.opts.KeepProcesses,
 		KeepLogBytes:  p.opts.KeepLogBytes,
 	}
+	if r.Root != nil {
+		for _, e := range r.Root.Env {
+			setEnv(l.Env, e)
+		}
+	}
 	if im := r.Image; im != nil {
 		l.Env, l.Users, l.User = imageEnv(&im.Image), im.users(), im.Account.Name
 	}
@@ -159,7 +164,7 @@ func (p *Provider) mounts(layers string, b base, ids wire.IDs) []wire.Mount {
 		// read what everyone can, and no more.
 		list = append(list, wire.Mount{Target: d, Type: "bind", Source: d, ReadOnly: true})
 	}
-	return append(list, p.hostDirs(ids, "agent")...)
+	return list
 }
 
 // overlay is a piece of the root that can be written; layers is where its
@@ -280,13 +285,14 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 	if r.Spec.Disk > 0 && r.DiskKind == "" {
 		r.DiskKind, _ = chooseDisk(r.Spec, ids)
 	}
-	var mounts []wire.Mount
+	var mounts, hosts []wire.Mount
 	if r.Image != nil {
 		layers, err := p.imageLayers(ctx, s, r)
 		if err != nil {
 			return nil, err
 		}
-		mounts = append([]wire.Mount{overlay(r.uppers(s.layersPath(id)), "/", layers...)}, p.hostDirs(ids, r.Image.Account.Name)...)
+		mounts = []wire.Mount{overlay(r.uppers(s.layersPath(id)), "/", layers...)}
+		hosts = p.hostDirs(ids, r.Image.Account.Name)
 	} else {
 		b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
 		if err != nil {
@@ -297,6 +303,10 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 			r.MadeOn = b.name
 		}
 		mounts = p.mounts(r.uppers(s.layersPath(id)), b, ids)
+		hosts = p.hostDirs(ids, "agent")
+	}
+	if r.Build == "" { // what is built depends on nobody's folders, and changes none
+		mounts = append(mounts, hosts...)
 	}
 	attached, err := p.attach(ctx, s, r, mounts)
 	if err != nil {

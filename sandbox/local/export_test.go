@@ -147,3 +147,6 @@ func StandOnLayers(x sandbox.Instance, n int) error {
 	}
 	return nil
 }
+
+// StateOf is p's state directory.
+func StateOf(p *Provider) string { return p.opts.Dir }

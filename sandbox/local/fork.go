@@ -30,6 +30,10 @@ type origin struct {
 	// dir holds what becomes the new sandbox's own: its layers, and the image
 	// with the files where a disk limit has them on one. Empty: nothing.
 	dir string
+	// root is what a build said of the default root; nil without one.
+	root *rootConfig
+	// build is the lock of the build that the sandbox is made for; or empty.
+	build string
 	// fork: of another sandbox's files, which need not be on the disk yet.
 	fork bool
 }
@@ -62,7 +66,7 @@ func (in *Instance) bringToDisk(ctx context.Context, o *shared, to string) {
 }
 
 func originOf(r *record) *origin {
-	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image}
+	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image, root: r.Root}
 	if o.ids.IDMapped {
 		o.ids.Base = 0 // each has a range of its own
 	}

@@ -112,13 +112,7 @@ func layerForm(ids wire.IDs) image.Form {
 
 // formNow is the form of sandboxes that are made now.
 func (p *Provider) formNow(s *store) image.Form {
-	ids, _ := p.idMode()
-	if ids.Mode == wire.IDsRange {
-		if ids.IDMapped = idMapped(s.dir, "/usr"); !ids.IDMapped {
-			ids.Base = firstSlot * rangeSize
-		}
-	}
-	return layerForm(ids)
+	return layerForm(p.idsNow(s))
 }
 
 func report(ctx context.Context) func(image.Progress) {
@@ -156,11 +150,16 @@ func recordOf(is *image.Store, im *image.Image, form image.Form, spec sandbox.Sp
 	if err != nil {
 		return nil, err
 	}
-	v := image.View{Dirs: dirs}
+	return describeImage(image.View{Dirs: dirs}, im, form, spec.User)
+}
+
+// describeImage says what sandboxes of im, whose files v shows, run commands
+// with; asked is who is to run them, if not the one that im names.
+func describeImage(v image.View, im *image.Image, form image.Form, asked string) (*imageRecord, error) {
 	r := &imageRecord{Image: *im, Runtimes: map[string]string{}}
 	field, user := "image", im.User
-	if spec.User != "" {
-		field, user = "user", spec.User
+	if asked != "" {
+		field, user = "user", asked
 	}
 	ok := false
 	if r.Account, ok = v.Account(user); !ok {

@@ -76,7 +76,7 @@ var systemLayer = sync.OnceValues(func() ([]file, error) {
 		return err
 	}
 	lib := regexp.MustCompile(`(/\S+) \(0x`)
-	for _, n := range []string{"sh", "bash", "ls", "cat", "id", "stat", "touch", "mkdir", "rm", "env", "readlink"} {
+	for _, n := range []string{"sh", "bash", "ls", "cat", "id", "stat", "touch", "mkdir", "rm", "env", "readlink", "chown"} {
 		p, err := exec.LookPath(n)
 		if err != nil {
 			return nil, err

@@ -3,6 +3,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,6 +137,9 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 		if o, err = s.snapshotOrigin(key.Owner, spec.Snapshot); err != nil {
 			return nil, err
 		}
+		if err := p.snapshotUser(ctx, s, o, spec.User); err != nil {
+			return nil, err
+		}
 	}
 	if spec.Image != "" && spec.Snapshot == "" {
 		// Before the lock: it may take long, and until then nothing is there.
@@ -184,6 +188,10 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	r := &record{Version: recordVersion, Owner: string(in.key.Owner), Session: string(in.key.Session), Created: time.Now().UTC(), Spec: fromSpec(spec), Image: im}
 	if im != nil && r.Spec.WorkingDirectory == "" {
 		r.Spec.WorkingDirectory = im.WorkDir
+	}
+	r.Build, r.Root = o.build, o.root
+	if c := o.root; c != nil {
+		r.Spec.WorkingDirectory, r.Spec.User = cmp.Or(r.Spec.WorkingDirectory, c.WorkDir), cmp.Or(r.Spec.User, c.User)
 	}
 	r.Sealed, r.IDs, r.MadeOn, r.DiskKind = o.sealed, o.ids, o.madeOn, o.diskKind
 	tmp := s.path("tmp", in.id+".create")
@@ -319,7 +327,7 @@ func (p *Provider) List(ctx context.Context, owner sandbox.Owner) ([]sandbox.Inf
 		}
 		in := &Instance{p: p, s: s, id: e.Name()}
 		info, err := in.info(ctx, false)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Status == sandbox.StatusDestroyed {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (info.Status == sandbox.StatusDestroyed || in.ofBuild(info.Key)) {
 			continue
 		}
 		if err != nil {

@@ -37,6 +37,11 @@ type record struct {
 	Base   baseName `json:"base"`
 	// Image is what it was made of; nil for the default root.
 	Image *imageRecord `json:"image,omitempty"`
+	// Root is what a build said of commands in sandboxes of the default root.
+	Root *rootConfig `json:"root,omitempty"`
+	// Build is the lock that is held by whoever needs this sandbox, which is
+	// one step of a build; see builder.
+	Build string `json:"build,omitempty"`
 	// Sealed are the layers between the default root and the sandbox's own,
 	// lowest first; see seal. Sealing, one of them, was begun and may not be
 	// done.

@@ -236,9 +236,22 @@ func (s *store) sweepSealed(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// namedLayers reads which layers are named by any record. known is false when
-// a record cannot be read: it may name any.
+// namedLayers reads which layers are named by any record, or by what builds
+// remember. known is false when a record cannot be read: it may name any.
 func (s *store) namedLayers() (used map[string]bool, known bool, err error) {
+	used, known, err = s.layersInUse()
+	if err != nil || !known {
+		return used, known, err
+	}
+	steps, err := s.cache()
+	for _, i := range steps {
+		used[i.Layer] = true
+	}
+	return used, true, err
+}
+
+// layersInUse reads which layers sandboxes and snapshots stand on.
+func (s *store) layersInUse() (used map[string]bool, known bool, err error) {
 	used = map[string]bool{}
 	for _, place := range []string{"tmp", "sandboxes", "retired"} {
 		entries, err := os.ReadDir(s.path(place))

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,11 @@ type snapshotRecord struct {
 	Image   *imageRecord `json:"image,omitempty"`
 	// ImageName is what the sandbox's spec said.
 	ImageName string `json:"image_name,omitempty"`
+	// Root is what a build said of the default root; Build the digest of the
+	// build, and Labels what that gave it.
+	Root   *rootConfig       `json:"root,omitempty"`
+	Build  string            `json:"build,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 func snapshotID(owner sandbox.Owner, name string) string {
@@ -87,7 +93,7 @@ func (s *store) snapshotOrigin(owner sandbox.Owner, name string) (*origin, error
 		return nil, &sandbox.UserError{Text: "the snapshot " + name + " is damaged: " + gone + " is missing; delete_snapshot it and make it anew", Err: sandbox.ErrUnavailable}
 	}
 	s.useSealed(r.Sealed)
-	return &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, image: r.Image}, nil
+	return &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, image: r.Image, root: r.Root}, nil
 }
 
 // Snapshot keeps what the sandbox is at this moment under a name.
@@ -120,7 +126,7 @@ func (in *Instance) Snapshot(ctx context.Context, name string) (sandbox.Snapshot
 		}
 	}
 	r := snapshotRecord{Version: 1, Owner: string(owner), Name: name, Created: time.Now().UTC(), From: string(in.key.Session),
-		IDs: o.ids, MadeOn: o.madeOn, Sealed: o.sealed, Image: o.image, ImageName: o.imageName}
+		IDs: o.ids, MadeOn: o.madeOn, Sealed: o.sealed, Image: o.image, ImageName: o.imageName, Root: o.root}
 	if r.Digest, r.Size, err = s.digest(ctx, &r); err != nil {
 		return sandbox.SnapshotInfo{}, full(s, err)
 	}
@@ -191,6 +197,13 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 	} else {
 		fmt.Fprintln(sum, r.MadeOn.Host)
 	}
+	if r.Build != "" {
+		var settings any = r.Root
+		if r.Image != nil {
+			settings = []any{r.Image.Env, r.Image.User, r.Image.WorkDir}
+		}
+		fmt.Fprintln(sum, digestOf([]any{settings, r.Labels}))
+	}
 	var size int64
 	for _, id := range r.Sealed {
 		path := filepath.Join(s.sealedDir(id), layerFile)
@@ -217,7 +230,7 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 }
 
 func (r *snapshotRecord) info() sandbox.SnapshotInfo {
-	return sandbox.SnapshotInfo{Owner: sandbox.Owner(r.Owner), Name: r.Name, State: sandbox.SnapshotActive, Created: r.Created, From: sandbox.SessionID(r.From), Image: r.ImageName, Digest: r.Digest, Size: r.Size}
+	return sandbox.SnapshotInfo{Owner: sandbox.Owner(r.Owner), Name: r.Name, State: sandbox.SnapshotActive, Created: r.Created, From: sandbox.SessionID(r.From), Image: r.ImageName, Digest: r.Digest, Size: r.Size, Built: r.Build != "", Labels: maps.Clone(r.Labels)}
 }
 
 // Snapshots lists those of owner (of all owners when empty).
@@ -304,5 +317,6 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, owner sandbox.Owner, name
 	if err := os.Remove(s.snapshotPath(owner, name)); err != nil {
 		return err
 	}
+	_ = os.Remove(s.buildLogPath(owner, name))
 	return syncDir(s.path("snapshots"))
 }

@@ -31,6 +31,7 @@ import (
 //	ids/SLOT         which sandbox has which range of user ids
 //	base/FINGERPRINT/ layers of the default root, and ours over images
 //	images/          see package image
+//	builds/          logs of builds, and in cache/ what their steps came to
 //	snapshots/ID     JSON, which layers have a name
 //	sealed/ID/       layers that sandboxes share, see seal
 //	tmp/, trash/     half made and half removed; swept
@@ -41,7 +42,7 @@ type store struct {
 	now func() time.Time // for what is old
 }
 
-var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "snapshots", "tmp", "trash", "bin", "ports", "volumes"}
+var storeDirs = []string{"sandboxes", "locks", "tombstones", "retired", "ids", "base", "sealed", "snapshots", "builds", "builds/cache", "tmp", "trash", "bin", "ports", "volumes"}
 
 // sandboxID is the name of a key's sandbox in the state directory. Nobody can
 // choose another's, and it is short and safe as a file name.

@@ -35,7 +35,7 @@ func (p *Provider) Sweep(ctx context.Context) error {
 		return err
 	}
 	errs := p.sweepSandboxes(ctx, s)
-	errs = append(errs, s.sweepTmp(ctx), s.sweepTrash(ctx), s.sweepTombstones(), s.sweepRetired(ctx), s.sweepPorts(), s.sweepRanges(), s.sweepLocks(), p.sweepBases(ctx, s), s.sweepSealed(ctx), p.sweepImages(ctx, s))
+	errs = append(errs, s.sweepTmp(ctx), s.sweepTrash(ctx), s.sweepTombstones(), s.sweepRetired(ctx), s.sweepPorts(), s.sweepRanges(), s.sweepLocks(), p.sweepBases(ctx, s), s.sweepBuilds(), s.sweepSealed(ctx), p.sweepImages(ctx, s))
 	return errors.Join(errs...)
 }
 
@@ -64,6 +64,9 @@ func (in *Instance) sweep(ctx context.Context) error {
 		return err
 	}
 	in.key = v.rec.key()
+	if done, err := in.sweepBuild(ctx, v.rec); done {
+		return err
+	}
 	switch v.status {
 	case sandbox.StatusStopped, sandbox.StatusArchived, sandbox.StatusDestroyed:
 	default:
