@@ -26,7 +26,7 @@ RUN go generate ./sandbox/local/boxbin && \
 # container; with its one capability it maps ids as the owner of the namespace.
 FROM debian:bookworm-slim
 RUN apt-get update && \
-    apt-get install -y --no-install-recommends ca-certificates curl git libcap2-bin nodejs npm procps python3 python3-pip python3-venv uidmap && \
+    apt-get install -y --no-install-recommends ca-certificates curl git libcap2-bin nodejs npm procps python3 python3-pip python3-venv tini uidmap && \
     rm -rf /var/lib/apt/lists/* && \
     chmod u-s /usr/bin/newuidmap /usr/bin/newgidmap && \
     setcap cap_setuid+ep /usr/bin/newuidmap && \
@@ -45,5 +45,7 @@ EXPOSE 8080
 # Fits both: it asks the server that listens, and with none, as when clients run
 # "docker exec -i berth berth serve", whether sandboxes can be made.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10s CMD ["berth", "healthcheck"]
-ENTRYPOINT ["berth"]
+# Sandboxes outlive the server that made them, also one of docker exec; tini, as
+# the first process, takes note of their ends.
+ENTRYPOINT ["tini", "--", "berth"]
 CMD ["serve", "--http", "0.0.0.0:8080"]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 
 	"path/filepath"
 	"runtime"
@@ -61,6 +62,9 @@ func (c *serveCommand) Run(a *App) error {
 	log := a.logger(cfg, false)
 	for _, w := range cfg.Warnings {
 		log.Warn("settings", slog.String("remark", w))
+	}
+	if os.Getpid() == 1 {
+		log.Warn("berth is this container's first process and takes no note of other processes' ends: those of sandboxes would stay as zombies; start it under an init, with docker run --init or tini")
 	}
 	a.serving = true
 	b, err := a.openWith(cfg, log)
