@@ -52,6 +52,10 @@ func convert(e *wire.Error) error {
 		return &sandbox.FieldError{Field: "volumes.subpath", Problem: e.Text, Allowed: "a directory of the volume, or the name of one to be made"}
 	case wire.CodeNoProgram:
 		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrNoProgram}
+	case wire.CodeInvalid:
+		if e.Path != "" { // one that no file can have, or that leads through a link of /proc
+			return &sandbox.UserError{Text: e.Text}
+		}
 	case wire.CodeBadCwd:
 		return &fs.PathError{Op: "chdir", Path: e.Path, Err: &kindError{text: e.Text, kind: fs.ErrNotExist}}
 	}

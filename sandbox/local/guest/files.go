@@ -214,7 +214,16 @@ func (g *guest) look(op string, r *wire.Path) (body any, files []*os.File, err e
 		if err != nil {
 			return pathError(r.Path, err)
 		}
-		body, files = info, []*os.File{os.NewFile(uintptr(f), "file")}
+		if !pseudo(fd) {
+			body, files = info, []*os.File{os.NewFile(uintptr(f), "file")}
+			return nil
+		}
+		file, size, err := copied(f, r.Path)
+		if err != nil {
+			return err
+		}
+		info.Size = size
+		body, files = info, []*os.File{file}
 		return nil
 	})
 	return body, files, err

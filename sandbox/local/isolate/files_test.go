@@ -84,6 +84,18 @@ func TestFiles(t *testing.T) {
 					f.Close()
 				}
 			}
+			// What the kernel makes up it makes up for us, and not for who reads outside.
+			for _, file := range []string{"/proc/sys/kernel/hostname", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/filesystems"} {
+				inside, _ := b.sh("agent", "cat "+file)
+				if text, err := b.read("agent", file); err != nil || text != inside || text == "" {
+					t.Errorf("read of %s: %q, %v; a command reads %q", file, text, err, inside)
+				}
+			}
+			if out, _ := b.sh("agent", "stat -c %s /sys/kernel/btf/vmlinux || echo 0"); len(out) > 7 { // a million and a newline
+				if _, err := b.read("agent", "/sys/kernel/btf/vmlinux"); code(err) != wire.CodeInvalid {
+					t.Errorf("read of a file of the kernel's of %s bytes: %v", out, err)
+				}
+			}
 			if mode != wire.IDsSingle {
 				if _, err := b.read("agent", "/root/x"); code(err) != wire.CodePermission {
 					t.Errorf("read of root's file as the user: %v", err)
