@@ -4,6 +4,9 @@ package local_test
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -13,6 +16,7 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/client"
+	"berth/sandbox/local/wire"
 	"berth/sandbox/providertest"
 )
 
@@ -72,6 +76,25 @@ func conform(t *testing.T) {
 			other := open(t, dirs[p])
 			t.Cleanup(func() { must(t, other.Close()) })
 			return other
+		},
+		Outside: func(t *testing.T) providertest.Echo {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			must(t, err)
+			t.Cleanup(func() { _ = l.Close() })
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						defer c.Close()
+						_, _ = io.Copy(c, c)
+					}()
+				}
+			}()
+			port := netip.MustParseAddrPort(l.Addr().String()).Port()
+			return providertest.Echo{Address: netip.AddrPortFrom(wire.NetHost, port), Opens: netip.MustParsePrefix("127.0.0.1/32")}
 		},
 		Kill: func(t *testing.T, p sandbox.Provider, key sandbox.Key) {
 			dir := instance(t, p, key).Dir()

@@ -103,6 +103,8 @@ var (
 	_ sandbox.Archiver = (*fakeInstance)(nil)
 	_ sandbox.Retirer  = (*fakeInstance)(nil)
 	_ sandbox.Forker   = (*fakeInstance)(nil)
+
+	_ sandbox.Networker = (*fakeInstance)(nil)
 )
 
 func (i *fakeInstance) Info(ctx context.Context) (sandbox.Info, error) {
@@ -187,6 +189,22 @@ func (i *fakeInstance) Update(ctx context.Context, spec sandbox.Spec) error {
 		return sandbox.ErrNotFound
 	}
 	b.spec = spec
+	return nil
+}
+
+// SetNetwork keeps the policy. The fake's commands run on the host, whatever it
+// says.
+func (i *fakeInstance) SetNetwork(ctx context.Context, p sandbox.NetworkPolicy) error {
+	if err := i.provider.usable(ctx); err != nil {
+		return err
+	}
+	b := i.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.status == sandbox.StatusDestroyed {
+		return sandbox.ErrNotFound
+	}
+	b.spec.Network = &p
 	return nil
 }
 

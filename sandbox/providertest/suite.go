@@ -30,6 +30,8 @@ type Harness struct {
 	Kill func(t *testing.T, p sandbox.Provider, key sandbox.Key)
 	// Break damages a sandbox so that it has StatusError.
 	Break func(t *testing.T, p sandbox.Provider, key sandbox.Key)
+	// Outside starts an echo server for the test, where sandboxes may reach it.
+	Outside func(t *testing.T) Echo
 	// Spec is what every sandbox of the suite is made of.
 	Spec sandbox.Spec
 	// LogLimit is how many bytes of one output stream are kept.
@@ -56,6 +58,7 @@ const (
 	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
 	Resources  Ability = "resources"  // Spec.Resources
+	Networks   Ability = "networks"   // Networker
 )
 
 // Run holds a provider against the promises of package sandbox's contracts. What
@@ -68,7 +71,7 @@ func Run(t *testing.T, h Harness) {
 	for _, c := range []struct {
 		missing bool
 		what    string
-	}{{h.Reopen == nil, "Reopen"}, {h.Crash == nil, "Crash"}, {h.Another == nil, "Another"}, {h.Kill == nil, "Kill"}, {h.Break == nil, "Break"}, {h.LogLimit == 0, "LogLimit"}} {
+	}{{h.Reopen == nil, "Reopen"}, {h.Crash == nil, "Crash"}, {h.Another == nil, "Another"}, {h.Kill == nil, "Kill"}, {h.Break == nil, "Break"}, {h.Outside == nil, "Outside"}, {h.LogLimit == 0, "LogLimit"}} {
 		if c.missing {
 			t.Logf("the harness has no %s: what needs it is not shown", c.what)
 		}
@@ -82,7 +85,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
-		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts},
+		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
 	} {
 		t.Run(g.name, func(t *testing.T) {
 			s := &suite{h: h}

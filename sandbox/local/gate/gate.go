@@ -262,10 +262,15 @@ func (g *gate) setPolicy(n wire.Network) {
 	}
 	clear(g.hush)
 	g.mu.Unlock()
-	for _, e := range list {
-		e.f.stop()
+	for i, e := range list {
 		e.v.rule += " (cut when the policy changed)"
-		g.refuse(e.f.proto(), e.f.src, e.f.host(), e.f.dst.Port(), e.v, false)
+		if i < 32 { // before its program can notice and end, so that its answer tells
+			g.link.tell(wire.OpGateRefused, wire.GateRefused{Source: e.f.src, Refusal: wire.Refusal{
+				Host: e.f.host(), Port: e.f.dst.Port(), Proto: e.f.proto(), Rule: e.v.rule, Allow: e.v.allow, Count: 1, First: time.Now().UnixNano()}})
+		} else {
+			g.refuse(e.f.proto(), e.f.src, e.f.host(), e.f.dst.Port(), e.v, false)
+		}
+		e.f.stop()
 	}
 }
 
