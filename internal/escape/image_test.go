@@ -260,7 +260,7 @@ func outOfReach(t *testing.T, dir string) {
 	planted := 0
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return nil // of another id of ours
+			return nil //nolint:nilerr // of another id of ours
 		}
 		if fi, err := d.Info(); err == nil && fi.Mode()&os.ModeSetuid != 0 {
 			planted++

@@ -178,7 +178,7 @@ func newRegistry(t *testing.T) *httptest.Server {
 // echoServer listens on the machine's loopback; it says the port.
 func echoServer(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // of a test
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {

@@ -66,8 +66,7 @@ func idMode() (wire.IDs, string) {
 // where that may be so are they tried, once.
 func mapToolsWork(ids tree.IDs) error {
 	locked, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-	admin, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0)
-	if locked == 0 && (admin == 1 || err != nil) {
+	if admin, _ := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_ADMIN, 0, 0, 0); locked != 1 && admin == 1 {
 		return nil
 	}
 	mapToolsTried.Do(func() {

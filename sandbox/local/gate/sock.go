@@ -148,7 +148,7 @@ func (s *sock) receive(b, oob []byte, t *intake) (n, oobn int, from netip.AddrPo
 			n, oobn, _, sa, err = unix.Recvmsg(int(fd), b, oob, 0)
 			return err
 		})
-		return err != unix.EAGAIN
+		return !errors.Is(err, unix.EAGAIN)
 	}); werr != nil {
 		return 0, 0, from, werr
 	}

@@ -104,8 +104,8 @@ const (
 	OpNetOwner  = "net_owner"  // NetOwner -> ProcessRef; its ID is empty when nobody's
 )
 
-// OpNetwork, from berth to the monitor, sets the policy that its body holds, when
-// there is one, and tells what holds: NetworkChange -> NetworkState.
+// OpNetwork is from berth to the monitor: it sets the policy that its body holds,
+// when there is one, and tells what holds: NetworkChange -> NetworkState.
 const OpNetwork = "network"
 
 // NetworkChange is the body of OpNetwork.
