@@ -337,7 +337,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("Parse(%q) = %q, %v; want %q", text, n.Full, err, full)
 		}
 	}
-	for _, text := range []string{"", "a b", "A/B", "https://x/y", "oci:a", "docker-archive:", "x\x00y", strings.Repeat("a", 2000), "a@sha256:12"} {
+	for _, text := range []string{"", "a b", "A/B", "https://x/y", "oci:a", "docker-archive:", "x\x00y", strings.Repeat("a", 2000), "a@sha256:12",
+		"ghcr.io/acme/../evil/x", "ghcr.io/acme/./x", "ghcr.io/acme//x", "ghcr.io/acme/-x", "ghcr.io/acme/.x"} {
 		if n, err := s.Parse(text); err == nil {
 			t.Errorf("Parse(%q) = %q, want an error", text, n.Full)
 		}
@@ -348,6 +349,11 @@ func TestNames(t *testing.T) {
 	}{
 		{"debian:12", "*", true}, {"debian:12", "debian:12", true}, {"debian:12", "docker.io/library/*", true}, {"debian:12", "docker.io/library/debian", true},
 		{"debian:12", "ghcr.io/*", false}, {"ghcr.io/acme/x", "ghcr.io/acme/*", true}, {"ghcr.io/acmeevil/x", "ghcr.io/acme/*", false},
+		// A pattern without a registry means Docker's.
+		{"debian:12", "debian:*", true}, {"debian:12", "debian", true}, {"docker.io/library/debian:12", "debian:*", true}, {"debian:12", "library/*", true}, {"a/b:1", "a/*", true},
+		{"debian:5000/x", "debian:*", false}, {"debian:5000/x", "debian:5000/*", true}, {"debian.evil.example/x", "debian*", false}, {"debian.evil.example/x", "*", true},
+		{"library.evil.example/x", "library*", false}, {"localhost:5000/x", "localhost:5000/*", true}, {"localhost/x", "localhost/*", true}, {"localhost:5000/x", "local*", false},
+		{"debian:12@sha256:" + strings.Repeat("0", 64), "debian:12*", false}, {"debian@sha256:" + strings.Repeat("0", 64), "debian@*", true}, {"evil/x", "*debian*", false},
 		{"oci:/x", "*", false}, {"oci:/x/y", "oci:/x/*", true}, {"oci:/z", "oci:/x/*", false}, {"docker-archive:/x.tar", "docker-archive:*", true},
 	} {
 		n, err := s.Parse(tt.text)

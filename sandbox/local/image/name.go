@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -135,6 +137,13 @@ func (s *Store) parse(text string) (Name, error) {
 		}
 		return Name{}, fmt.Errorf("%.80q is no name of an image", text)
 	}
+	// The registry, or whatever stands before it, could take one of these for a
+	// way to another repository than the one that was allowed.
+	for part := range strings.SplitSeq(ref.Context().RepositoryStr(), "/") {
+		if part == "" || strings.ContainsAny(part[:1], "._-") {
+			return Name{}, fmt.Errorf("%.80q has a part that does not begin with a letter or digit", text)
+		}
+	}
 	return Name{Full: fullName(ref), ref: ref}, nil
 }
 
@@ -147,19 +156,47 @@ func fullName(ref name.Reference) string {
 }
 
 // Match tells whether one of patterns, in which * stands for any text, is the
-// whole name, the name without its tag or digest, or what was asked for. Files
-// of this machine are matched only by patterns that begin like them.
+// whole name or the name without its tag or digest. Images of Docker's registry
+// are also known without its name, and aliases as they were asked for. Files of
+// this machine are matched only by patterns that begin like them.
 func (n Name) Match(patterns []string) bool {
-	bare, _ := cutTag(n.Full)
+	full, short := []string{n.Full}, []string(nil)
+	if !n.File {
+		bare, _ := cutTag(n.Full)
+		full = append(full, bare)
+		for _, f := range full {
+			if f, ok := strings.CutPrefix(f, hub+"/"); ok {
+				short = append(short, f, strings.TrimPrefix(f, "library/"))
+			}
+		}
+	}
+	if n.Alias {
+		short = append(short, n.Text)
+	}
 	for _, p := range patterns {
 		if isFile(p) != n.File {
 			continue
 		}
-		if match(p, n.Full) || !n.File && (match(p, bare) || match(p, n.Text)) {
+		same := func(s string) bool { return match(p, s) }
+		if slices.ContainsFunc(short, same) || (n.File || namesHost(p)) && slices.ContainsFunc(full, same) {
 			return true
 		}
 	}
 	return false
+}
+
+var hostPort = regexp.MustCompile(`^[^/:*]+:[0-9]+/`)
+
+// namesHost tells whether a pattern says which registry it means, or that any
+// will do, as "*" does. One that does not means Docker's: what people write for
+// all tags, debian:*, would else also be the port of a host, debian:5000/x.
+func namesHost(pattern string) bool {
+	first := pattern
+	if i := strings.IndexAny(pattern, "/:@*"); i >= 0 {
+		first = pattern[:i]
+	}
+	return first == "" && strings.HasPrefix(pattern, "*") || first == "localhost" || strings.Contains(first, ".") ||
+		strings.HasPrefix(first, "[") || hostPort.MatchString(pattern)
 }
 
 // match is a comparison in which * in p stands for any text.
