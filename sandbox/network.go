@@ -159,7 +159,7 @@ func (f *faults) networkWithin(p *NetworkPolicy, most NetworkPolicy) {
 	if p == nil {
 		return
 	}
-	hint := "the operator sets this ceiling, limits.network in the config"
+	const hint = "ask for less; the operator sets this ceiling, limits.network_* in the config"
 	if most.BlockAll && !p.Limited() {
 		f.add("network_block_all", "the whole internet is more than a sandbox may reach here", "true, with lists within: "+most.String(), hint)
 	}
@@ -169,7 +169,11 @@ func (f *faults) networkWithin(p *NetworkPolicy, most NetworkPolicy) {
 			continue
 		}
 		if special {
-			f.add("network_allow_list", c.String()+" is the host's, link-local or private: more than a sandbox may reach here", "", hint)
+			allowed := most.String()
+			if !most.BlockAll && len(most.AllowCIDRs) == 0 {
+				allowed = "the internet"
+			}
+			f.add("network_allow_list", c.String()+" is the host's, link-local or private: more than a sandbox may reach here", allowed, hint)
 		} else {
 			f.add("network_allow_list", c.String()+" is more than a sandbox may reach here", most.String(), hint)
 		}

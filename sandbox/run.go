@@ -140,7 +140,7 @@ func (r *RunRequest) check(f *faults, needsCommand bool) {
 		f.add("stdin", fmt.Sprintf("it has %d bytes", len(*r.Stdin)), "at most 8,388,608", "write it with write_file and redirect it")
 	}
 	if r.Timeout != nil && (*r.Timeout < 0 || *r.Timeout > MaxTimeout) {
-		f.add("timeout_seconds", fmt.Sprintf("%v does not fit", *r.Timeout), "0 (none) to 604,800 seconds", "")
+		f.add("timeout_seconds", fmt.Sprintf("%v does not fit", *r.Timeout), "0 (none) to 86,400 seconds", "")
 	}
 }
 

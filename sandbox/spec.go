@@ -21,7 +21,7 @@ const (
 	MaxLabelValue = 256       // bytes
 	MaxEnv        = 256 << 10 // bytes, names and values together
 	MaxPath       = 4096      // bytes
-	MaxTimeout    = 7 * 24 * time.Hour
+	MaxTimeout    = 24 * time.Hour
 	MaxInterval   = 365 * 24 * time.Hour
 )
 
@@ -184,7 +184,7 @@ func (s Spec) Validate() error {
 	if s.AutoDelete != nil && *s.AutoDelete > MaxInterval {
 		f.add("auto_delete_minutes", fmt.Sprintf("%v does not fit", *s.AutoDelete), "negative (never), 0 (at the stop) to 525,600 minutes", "")
 	}
-	span("timeout_seconds", s.Timeout, 0, MaxTimeout, "0 (none) to 604,800 seconds")
+	span("timeout_seconds", s.Timeout, 0, MaxTimeout, "0 (none) to 86,400 seconds")
 	if w := s.WorkingDirectory; w != "" {
 		switch {
 		case !path.IsAbs(w):

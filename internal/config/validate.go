@@ -68,7 +68,7 @@ func (l *loader) validate() {
 	atLeast("defaults.auto_stop_minutes", d.AutoStopMinutes, 0, maxMinutes, " minutes; 0 never stops")
 	atLeast("defaults.auto_archive_minutes", d.AutoArchiveMinutes, 0, int(sandbox.MaxAutoArchive/time.Minute), " minutes; 0 is the maximum")
 	atLeast("defaults.auto_delete_minutes", d.AutoDeleteMinutes, -1, maxMinutes, " minutes; 0 deletes at once, -1 never")
-	atLeast("defaults.timeout_seconds", d.TimeoutSeconds, 0, 7*24*3600, " seconds; 0 is none")
+	atLeast("defaults.timeout_seconds", d.TimeoutSeconds, 0, int(sandbox.MaxTimeout/time.Second), " seconds; 0 is none")
 	if d.WorkingDirectory != "" && !path.IsAbs(d.WorkingDirectory) {
 		bad("defaults.working_directory", l.quote("defaults.working_directory", d.WorkingDirectory)+" is not absolute", "an absolute path inside the sandbox", "")
 	}
