@@ -187,6 +187,9 @@ func (r *registry) choose(ctx context.Context, c *call) error {
 		}
 		argument = *given
 	}
+	if a, ok := c.args.Interface().(interface{ needsNoSession() bool }); ok && a.needsNoSession() {
+		return nil
+	}
 	switch c.tool.reach {
 	case noSession:
 		c.key.Session = sandbox.SessionID(argument)

@@ -94,6 +94,7 @@ var meanings = map[string]string{
 	"start_sandbox.name":                 "For lists; default: the session id.",
 	"list_sandboxes.limit":               "At most so many; `next_cursor` goes on behind them.",
 	"create_snapshot.name":               "What the snapshot is called.",
+	"create_snapshot.steps":              "Each has exactly one of: `run`, shell text; `copy`, \"SOURCE... DESTINATION\" of `files`; `env`, an object of texts, in which $NAME stands for what is set; `workdir`; `user`.",
 	"delete_snapshot.name":               "The snapshot.",
 	"list_snapshots.limit":               "At most so many; `next_cursor` goes on behind them.",
 	"start_sandbox.env":                  "Environment variables of all its commands, as an object of texts.",

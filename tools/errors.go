@@ -86,6 +86,10 @@ func (r *registry) explain(c *call, err error) string {
 	if errors.As(err, &ue) {
 		return ue.Text
 	}
+	var build *sandbox.BuildError
+	if errors.As(err, &build) {
+		return build.Error() + "; the end of the log:\n" + strings.TrimSuffix(build.Log, "\n")
+	}
 	for _, s := range sentences {
 		if errors.Is(err, s.kind) {
 			if errors.Is(s.kind, context.DeadlineExceeded) || errors.Is(s.kind, sandbox.ErrUnavailable) {

@@ -128,8 +128,8 @@ var arguments = map[string]string{
 	"write_file":      "append base64 content mode path",
 	"edit_file":       "edits path",
 	"fork_sandbox":    "labels new_session_id",
-	"create_snapshot": "name",
-	"list_snapshots":  "cursor limit",
+	"create_snapshot": "dockerfile files image name steps",
+	"list_snapshots":  "cursor limit name",
 	"delete_snapshot": "name",
 	"set_network":     "network_allow_domains network_allow_list network_block_all",
 }

@@ -18,51 +18,25 @@ type snapshotRow struct {
 	Image   string   `json:"image,omitempty"`
 	Created string   `json:"created"`
 	UsedBy  []string `json:"used_by,omitempty"`
+
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 func snapshotOf(s sandbox.SnapshotInfo) snapshotRow {
-	row := snapshotRow{Name: s.Name, State: string(s.State), Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339)}
+	row := snapshotRow{Name: s.Name, State: string(s.State), Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339), Labels: s.Labels}
+	if s.Built {
+		row.From = "a build"
+	}
 	for _, u := range s.UsedBy {
 		row.UsedBy = append(row.UsedBy, string(u))
 	}
 	return row
 }
 
-type createSnapshotArguments struct {
-	Name      string  `json:"name" schema:"required;bytes=63"`
-	SessionID *string `json:"session_id" doc:"Whose files."`
-}
-
-func (a createSnapshotArguments) session() *string { return a.SessionID }
-
-type snapshotAnswer struct {
-	Snapshot snapshotRow `json:"snapshot"`
-	Notice   string      `json:"notice,omitempty"`
-}
-
-func createSnapshot() tool {
-	t := tool{
-		name: "create_snapshot", toolset: "snapshots",
-		description: "Keeps the files of the session's sandbox as they are now, running or stopped, under a name; start_sandbox with snapshot makes sandboxes of it. The sandbox goes on undisturbed. Snapshots never change.",
-		reach:       mustExist,
-		unavailable: map[string]string{"image": lacks(noBuilds), "steps": lacks(noBuilds), "dockerfile": lacks(noBuilds), "files": lacks(noBuilds)},
-	}
-	t.args, t.handle = handler(func(c *call, a *createSnapshotArguments) (*mcp.CallToolResult, error) {
-		s, err := c.manager.CreateSnapshot(c.ctx, c.key, sandbox.SnapshotRequest{Name: a.Name})
-		if err != nil {
-			return nil, err
-		}
-		c.outcome = "created"
-		return recordAnswer(snapshotAnswer{Snapshot: snapshotOf(*s), Notice: c.noticeText(sandbox.Notice{})})
-	})
-	return t
-}
-
-const noBuilds = "builds; make the changes in a sandbox with execute_command, and snapshot that"
-
 type listSnapshotsArguments struct {
 	Limit     *int    `json:"limit" schema:"min=1;max=200;default=50"`
 	Cursor    string  `json:"cursor" doc:"The last next_cursor." schema:"bytes=63"`
+	Name      string  `json:"name" doc:"Only this one, with the end of its build's log." schema:"bytes=63"`
 	SessionID *string `json:"session_id" doc:"Only those made from this one."`
 }
 
@@ -71,16 +45,17 @@ func (a listSnapshotsArguments) session() *string { return a.SessionID }
 type snapshotList struct {
 	Snapshots  []snapshotRow `json:"snapshots"`
 	NextCursor string        `json:"next_cursor,omitempty"`
+	Log        string        `json:"log,omitempty"`
 }
 
 func listSnapshots() tool {
 	t := tool{
 		name: "list_snapshots", toolset: "snapshots",
-		description: "Lists your snapshots by name: size, what they were made from, and which sessions use them.",
+		description: "Lists your snapshots by name: state (active, building), size, what they were made from, and which sessions use them.",
 		readOnly:    true, idempotent: true, reach: noSession,
 	}
 	t.args, t.handle = handler(func(c *call, a *listSnapshotsArguments) (*mcp.CallToolResult, error) {
-		r := sandbox.SnapshotListRequest{From: c.key.Session, Cursor: a.Cursor}
+		r := sandbox.SnapshotListRequest{From: c.key.Session, Name: a.Name, Cursor: a.Cursor}
 		if a.Limit != nil {
 			r.Limit = *a.Limit
 		}
@@ -91,6 +66,7 @@ func listSnapshots() tool {
 		out := snapshotList{Snapshots: []snapshotRow{}, NextCursor: list.Next}
 		for _, s := range list.Snapshots {
 			out.Snapshots = append(out.Snapshots, snapshotOf(s))
+			out.Log = s.Log
 		}
 		return recordAnswer(out)
 	})
@@ -112,7 +88,7 @@ type deletedAnswer struct {
 func deleteSnapshot() tool {
 	t := tool{
 		name: "delete_snapshot", toolset: "snapshots",
-		description: "Deletes a snapshot. Refused, with the sessions named, while sandboxes made of it are there.",
+		description: "Deletes a snapshot, or stops its build. Refused, with the sessions named, while sandboxes made of it are there.",
 		destructive: true, reach: noSession,
 	}
 	t.args, t.handle = handler(func(c *call, a *deleteSnapshotArguments) (*mcp.CallToolResult, error) {

@@ -48,7 +48,7 @@ func TestSnapshots(t *testing.T) {
 		{"create_snapshot", args{"session_id": "a", "name": "baked"}, "name: there is a snapshot baked already"},
 		{"create_snapshot", args{"session_id": "a", "name": "../x"}, "name: \"../x\" is not a snapshot's name"},
 		{"create_snapshot", args{"session_id": "never", "name": "x"}, "session never has no sandbox"},
-		{"create_snapshot", args{"session_id": "a", "name": "x", "dockerfile": "FROM x"}, "dockerfile"},
+		{"create_snapshot", args{"session_id": "a", "name": "x", "dockerfile": "RUN x"}, "dockerfile: line 1: RUN comes before FROM"},
 		{"start_sandbox", args{"session_id": "c", "snapshot": "none"}, "snapshot: there is no snapshot none"},
 		{"delete_snapshot", args{"name": "none"}, "name: there is no snapshot none"},
 		{"delete_snapshot", args{"name": "baked"}, "in use by the sandboxes of a"},

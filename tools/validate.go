@@ -453,7 +453,7 @@ func at(doc any, location []string) any {
 // private are the arguments whose values are repeated nowhere: they may hold
 // secrets.
 var private = map[string]bool{"env": true, "stdin": true, "text": true, "base64": true,
-	"content": true, "code": true, "edits": true}
+	"content": true, "code": true, "edits": true, "dockerfile": true, "files": true, "steps": true}
 
 // shown is show, but nothing for the value of a private argument.
 func shown(location []string, v any) string {

@@ -297,8 +297,8 @@ func (w *builder) exec(ctx context.Context, c sandbox.Command) error {
 		return err
 	}
 	var at sandbox.Cursor
-	for {
-		err := proc.Wait(ctx, at, false)
+	for ended := false; ; {
+		err := proc.Wait(ctx, at, ended)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -320,10 +320,15 @@ func (w *builder) exec(ctx context.Context, c sandbox.Command) error {
 			}
 			at = out.Next
 		}
-		if info.State != sandbox.ProcessRunning && at == info.Produced {
+		if ended {
 			w.log.flush()
+			for _, r := range info.Refused {
+				w.log.line(fmt.Sprintf("[network: refused %s:%d (%s), %d times: %s]", r.Host, r.Port, r.Protocol, r.Count, r.Rule))
+			}
 			return exited(info)
 		}
+		// Once more, for what it wrote at its very end.
+		ended = info.State != sandbox.ProcessRunning
 	}
 }
 
