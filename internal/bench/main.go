@@ -63,6 +63,7 @@ func run(berth, out string, n int, only string) error {
 		{"greedy", b.greedy},
 		{"ready", b.ready},
 		{"images", b.images},
+		{"fork", b.fork},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue

@@ -77,6 +77,13 @@ func KeepTombstones(n int) (before func()) {
 	return func() { maxTombstones = was }
 }
 
+// MostLayers bounds on how many layers a sandbox stands, until before is called.
+func MostLayers(n int) (before func()) {
+	was := maxSealed
+	maxSealed = n
+	return func() { maxSealed = was }
+}
+
 // BuildOver makes the layer over dir.
 func BuildOver(ctx context.Context, layer, dir string, skeleton bool) error {
 	return buildOver(ctx, layer, dir, skeleton)

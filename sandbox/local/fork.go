@@ -195,7 +195,7 @@ func (in *Instance) share(ctx context.Context, v *view, plain bool) (*shared, er
 	case r.DiskKind == wire.DiskImage || r.DiskKind == wire.DiskTmpfs:
 		o, err := in.shareLimited(ctx, r, plain)
 		return &shared{origin: o}, err
-	case r.DiskKind == "" && len(r.Sealed) < maxSealed:
+	case r.DiskKind == "" && !r.deep():
 		o, err := in.shareQuiet(ctx, r)
 		if err != nil || o != nil {
 			return o, err
@@ -223,7 +223,7 @@ func (in *Instance) shareStopped(ctx context.Context, v *view, plain bool) (*ori
 	switch {
 	case r.DiskKind == wire.DiskTmpfs: // nothing is left of it
 		return nil, limitedFork()
-	case r.DiskKind != "" || len(r.Sealed) >= maxSealed:
+	case r.DiskKind != "" || r.deep():
 		// A limit counts what is the sandbox's own; so its files stay that.
 		return in.copyLayers(ctx, r, plain)
 	case in.unchanged():

@@ -358,4 +358,40 @@ func TestManyLayers(t *testing.T) {
 	wantRun(t, in, "agent", "rm ~/f7; echo x > ~/f8", "")
 	to := fork(t, in, forkKey)
 	wantRun(t, to, "agent", fmt.Sprintf("test ! -e ~/f7 && cat ~/f8 ~/f%d", n), fmt.Sprintf("x\n%d", n))
+	_, err = to.(sandbox.Snapshotter).Snapshot(t.Context(), "deep")
+	must(t, err)
+	must(t, in.Destroy(t.Context()))
+	must(t, to.Destroy(t.Context()))
+	of, err := p.Create(t.Context(), testKey, sandbox.Spec{Snapshot: "deep"})
+	must(t, err)
+	wantRun(t, of, "agent", fmt.Sprintf("test ! -e ~/f7 && cat ~/f1 ~/f8 ~/f%d", n), fmt.Sprintf("1\nx\n%d", n))
+}
+
+// A sandbox that is forked again and again stands on a layer more each time,
+// and so does each fork of a fork; those on too many get copies.
+func TestForkedAgainAndAgain(t *testing.T) {
+	n, most := 300, 290
+	if os.Geteuid() != 0 {
+		n, most = 12, 9
+	}
+	defer local.MostLayers(most)()
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	for i := 1; i <= n; i++ {
+		wantRun(t, in, "agent", fmt.Sprintf("echo %d > ~/same; echo %d > ~/f%d", i, i, i), "")
+		to := fork(t, in, sandbox.Key{Owner: "o", Session: sandbox.SessionID(fmt.Sprintf("f%d", i))})
+		// Now the one goes on, now the other.
+		if i%2 == 0 {
+			in, to = to, in
+		}
+		if i%50 == 0 || i > n-3 {
+			wantRun(t, to, "agent", fmt.Sprintf("cat ~/f1 ~/same; ls ~ | wc -l; echo mine > ~/same; rm ~/f%d", i), fmt.Sprintf("1\n%d\n%d", i, i+1))
+		}
+		must(t, to.Destroy(t.Context()))
+	}
+	wantRun(t, in, "agent", fmt.Sprintf("cat ~/f1 ~/f%d ~/same; ls ~ | wc -l", n), fmt.Sprintf("1\n%d\n%d\n%d", n, n, n+1))
+	must(t, in.Stop(t.Context()))
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "agent", "cat ~/same", fmt.Sprint(n))
 }

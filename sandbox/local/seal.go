@@ -44,9 +44,18 @@ type layerRecord struct {
 	Size   int64  `json:"size,omitempty"`
 }
 
-// maxSealed is how many layers a sandbox stands on at most; the kernel takes
-// 500. More are copied.
+// maxSealed is how many layers, those of its image among them, a sandbox stands
+// on at most; the kernel takes 500. What more there would be is copied.
 var maxSealed = 400
+
+// deep tells that nothing of r can be sealed any more.
+func (r *record) deep() bool {
+	n := len(r.Sealed)
+	if r.Image != nil {
+		n += len(r.Image.Layers)
+	}
+	return n >= maxSealed
+}
 
 // sealedTime is how long a layer that nobody names is kept: whoever is just
 // going to name it has touched it.
