@@ -119,6 +119,7 @@ type answer struct {
 	TooDeep bool    `json:"too_deep,omitempty"`
 
 	Layer LayerSummary `json:"layer"`
+	Stack StackSummary `json:"stack"`
 	// Bad: the error is a *LayerError.
 	Bad bool `json:"bad,omitempty"`
 }
@@ -256,6 +257,11 @@ func helper(args []string) {
 		}
 	case len(args) == 3 && args[0] == "copy":
 		ans.Summary, err = Copy(context.Background(), args[1], args[2])
+	case len(args) == 2 && args[0] == "stack":
+		w := bufio.NewWriterSize(os.Stdout, 256<<10)
+		if ans.Stack, err = stackHelper(w, args[1]); err == nil {
+			err = w.Flush()
+		}
 	case len(args) == 3 && args[0] == "layer":
 		ans.Layer, err = layerHelper(args[1], args[2])
 	case len(args) >= 3 && args[0] == "chown":

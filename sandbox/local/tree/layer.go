@@ -31,6 +31,8 @@ type LayerOptions struct {
 	// MaxBytes and MaxEntries bound what the layer unpacks to; 0: no bound.
 	MaxBytes   int64 `json:"max_bytes,omitempty"`
 	MaxEntries int64 `json:"max_entries,omitempty"`
+	// Own: it is of PackStack with Own, and all extended attributes are kept.
+	Own bool `json:"own,omitempty"`
 }
 
 // LayerSummary tells what a layer was.

@@ -1,0 +1,580 @@
+//go:build linux
+
+package tree
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// StackOptions of PackStack.
+type StackOptions struct {
+	// Dirs are layers as an overlay has them, the topmost first.
+	Dirs []string `json:"dirs"`
+	// Shift says whose their files are on disk.
+	Shift IDShift `json:"shift"`
+	// Alone: nothing lies below them, so that what they remove and hide is not
+	// mentioned.
+	Alone bool `json:"alone,omitempty"`
+	// Own: for UnpackLayer with Own, which takes all extended attributes.
+	Own bool `json:"own,omitempty"`
+}
+
+// StackSummary tells what was packed.
+type StackSummary struct {
+	Entries int64 `json:"entries"`
+	Bytes   int64 `json:"bytes"` // of files, without holes
+	// Sockets were left out, and so were Names, which would mean a removal in
+	// a layer (".wh.x"), and Attributes, which have no meaning elsewhere.
+	Sockets    int64 `json:"sockets,omitempty"`
+	Names      int64 `json:"names,omitempty"`
+	Attributes int64 `json:"attributes,omitempty"`
+}
+
+// PackStack writes what layers of an overlay hold together as one layer of an
+// image: a tar stream in which a name that was removed is a file ".wh.NAME", and
+// a directory that hides what lies below it holds ".wh..wh..opq". Owners are
+// those inside. Holes are kept, as GNU tar writes them.
+func PackStack(w io.Writer, o StackOptions) (StackSummary, error) {
+	s := stacker{o: o, w: w, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	defer func() {
+		for _, fd := range s.roots {
+			_ = unix.Close(fd)
+		}
+	}()
+	var all []int
+	for i, dir := range o.Dirs {
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return s.sum, &fs.PathError{Op: "pack", Path: dir, Err: err}
+		}
+		s.roots = append(s.roots, fd)
+		all = append(all, i)
+	}
+	if len(all) > 0 {
+		if err := s.directory("", all, false, s.o.Alone, 0); err != nil {
+			return s.sum, err
+		}
+	}
+	return s.sum, s.tw.Close()
+}
+
+// PackStack is the function PackStack. a.Shift is used instead of o.Shift.
+func (a As) PackStack(ctx context.Context, w io.Writer, o StackOptions) (StackSummary, error) {
+	o.Shift = a.Shift
+	if a.Map == nil {
+		return PackStack(ctxWriter{ctx, w}, o)
+	}
+	text, err := json.Marshal(o)
+	if err != nil {
+		return StackSummary{}, err
+	}
+	ans, err := a.ask(ctx, nil, w, "stack", string(text))
+	return ans.Stack, err
+}
+
+type stacker struct {
+	o     StackOptions
+	w     io.Writer
+	tw    *tar.Writer
+	roots []int
+	links map[inode]string
+	buf   []byte
+	sum   StackSummary
+}
+
+// overlayAttrs are overlay's own attributes, as root and in a user namespace.
+var overlayAttrs = []string{"trusted.overlay.", "user.overlay."}
+
+// found is what a name is in a stack.
+type found struct {
+	name   string
+	layer  int // in which it is seen
+	st     unix.Stat_t
+	layers []int // of a directory: those that are seen through one another
+	hides  bool  // what lies below all layers is not seen
+}
+
+// directory packs what the layers have at name, a directory in each of them.
+// hides tells that it hides what lies below all layers; hidden, that this is so
+// further up, or that nothing does.
+func (s *stacker) directory(name string, layers []int, hides, hidden bool, depth int) error {
+	if depth > maxDepth || len(name) > maxName {
+		return fmt.Errorf("%.80s…: %w", name, ErrTooDeep)
+	}
+	var subs []found
+	err := func() error {
+		fds := make([]int, 0, len(layers))
+		defer func() {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+		}()
+		for _, l := range layers {
+			fd, err := s.open(l, name)
+			if err != nil {
+				return err
+			}
+			fds = append(fds, fd)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fds[0], &st); err != nil {
+			return err
+		}
+		if err := s.header(s.base(&st, name+"/"), magic(fds[0]), &st); err != nil {
+			return err
+		}
+		if hides && !hidden {
+			if err := s.mark(path.Join(name, opaque), &st); err != nil {
+				return err
+			}
+		}
+		entries, err := s.list(name, fds, layers)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.layers != nil {
+				subs = append(subs, e)
+				continue
+			}
+			at := slices.Index(layers, e.layer)
+			if isWhiteout(&e.st) && (hides || hidden) {
+				continue
+			}
+			if err := s.entry(fds[at], path.Join(name, e.name), &e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}()
+	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) || errors.Is(err, ErrTooDeep) {
+			return err
+		}
+		return &fs.PathError{Op: "pack", Path: "/" + name, Err: err}
+	}
+	for _, e := range subs {
+		sub := path.Join(name, e.name)
+		closed := s.openUp(sub, e.layers)
+		err := s.directory(sub, e.layers, e.hides, hides || hidden, depth+1)
+		closed()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens a directory of a layer. Layers are written inside: nothing in
+// them may lead out.
+func (s *stacker) open(layer int, name string) (int, error) {
+	if name == "" {
+		name = "."
+	}
+	return unix.Openat2(s.roots[layer], name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
+}
+
+// openUp lets a user other than root into its own closed directories until
+// closed is called.
+func (s *stacker) openUp(name string, layers []int) (closed func()) {
+	if os.Geteuid() == 0 {
+		return func() {}
+	}
+	var undo []func()
+	for _, l := range layers {
+		var st unix.Stat_t
+		if unix.Fstatat(s.roots[l], name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&0o500 == 0o500 {
+			continue
+		}
+		if unix.Fchmodat(s.roots[l], name, st.Mode&0o7777|0o500, 0) == nil {
+			undo = append(undo, func() { _ = unix.Fchmodat(s.roots[l], name, st.Mode&0o7777, 0) })
+		}
+	}
+	return func() {
+		for _, f := range undo {
+			f()
+		}
+	}
+}
+
+// list finds what is seen in a directory, by name. fds are that of layers.
+func (s *stacker) list(name string, fds, layers []int) ([]found, error) {
+	var names []string
+	for _, fd := range fds {
+		n, err := readNames(fd, 0)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, n...)
+	}
+	slices.Sort(names)
+	var out []found
+	for _, n := range slices.Compact(names) {
+		e := found{name: n, layer: -1}
+		for i, fd := range fds {
+			var st unix.Stat_t
+			err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW)
+			if err == unix.ENOENT {
+				continue
+			}
+			if err != nil {
+				return nil, &fs.PathError{Op: "pack", Path: path.Join("/", name, n), Err: err}
+			}
+			dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+			if e.layer < 0 {
+				e.layer, e.st = layers[i], st
+			}
+			if !dir {
+				e.hides = e.layers != nil
+				break
+			}
+			e.layers = append(e.layers, layers[i])
+			if e.hides, err = s.opaque(magic(fd)+"/"+n, path.Join(name, n)); err != nil {
+				return nil, err
+			}
+			if e.hides {
+				break
+			}
+		}
+		if e.layer >= 0 {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// opaque tells whether a directory hides what lies below it. Layers that need
+// more than that to be read cannot be packed.
+func (s *stacker) opaque(at, name string) (bool, error) {
+	var v [16]byte
+	hides := false
+	for _, prefix := range overlayAttrs {
+		if n, err := unix.Lgetxattr(at, prefix+"opaque", v[:]); err == nil && n == 1 && v[0] == 'y' {
+			hides = true
+		}
+		if n, err := unix.Lgetxattr(at, prefix+"redirect", nil); err == nil && n > 0 {
+			return false, fmt.Errorf("the directory /%s was renamed in a way (overlay's redirect_dir) that a layer of an image cannot tell", name)
+		}
+	}
+	return hides, nil
+}
+
+func (s *stacker) base(st *unix.Stat_t, name string) *tar.Header {
+	p := packer{shift: s.o.Shift}
+	h := p.base(st, name)
+	if name == "/" {
+		h.Name = "./"
+	}
+	h.ModTime = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
+	return h
+}
+
+// mark writes an empty file that means a removal.
+func (s *stacker) mark(name string, st *unix.Stat_t) error {
+	s.sum.Entries++
+	return s.tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX})
+}
+
+func (s *stacker) header(h *tar.Header, at string, st *unix.Stat_t) error {
+	if at != "" {
+		if err := s.xattrs(h, at); err != nil {
+			return err
+		}
+	}
+	s.sum.Entries++
+	return s.tw.WriteHeader(h)
+}
+
+// entry packs what is no directory.
+func (s *stacker) entry(dir int, name string, e *found) error {
+	st := &e.st
+	base := path.Base(name)
+	if isWhiteout(st) {
+		return s.mark(path.Join(path.Dir(name), whiteout+base), st)
+	}
+	if strings.HasPrefix(base, whiteout) {
+		s.sum.Names++
+		return nil
+	}
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		key := inode{st.Dev, st.Ino}
+		if first, ok := s.links[key]; ok {
+			h := s.base(st, name)
+			h.Typeflag, h.Linkname = tar.TypeLink, first
+			return s.header(h, "", st)
+		}
+		s.links[key] = name
+	}
+	h := s.base(st, name)
+	at := magic(dir) + "/" + base
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return s.file(dir, base, at, h, st)
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		buf := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(dir, base, buf)
+		if err != nil {
+			return err
+		}
+		h.Linkname = string(buf[:n])
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	default:
+		s.sum.Sockets++
+		return nil
+	}
+	return s.header(h, at, st)
+}
+
+// xattrs takes along what means something elsewhere: a user's notes, access
+// control lists and capabilities.
+func (s *stacker) xattrs(h *tar.Header, at string) error {
+	get, list := unix.Lgetxattr, unix.Llistxattr
+	if strings.Count(at, "/") == 4 { // a descriptor's own name, which is a link
+		get, list = unix.Getxattr, unix.Listxattr
+	}
+	names := make([]byte, 4096)
+	n, err := list(at, names)
+	if err == unix.ERANGE {
+		names = make([]byte, 64<<10)
+		n, err = list(at, names)
+	}
+	if err == unix.ENOTSUP || err == unix.EPERM || err == unix.EACCES || err == nil && n == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for attr := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
+		if strings.HasPrefix(attr, overlayAttrs[0]) || strings.HasPrefix(attr, overlayAttrs[1]) {
+			continue
+		}
+		known := strings.HasPrefix(attr, "user.") || attr == "security.capability" || s.o.Own && attr != "security.selinux"
+		if !known || strings.Contains(attr, "=") {
+			s.sum.Attributes++
+			continue
+		}
+		value := make([]byte, 64<<10)
+		n, err := get(at, attr, value)
+		if err == unix.ENODATA || err == unix.EPERM || err == unix.EACCES {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords["SCHILY.xattr."+attr] = string(capability(attr, value[:n]))
+	}
+	return nil
+}
+
+// capability makes a file's capabilities those of any root, where they name one.
+func capability(attr string, v []byte) []byte {
+	if attr == "security.capability" && len(v) == 24 && v[3] == 3 {
+		v = slices.Clone(v[:20])
+		v[3] = 2
+	}
+	return v
+}
+
+func (s *stacker) file(dir int, name, at string, h *tar.Header, st *unix.Stat_t) error {
+	h.Typeflag = tar.TypeReg
+	if st.Mode&0o400 == 0 && os.Geteuid() != 0 {
+		if unix.Fchmodat(dir, name, st.Mode&0o7777|0o400, 0) == nil {
+			defer func() { _ = unix.Fchmodat(dir, name, st.Mode&0o7777, 0) }()
+		}
+	}
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "pack", Path: "/" + h.Name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), h.Name)
+	defer f.Close()
+	for _, prefix := range overlayAttrs {
+		if _, err := unix.Lgetxattr(at, prefix+"metacopy", nil); err == nil {
+			return &fs.PathError{Op: "pack", Path: "/" + h.Name, Err: errors.New("its content lies in another layer (overlay's metacopy)")}
+		}
+	}
+	if st.Size-st.Blocks*512 >= sparseFrom {
+		extents, err := dataOf(f, st.Size)
+		if err != nil {
+			return &fs.PathError{Op: "pack", Path: "/" + h.Name, Err: err}
+		}
+		if err := s.xattrs(h, at); err != nil {
+			return err
+		}
+		s.sum.Entries++
+		return s.sparse(h, f, st.Size, extents)
+	}
+	h.Size = st.Size
+	if err := s.header(h, at, st); err != nil {
+		return err
+	}
+	n, err := io.CopyBuffer(onlyWriter{s.tw}, io.LimitReader(f, st.Size), s.buf)
+	s.sum.Bytes += n
+	if err == nil && n != st.Size {
+		err = &fs.PathError{Op: "pack", Path: "/" + h.Name, Err: io.ErrUnexpectedEOF}
+	}
+	return err
+}
+
+// dataOf lists what of a file is no hole.
+func dataOf(f *os.File, size int64) ([]extent, error) {
+	var extents []extent
+	for off := int64(0); off < size; {
+		start, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		end, err := unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, err
+		}
+		end = min(end, size)
+		extents = append(extents, extent{start, end - start})
+		off = end
+	}
+	return extents, nil
+}
+
+// sparse writes a file with holes in the form of POSIX archives that GNU tar
+// calls 1.0, which archive/tar reads and does not write: the extents stand as
+// text before their bytes.
+func (s *stacker) sparse(h *tar.Header, f *os.File, size int64, extents []extent) error {
+	var list strings.Builder
+	fmt.Fprintf(&list, "%d\n", len(extents)+1)
+	var data int64
+	for _, e := range extents {
+		fmt.Fprintf(&list, "%d\n%d\n", e.off, e.len)
+		data += e.len
+	}
+	fmt.Fprintf(&list, "%d\n0\n", size)
+	text := padded([]byte(list.String()))
+	records := map[string]string{
+		"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": h.Name, "GNU.sparse.realsize": strconv.FormatInt(size, 10),
+		"uid": strconv.Itoa(h.Uid), "gid": strconv.Itoa(h.Gid), "size": strconv.FormatInt(int64(len(text))+data, 10),
+		"mtime": fmt.Sprintf("%d.%09d", h.ModTime.Unix(), h.ModTime.Nanosecond()),
+	}
+	if h.ModTime.Unix() < 0 {
+		records["mtime"] = strconv.FormatInt(h.ModTime.Unix(), 10)
+	}
+	for k, v := range h.PAXRecords {
+		records[k] = v
+	}
+	var pax []byte
+	for _, k := range sortedKeys(records) {
+		pax = append(pax, paxRecord(k, records[k])...)
+	}
+	if err := s.tw.Flush(); err != nil {
+		return err
+	}
+	short := path.Base(h.Name)
+	short = short[:min(len(short), 60)]
+	for _, b := range [][]byte{
+		block("PaxHeaders.0/"+short, 0o644, int64(len(pax)), tar.TypeXHeader), padded(pax),
+		block("GNUSparseFile.0/"+short, h.Mode, int64(len(text))+data, tar.TypeReg), text,
+	} {
+		if _, err := s.w.Write(b); err != nil {
+			return err
+		}
+	}
+	for _, e := range extents {
+		n, err := io.CopyBuffer(onlyWriter{s.w}, io.NewSectionReader(f, e.off, e.len), s.buf)
+		s.sum.Bytes += n
+		if err == nil && n != e.len {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := s.w.Write(make([]byte, (512-data%512)%512))
+	return err
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// padded fills b up to whole blocks.
+func padded(b []byte) []byte { return append(b, make([]byte, (512-len(b)%512)%512)...) }
+
+// paxRecord is "LENGTH KEY=VALUE\n", where the length counts itself.
+func paxRecord(k, v string) string {
+	n := len(k) + len(v) + 3
+	size := n + len(strconv.Itoa(n))
+	if len(strconv.Itoa(size)) != size-n {
+		size++
+	}
+	return strconv.Itoa(size) + " " + k + "=" + v + "\n"
+}
+
+// block is a header of a POSIX archive. What does not fit into it stands in
+// the extended header before it.
+func block(name string, mode, size int64, kind byte) []byte {
+	b := make([]byte, 512)
+	copy(b[0:100], name)
+	octal := func(field []byte, v int64) { copy(field, fmt.Sprintf("%0*o", len(field)-1, v)) }
+	octal(b[100:108], mode&0o7777)
+	octal(b[108:116], 0)
+	octal(b[116:124], 0)
+	if size < 1<<33 {
+		octal(b[124:136], size)
+	} else {
+		octal(b[124:136], 0)
+	}
+	octal(b[136:148], 0)
+	b[156] = kind
+	copy(b[257:265], "ustar\x0000")
+	octal(b[329:337], 0)
+	octal(b[337:345], 0)
+	copy(b[148:156], "        ")
+	var sum int64
+	for _, c := range b {
+		sum += int64(c)
+	}
+	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+// stackHelper is PackStack in the helper process.
+func stackHelper(w io.Writer, options string) (StackSummary, error) {
+	var o StackOptions
+	if err := json.Unmarshal([]byte(options), &o); err != nil {
+		return StackSummary{}, err
+	}
+	return PackStack(w, o)
+}
