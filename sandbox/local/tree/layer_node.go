@@ -253,7 +253,8 @@ func (u *layerer) attributes(h *tar.Header, name string, fd int, kind uint32) er
 // xattr sets what an image may say of a file: a user's own notes and
 // capabilities, but nothing that overlay would take for its own.
 func (u *layerer) xattr(fd int, attr, value string) error {
-	if attr != "security.capability" && (!strings.HasPrefix(attr, "user.") || strings.HasPrefix(attr, "user.overlay.")) {
+	overlays := strings.HasPrefix(attr, overlayAttrs[0]) || strings.HasPrefix(attr, overlayAttrs[1])
+	if overlays || attr != "security.capability" && !strings.HasPrefix(attr, "user.") && !u.o.Own {
 		u.sum.Attributes++
 		return nil
 	}
