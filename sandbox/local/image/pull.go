@@ -131,7 +131,7 @@ func (p *pull) open(ctx context.Context) (source, error) {
 		return nil, err
 	}
 	if a, ok := src.(*archive); ok && a.where == nil {
-		if _, err := a.image(ctx, p.n, p.s.o.Platform); err != nil {
+		if _, err := a.image(p.n, p.s.o.Platform); err != nil {
 			return nil, err
 		}
 	}

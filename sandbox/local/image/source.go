@@ -3,17 +3,12 @@
 package image
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -40,7 +35,7 @@ type source interface {
 // resolve finds the image of the wanted platform.
 func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error) {
 	if a, ok := src.(*archive); ok {
-		return a.image(ctx, n, s.o.Platform)
+		return a.image(n, s.o.Platform)
 	}
 	b, kind, err := src.root(ctx)
 	if err != nil {
@@ -226,227 +221,19 @@ func (s *Store) configure(im *Image, b []byte) (*v1.ConfigFile, error) {
 	return c, nil
 }
 
-// layout is an OCI layout directory.
-type layout struct{ n Name }
-
-func (l *layout) stored() bool { return true }
-
-func (l *layout) read(name string) ([]byte, error) {
-	b, err := readFile(filepath.Join(l.n.path, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault("%s is no OCI layout: %s is missing in it", l.n.path, name)
-	}
-	return b, err
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
-	if err == nil && len(b) > maxManifest {
-		err = fault("%s has more than %d bytes", name, maxManifest)
-	}
-	return b, err
-}
-
-// refName annotates a layout's entries with tags.
-const refName = "org.opencontainers.image.ref.name"
-
-func (l *layout) root(ctx context.Context) ([]byte, types.MediaType, error) {
-	b, err := l.read("index.json")
-	if err != nil {
-		return nil, "", err
-	}
-	index, err := v1.ParseIndexManifest(bytes.NewReader(b))
-	if err != nil {
-		return nil, "", fault("the index of %s is damaged: %v", l.n.path, err)
-	}
-	var tags []string
-	var found []v1.Descriptor
-	for _, d := range index.Manifests {
-		tag := d.Annotations[refName]
-		if l.n.tag == "" || tag == l.n.tag || strings.HasSuffix(tag, ":"+l.n.tag) || d.Digest.String() == l.n.tag {
-			found = append(found, d)
-		}
-		if tag != "" {
-			tags = append(tags, tag)
-		}
-	}
-	switch {
-	case len(found) == 1:
-		b, err := l.small(ctx, found[0])
-		return b, mediaType(b, found[0].MediaType), err
-	case len(found) > 1 && l.n.tag == "" && len(tags) == 0:
-		return b, types.OCIImageIndex, nil // one image, for several platforms
-	case len(tags) == 0:
-		return nil, "", fault("%s has no image %s", l.n.path, l.n.tag)
-	}
-	return nil, "", fault("%s holds several images; name one of them as oci:PATH:TAG; tags: %s", l.n.path, strings.Join(tags[:min(len(tags), 20)], ", "))
-}
-
-func (l *layout) small(_ context.Context, d v1.Descriptor) ([]byte, error) {
-	if !validDigest(d.Digest.String()) {
-		return nil, fault("%s names a digest that is no SHA-256", l.n.path)
-	}
-	b, err := l.read("blobs/sha256/" + d.Digest.Hex)
-	if err == nil && digestOf(b) != d.Digest.String() {
-		err = fault("the file of %s in %s is damaged: its digest is another", d.Digest, l.n.path)
-	}
-	return b, err
-}
-
-func (l *layout) blob(_ context.Context, layer Layer, _ int64) (io.ReadCloser, int64, error) {
-	f, err := os.Open(filepath.Join(l.n.path, "blobs", "sha256", hexOf(layer.Blob)))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fault("%s lacks the layer %s", l.n.path, layer.Blob)
-	}
-	return f, 0, err
-}
-
-// archive is a docker save file.
-type archive struct {
-	n     Name
-	where map[string]section // layers by diff id
-}
-
-type section struct{ off, size int64 }
-
-func (a *archive) stored() bool { return true }
-
-func (a *archive) root(context.Context) ([]byte, types.MediaType, error) {
-	return nil, "", errors.ErrUnsupported
-}
-
-func (a *archive) small(context.Context, v1.Descriptor) ([]byte, error) {
-	return nil, errors.ErrUnsupported
-}
-
-func (a *archive) blob(_ context.Context, l Layer, _ int64) (io.ReadCloser, int64, error) {
-	at, ok := a.where[l.Diff]
-	if !ok {
-		return nil, 0, fault("%s lacks the layer %s", a.n.path, l.Diff)
-	}
-	f, err := os.Open(a.n.path)
-	if err != nil {
-		return nil, 0, err
-	}
-	return sectionFile{io.NewSectionReader(f, at.off, at.size), f}, 0, nil
-}
-
-type sectionFile struct {
-	*io.SectionReader
-	f *os.File
-}
-
-func (s sectionFile) Close() error { return s.f.Close() }
-
-// image reads the archive's table of contents.
-func (a *archive) image(ctx context.Context, n Name, platform string) (*Image, error) {
-	f, err := os.Open(a.n.path)
-	if err != nil {
-		return nil, fault("%s cannot be opened: %v", a.n.path, errors.Unwrap(err))
-	}
-	defer f.Close()
-	type entry struct {
-		section
-		link string
-	}
-	files := map[string]entry{}
-	tr := tar.NewReader(f)
-	for len(files) < 100_000 {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return nil, fault("%s is no docker save file: %v; a compressed one must be unpacked first", a.n.path, err)
-		}
-		// The reader has read up to the entry's content and no further.
-		off, err := f.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return nil, err
-		}
-		e := entry{section: section{off, h.Size}}
-		if h.Typeflag == tar.TypeSymlink {
-			e.link = path.Join(path.Dir(h.Name), h.Linkname)
-		}
-		files[path.Clean(h.Name)] = e
-	}
-	find := func(name string) (section, bool) {
-		e, ok := files[path.Clean(name)]
-		for range 4 {
-			if !ok || e.link == "" {
-				break
-			}
-			e, ok = files[e.link]
-		}
-		return e.section, ok && e.link == ""
-	}
-	read := func(name string) ([]byte, error) {
-		at, ok := find(name)
-		if !ok || at.size > maxManifest {
-			return nil, fault("%s is no docker save file: %.80q is missing in it, or too large", a.n.path, name)
-		}
-		b := make([]byte, at.size)
-		_, err := f.ReadAt(b, at.off)
-		return b, err
-	}
-	b, err := read("manifest.json")
-	if err != nil {
-		return nil, err
-	}
-	var list []struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
-	if err := json.Unmarshal(b, &list); err != nil || len(list) == 0 {
-		return nil, fault("%s is no docker save file: its manifest.json is damaged or empty", a.n.path)
-	}
-	if len(list) > 1 {
-		return nil, fault("%s holds %d images; save the one alone (docker save -o FILE IMAGE)", a.n.path, len(list))
-	}
-	conf, err := read(list[0].Config)
-	if err != nil {
-		return nil, err
-	}
-	im := &Image{Name: n.Full, Digest: digestOf(conf)}
-	s := &Store{o: Options{Platform: platform}}
-	c, err := s.configure(im, conf)
-	if err != nil {
-		return nil, err
-	}
-	if len(list[0].Layers) != len(c.RootFS.DiffIDs) {
-		return nil, fault("%s has %d layers, and its configuration names %d", a.n.path, len(list[0].Layers), len(c.RootFS.DiffIDs))
-	}
-	if err := s.checkLayers(n, len(list[0].Layers)); err != nil {
-		return nil, err
-	}
-	a.where = map[string]section{}
-	for i, name := range list[0].Layers {
-		at, ok := find(name)
-		diff := c.RootFS.DiffIDs[i].String()
-		if !ok || !validDigest(diff) {
-			return nil, fault("%s lacks the layer %.80q", a.n.path, name)
-		}
-		a.where[diff] = at
-		im.Layers = append(im.Layers, Layer{Diff: diff, Size: at.size})
-	}
-	return im, nil
-}
-
 func (s *Store) source(ctx context.Context, n Name) (source, error) {
 	switch {
 	case n.archive:
-		return &archive{n: n}, nil
+		t, err := readTar(ctx, n.path)
+		if err != nil {
+			return nil, err
+		}
+		if _, saved := t.find("manifest.json"); !saved && t.has("oci-layout") {
+			return &layout{n, t}, nil
+		}
+		return &archive{n: n, files: t}, nil
 	case n.File:
-		return &layout{n}, nil
+		return &layout{n, folder(n.path)}, nil
 	case n.ref == nil:
 		return nil, fmt.Errorf("image %q was not parsed", n.Full)
 	}
