@@ -211,6 +211,20 @@ type (
 		Snapshots(ctx context.Context, owner Owner) ([]SnapshotInfo, error)
 		DeleteSnapshot(ctx context.Context, owner Owner, name string) error
 	}
+	// SnapshotExporter writes a snapshot as an image, an OCI layout, to a file
+	// of the server's machine: whole, or not at all. ErrNotFound when there is
+	// none of that name; a *UserError of ErrUnsupported when it is none that an
+	// image can be made of. A Provider ability.
+	SnapshotExporter interface {
+		ExportSnapshot(ctx context.Context, owner Owner, name string, o ExportOptions) (SnapshotExport, error)
+	}
+	// SnapshotImporter makes a snapshot of the image in a file or directory of
+	// the server's machine (an absolute path): an OCI layout, also in a tar
+	// file, or a docker save file. Every digest in it is verified. ErrExists
+	// when the owner has a snapshot of that name. A Provider ability.
+	SnapshotImporter interface {
+		ImportSnapshot(ctx context.Context, owner Owner, name, from string) (SnapshotInfo, error)
+	}
 	// SnapshotBuilder makes a snapshot of b for owner, each of its steps in a
 	// sandbox as spec has them (its resources, its network). It reports the
 	// lines of the log (Progress.Log) in order. A *BuildError when a step

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -200,14 +199,9 @@ func (c *imagesPruneCommand) Run(a *App) error {
 // from the working directory.
 func (a *App) absoluteImage(name string) string {
 	for _, prefix := range []string{"oci:", "docker-archive:"} {
-		p, ok := strings.CutPrefix(name, prefix)
-		if !ok || p == "" || filepath.IsAbs(p) {
-			continue
+		if p, ok := strings.CutPrefix(name, prefix); ok && p != "" {
+			return prefix + a.absolute(p)
 		}
-		if home, ok := strings.CutPrefix(p, "~/"); ok {
-			return prefix + filepath.Join(a.getenv("HOME"), home)
-		}
-		return prefix + filepath.Join(a.Dir, p)
 	}
 	return name
 }

@@ -13,6 +13,8 @@ type snapshotCommand struct {
 	Create snapshotCreateCommand `cmd:"" help:"Keep the files of a sandbox, as they are now, under a name."`
 	List   snapshotListCommand   `cmd:"" name:"ls" default:"1" help:"List snapshots."`
 	Remove snapshotRemoveCommand `cmd:"" name:"rm" help:"Delete snapshots that no sandbox was made of."`
+	Export snapshotExportCommand `cmd:"" help:"Write a snapshot as an image, for docker load and others."`
+	Import snapshotImportCommand `cmd:"" help:"Make a snapshot of an image in a file or directory."`
 }
 
 type snapshotCreateCommand struct {

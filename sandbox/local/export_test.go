@@ -4,6 +4,7 @@ package local
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
 )
 
@@ -157,3 +159,28 @@ func StandOnLayers(x sandbox.Instance, n int) error {
 
 // StateOf is p's state directory.
 func StateOf(p *Provider) string { return p.opts.Dir }
+
+// SnapshotTree writes all that sandboxes of a snapshot see, but for what berth
+// adds, as a tar stream.
+func (p *Provider) SnapshotTree(ctx context.Context, w io.Writer, owner sandbox.Owner, name string) error {
+	s, err := p.store()
+	if err != nil {
+		return err
+	}
+	var r snapshotRecord
+	if err := readJSON(s.snapshotPath(owner, name), &r); err != nil {
+		return err
+	}
+	is, err := p.imageStore(s)
+	if err != nil {
+		return err
+	}
+	form := p.formNow(s)
+	lower, err := is.Lower(&r.Image.Image, form)
+	if err != nil {
+		return err
+	}
+	dirs := append(sealedUppers(s.sealedPaths(r.Sealed), "root"), lower...)
+	_, err = form.As.PackStack(ctx, w, tree.StackOptions{Dirs: dirs, Alone: true})
+	return err
+}

@@ -150,6 +150,11 @@ func withImages(t *testing.T) *local.Provider {
 	must(t, err)
 	t.Cleanup(func() {
 		destroyAll(t, p)
+		list, err := p.Snapshots(context.Background(), "")
+		must(t, err)
+		for _, s := range list {
+			must(t, p.DeleteSnapshot(context.Background(), s.Owner, s.Name))
+		}
 		ended = true
 		if err := p.Sweep(context.Background()); err != nil { // what forks stood on
 			t.Errorf("sweep: %v", err)

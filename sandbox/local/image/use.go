@@ -463,3 +463,42 @@ func (s *Store) tryLock(name string) (*lock, error) {
 	}
 	return lk, err
 }
+
+// Bytes is what the files of im's layers, which are there, have together.
+func (s *Store) Bytes(im *Image, form Form) int64 {
+	var n int64
+	for _, l := range im.Layers {
+		if lf, err := s.layerFile(form, l.Diff); err == nil {
+			n += lf.Summary.Bytes
+		}
+	}
+	return n
+}
+
+// Sync returns when im's layers, which are there, are on the disk, for those who
+// cannot count on getting them again.
+func (s *Store) Sync(im *Image, form Form) error {
+	d, err := os.Open(s.path("layers"))
+	if err != nil {
+		return err
+	}
+	err = unix.Syncfs(int(d.Fd()))
+	_ = d.Close()
+	if err != nil {
+		return &fs.PathError{Op: "syncfs", Path: s.path("layers"), Err: err}
+	}
+	for _, l := range im.Layers {
+		lf, err := s.layerFile(form, l.Diff)
+		if err != nil {
+			return fmt.Errorf("layer %s of %s: %w", l.Diff, im.Name, err)
+		}
+		if lf.Boot == "" {
+			continue
+		}
+		lf.Boot = ""
+		if err := writeJSON(filepath.Join(s.layerDir(form, l.Diff), "layer.json"), lf, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}

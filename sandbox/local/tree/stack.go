@@ -65,7 +65,7 @@ func PackStack(w io.Writer, o StackOptions) (StackSummary, error) {
 		all = append(all, i)
 	}
 	if len(all) > 0 {
-		if err := s.directory("", all, false, s.o.Alone, 0); err != nil {
+		if err := s.directory(&found{layers: all}, "", s.o.Alone, 0); err != nil {
 			return s.sum, err
 		}
 	}
@@ -109,40 +109,42 @@ type found struct {
 }
 
 // directory packs what the layers have at name, a directory in each of them.
-// hides tells that it hides what lies below all layers; hidden, that this is so
-// further up, or that nothing does.
-func (s *stacker) directory(name string, layers []int, hides, hidden bool, depth int) error {
+// hidden tells that what lies below all layers is hidden by one further up, or
+// that nothing does.
+func (s *stacker) directory(d *found, name string, hidden bool, depth int) error {
 	if depth > maxDepth || len(name) > maxName {
 		return fmt.Errorf("%.80s…: %w", name, ErrTooDeep)
 	}
 	var subs []found
 	err := func() error {
-		fds := make([]int, 0, len(layers))
+		fds := make([]int, 0, len(d.layers))
 		defer func() {
 			for _, fd := range fds {
 				_ = unix.Close(fd)
 			}
 		}()
-		for _, l := range layers {
+		for _, l := range d.layers {
 			fd, err := s.open(l, name)
 			if err != nil {
 				return err
 			}
 			fds = append(fds, fd)
 		}
-		var st unix.Stat_t
-		if err := unix.Fstat(fds[0], &st); err != nil {
-			return err
-		}
-		if err := s.header(s.base(&st, name+"/"), magic(fds[0]), &st); err != nil {
-			return err
-		}
-		if hides && !hidden {
-			if err := s.mark(path.Join(name, opaque), &st); err != nil {
+		st := &d.st // from before it was opened up
+		if name == "" {
+			if err := unix.Fstat(fds[0], st); err != nil {
 				return err
 			}
 		}
-		entries, err := s.list(name, fds, layers)
+		if err := s.header(s.base(st, name+"/"), magic(fds[0])); err != nil {
+			return err
+		}
+		if d.hides && !hidden {
+			if err := s.mark(path.Join(name, opaque), st); err != nil {
+				return err
+			}
+		}
+		entries, err := s.list(name, fds, d.layers)
 		if err != nil {
 			return err
 		}
@@ -151,8 +153,8 @@ func (s *stacker) directory(name string, layers []int, hides, hidden bool, depth
 				subs = append(subs, e)
 				continue
 			}
-			at := slices.Index(layers, e.layer)
-			if isWhiteout(&e.st) && (hides || hidden) {
+			at := slices.Index(d.layers, e.layer)
+			if isWhiteout(&e.st) && (d.hides || hidden) {
 				continue
 			}
 			if err := s.entry(fds[at], path.Join(name, e.name), &e); err != nil {
@@ -171,7 +173,7 @@ func (s *stacker) directory(name string, layers []int, hides, hidden bool, depth
 	for _, e := range subs {
 		sub := path.Join(name, e.name)
 		closed := s.openUp(sub, e.layers)
-		err := s.directory(sub, e.layers, e.hides, hides || hidden, depth+1)
+		err := s.directory(&e, sub, d.hides || hidden, depth+1)
 		closed()
 		if err != nil {
 			return err
@@ -291,7 +293,8 @@ func (s *stacker) mark(name string, st *unix.Stat_t) error {
 	return s.tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX})
 }
 
-func (s *stacker) header(h *tar.Header, at string, st *unix.Stat_t) error {
+// header writes an entry's header, with the attributes of at unless it is empty.
+func (s *stacker) header(h *tar.Header, at string) error {
 	if at != "" {
 		if err := s.xattrs(h, at); err != nil {
 			return err
@@ -317,7 +320,7 @@ func (s *stacker) entry(dir int, name string, e *found) error {
 		if first, ok := s.links[key]; ok {
 			h := s.base(st, name)
 			h.Typeflag, h.Linkname = tar.TypeLink, first
-			return s.header(h, "", st)
+			return s.header(h, "")
 		}
 		s.links[key] = name
 	}
@@ -346,7 +349,7 @@ func (s *stacker) entry(dir int, name string, e *found) error {
 		s.sum.Sockets++
 		return nil
 	}
-	return s.header(h, at, st)
+	return s.header(h, at)
 }
 
 // xattrs takes along what means something elsewhere: a user's notes, access
@@ -432,7 +435,7 @@ func (s *stacker) file(dir int, name, at string, h *tar.Header, st *unix.Stat_t)
 		return s.sparse(h, f, st.Size, extents)
 	}
 	h.Size = st.Size
-	if err := s.header(h, at, st); err != nil {
+	if err := s.header(h, at); err != nil {
 		return err
 	}
 	n, err := io.CopyBuffer(onlyWriter{s.tw}, io.LimitReader(f, st.Size), s.buf)
