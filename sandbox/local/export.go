@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,10 +92,15 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 			return out, err
 		}
 	}
+	labels := maps.Clone(r.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[snapshotLabel] = name
 	im := &r.Image.Image
 	out.Image = image.ImageName(name) + ":latest"
 	out.Digest, out.Size, err = w.Finish(image.Config{Name: image.ImageName(name), Tag: "latest", Created: r.Created, Platform: im.Platform,
-		Env: im.Env, User: im.User, WorkDir: im.WorkDir, Labels: map[string]string{snapshotLabel: name}})
+		Env: im.Env, User: im.User, WorkDir: im.WorkDir, Labels: labels})
 	if err != nil {
 		return out, err
 	}
