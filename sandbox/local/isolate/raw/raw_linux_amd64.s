@@ -25,6 +25,33 @@ failed:
 	MOVQ	AX, errno+16(FP)
 	RET
 
+// func probe(flags uintptr) (pid uintptr, errno syscall.Errno)
+TEXT ·probe(SB),NOSPLIT|NOFRAME,$0-24
+	MOVQ	flags+0(FP), DI
+	MOVQ	$0, SI
+	MOVQ	$0, DX
+	MOVQ	$0, R10
+	MOVQ	$0, R8
+	MOVQ	$56, AX	// clone
+	SYSCALL
+	CMPQ	AX, $0xfffffffffffff001
+	JCC	failed
+	TESTQ	AX, AX
+	JZ	child
+	MOVQ	AX, pid+8(FP)
+	MOVQ	$0, errno+16(FP)
+	RET
+failed:
+	NEGQ	AX
+	MOVQ	$0, pid+8(FP)
+	MOVQ	AX, errno+16(FP)
+	RET
+child:
+	MOVQ	$0, DI
+	MOVQ	$231, AX	// exit_group
+	SYSCALL
+	JMP	child
+
 // func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
 //
 // As vfork; the child runs on the same stack, since args names no other.

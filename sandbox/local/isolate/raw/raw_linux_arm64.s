@@ -22,6 +22,32 @@ failed:
 	MOVD	R0, errno+16(FP)
 	RET
 
+// func probe(flags uintptr) (pid uintptr, errno syscall.Errno)
+TEXT ·probe(SB),NOSPLIT|NOFRAME,$0-24
+	MOVD	flags+0(FP), R0
+	MOVD	$0, R1
+	MOVD	$0, R2
+	MOVD	$0, R3
+	MOVD	$0, R4
+	MOVD	$220, R8	// clone
+	SVC
+	CMN	$4095, R0
+	BCS	failed
+	CBZ	R0, child
+	MOVD	R0, pid+8(FP)
+	MOVD	ZR, errno+16(FP)
+	RET
+failed:
+	NEG	R0, R0
+	MOVD	ZR, pid+8(FP)
+	MOVD	R0, errno+16(FP)
+	RET
+child:
+	MOVD	$0, R0
+	MOVD	$94, R8	// exit_group
+	SVC
+	B	child
+
 // func vfork3(args, size uintptr) (pid uintptr, errno syscall.Errno)
 //
 // As vfork; the child runs on the same stack, since args names no other.

@@ -135,6 +135,35 @@ func TestFailureOfTheSecond(t *testing.T) {
 	}
 }
 
+// A probe tells whether another process may be forked, and leaves nothing.
+func TestProbe(t *testing.T) {
+	probed := func(limit uint64) func(p *Program) {
+		return func(p *Program) {
+			parent := p.Fork(2)
+			p.Must(1, unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NPROC, Keep(p, &unix.Rlimit{Cur: limit, Max: limit}), 0)
+			const nobody = 65534
+			p.Try(unix.SYS_SETRESUID, nobody, nobody, nobody) // root has no such limit
+			p.Probe(6)
+			p.Exec(4, p.String("/bin/sh"), p.Strings([]string{"sh", "-c", "exit 7"}), p.Strings(nil))
+			p.Fail(4)
+			parent()
+			p.Watch()
+		}
+	}
+	for name, start := range ways {
+		t.Run(name, func(t *testing.T) {
+			for range 20 {
+				if got, _ := play(t, start, probed(1000)); len(got) != 2 || got[1].Kind != Ended || unix.WaitStatus(got[1].Value).ExitStatus() != 7 || got[1].Stage != 0 {
+					t.Fatalf("events %+v, want started, ended with 7, nothing left", got)
+				}
+				if got, _ := play(t, start, probed(0)); len(got) != 1 || got[0] != (Event{Kind: Failed, Stage: 6, Value: int64(unix.EAGAIN)}) {
+					t.Fatalf("events %+v, want failed at 6 with EAGAIN", got)
+				}
+			}
+		})
+	}
+}
+
 // Children that share our memory leave it as it is, however much we allocate
 // and collect meanwhile, and are not hurt by it.
 func TestSharedMemory(t *testing.T) {
