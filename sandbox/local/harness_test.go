@@ -143,6 +143,19 @@ func operate(op string) int {
 		}
 		return 0
 	}
+	if op == "build" {
+		b := killedBuild()
+		if os.Getenv("BERTH_TEST_DISK") != "" {
+			_, err = p.BuildSnapshot(ctx, testKey.Owner, "built", b, diskSpec.WithDefaults(sandbox.Spec{}))
+		} else {
+			_, err = p.BuildSnapshot(ctx, testKey.Owner, "built", b, sandbox.Spec{}.WithDefaults(sandbox.Spec{}))
+		}
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		return 0
+	}
 	if op == "sweep" {
 		if err := p.Sweep(ctx); err != nil {
 			fmt.Println(err)
