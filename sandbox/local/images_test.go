@@ -150,10 +150,13 @@ func withImages(t *testing.T) *local.Provider {
 	must(t, err)
 	t.Cleanup(func() {
 		destroyAll(t, p)
-		list, err := p.Snapshots(context.Background(), "")
+		snapshots, err := p.Snapshots(context.Background(), "")
 		must(t, err)
-		for _, s := range list {
+		for _, s := range snapshots {
 			must(t, p.DeleteSnapshot(context.Background(), s.Owner, s.Name))
+		}
+		if _, err := p.PruneBuilds(context.Background(), 0, false); err != nil {
+			t.Errorf("prune builds: %v", err)
 		}
 		ended = true
 		if err := p.Sweep(context.Background()); err != nil { // what forks stood on
