@@ -27,6 +27,13 @@ func main() {
 		only  = flag.String("only", "", "only rows whose name contains this")
 	)
 	flag.Parse()
+	if flag.NArg() == 3 && flag.Arg(0) == gateClient {
+		if err := runClient(flag.Arg(1), flag.Arg(2)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*berth, *out, *n, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -61,6 +68,7 @@ func run(berth, out string, n int, only string) error {
 		{"many", b.many},
 		{"sse", b.sse},
 		{"greedy", b.greedy},
+		{"gate", b.gate},
 		{"ready", b.ready},
 		{"images", b.images},
 		{"fork", b.fork},
