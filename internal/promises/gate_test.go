@@ -89,6 +89,38 @@ func TestPromise69Git(t *testing.T) {
 	b.want("cd repo && echo lost >> README && git pull -q origin main && git log --format=%s | head -1", "second")
 }
 
+// However an address is written, and whoever names it, the metadata service and
+// the private ranges are not reached.
+func TestDisguisedAddresses(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, r.URL.Query().Get("to"), http.StatusFound)
+	}))
+	defer srv.Close()
+	b := opened(t, newSite(t)).dial(t, driver.Stdio)
+	b.call("start_sandbox", args{"network_allow_list": "127.0.0.1,0.0.0.0/0,::/0"})
+	for url, host := range map[string]string{
+		"http://169.254.169.254/":                   "169.254.169.254:80",
+		"http://2852039166/":                        "169.254.169.254:80",
+		"http://0251.0376.0251.0376/":               "169.254.169.254:80",
+		"http://0xa9fea9fe/":                        "169.254.169.254:80",
+		"http://[::ffff:169.254.169.254]/":          "169.254.169.254:80",
+		"http://[64:ff9b::169.254.169.254]/":        "[64:ff9b::a9fe:a9fe]:80",
+		"http://[fd00:ec2::254]/":                   "[fd00:ec2::254]:80",
+		"http://10.0.0.1:8080/":                     "10.0.0.1:8080",
+		inside(srv) + "/?to=http://169.254.169.254": "169.254.169.254:80",
+		inside(srv) + "/?to=http://192.168.1.1:88":  "192.168.1.1:88",
+	} {
+		r := b.call("execute_command", args{"argv": []string{"curl", "-sSL", "-m", "20", url}})
+		if exit(r) == 0 {
+			t.Errorf("%s answers: %s", url, r.Text)
+		}
+		says(t, r.Text, "refused "+host+":")
+	}
+	// The sandbox's own loopback is its own in all its forms.
+	b.want("curl -sS -m 20 http://2130706433:1/ 2>&1 | grep -o 'Connection refused\\|Failed to connect' | head -1 | wc -l", "1")
+}
+
 // Packages of the three usual registries come through the gate; here from
 // registries of the test's own.
 func TestPackagesThroughTheGate(t *testing.T) {

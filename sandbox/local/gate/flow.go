@@ -11,7 +11,7 @@ import (
 	"berth/sandbox/local/wire"
 )
 
-// times bound how long anything may do nothing.
+// times bound how long anything may do nothing, and how much there may be.
 type times struct {
 	sniff time.Duration // for a client to tell the name it wants
 	dial  time.Duration
@@ -20,6 +20,7 @@ type times struct {
 	stall time.Duration // a peer that takes nothing
 	dgram time.Duration // UDP without a datagram
 	ask   time.Duration // for the monitor to find out who asked
+	flows int           // connections at a time; 0: as many as files allow
 }
 
 var defaultTimes = times{
@@ -122,21 +123,38 @@ func (f *flow) open() (verdict, error) {
 	if v := p.name(name); !v.ok() {
 		return v, nil
 	}
-	if v := f.sniff(); !v.ok() {
-		return v, nil
-	}
-	if p.proxy != nil && !p.proxy.without(name) {
-		if v, err := f.viaProxy(p, name); !v.ok() || err != nil {
-			return v, err
+	if p.names() {
+		if v := f.sniff(); !v.ok() {
+			return v, nil
 		}
-	} else {
+	}
+	if p.proxy == nil || p.proxy.without(name) {
 		addrs, err := g.resolver.lookup(name)
 		if err != nil {
 			return verdict{}, err
 		}
 		return f.dial(p, addrs)
 	}
-	return verdict{}, nil
+	if v := f.judgeName(p, name); !v.ok() {
+		return v, nil
+	}
+	return f.viaProxy(p, name)
+}
+
+// judgeName judges where a name leads that the proxy resolves itself: what can
+// be known of it here.
+func (f *flow) judgeName(p *policy, name string) verdict {
+	addrs := f.gate.resolver.soon(name, time.Second)
+	var v verdict
+	for _, a := range addrs {
+		if v = p.address(a, true); v.ok() {
+			return v
+		}
+	}
+	if !v.ok() {
+		v.rule = name + " leads to " + plain(addrs[0]).String() + ": " + v.rule
+	}
+	return v
 }
 
 // target is the address to dial for one that the sandbox named itself.
@@ -163,7 +181,7 @@ func (f *flow) dial(p *policy, addrs []netip.Addr) (verdict, error) {
 			refused = v
 			continue
 		}
-		if p.proxy != nil && !p.proxy.without(a.String()) {
+		if p.proxy != nil && f.name == "" && !p.proxy.without(a.String()) { // open has asked for a name
 			f.dialed = a
 			return f.viaProxy(p, a.String())
 		}

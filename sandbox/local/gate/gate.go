@@ -92,7 +92,10 @@ func run(conn *wire.Conn, s *wire.GateStart, files []*os.File, t times) error {
 	g := &gate{link: &link{conn: conn, calls: map[uint64]chan *wire.Frame{}}, times: t, idle: time.Duration(s.IdleMS) * time.Millisecond,
 		resolver: newResolver(s.Resolvers), names: newNames(s.State), answering: make(chan struct{}, maxAsking),
 		answerers: map[netip.AddrPort]*sock{}, flows: map[*flow]struct{}{}, udp: map[pair]*dgrams{}, hush: map[pair]time.Time{},
-		asking: make(chan struct{}, 64), late: map[wire.Refusal]int64{}, maxFlows: maxFlows()}
+		asking: make(chan struct{}, 64), late: map[wire.Refusal]int64{}, maxFlows: t.flows}
+	if g.maxFlows == 0 {
+		g.maxFlows = maxFlows()
+	}
 	g.policy.Store(newPolicy(s.Network))
 	g.use()
 	var socks []*sock

@@ -30,8 +30,12 @@ func newPolicy(n wire.Network) *policy {
 // lists tells that only what is listed may be reached.
 func (p *policy) lists() bool { return p.BlockAll || len(p.CIDRs) > 0 || len(p.Domains) > 0 }
 
-// names tells that names are answered by the list alone, with made-up addresses.
+// names tells that names are answered by the list alone.
 func (p *policy) names() bool { return p.BlockAll || len(p.Domains) > 0 }
+
+// made tells that names get made-up addresses: so too with a proxy, which takes
+// names, where the machine itself may be unable to resolve any.
+func (p *policy) made() bool { return p.names() || p.proxy != nil }
 
 // special are the ranges that are no part of the internet.
 var special = []struct {

@@ -31,6 +31,7 @@ type resolver struct {
 
 	mu    sync.Mutex
 	cache map[string]cached
+	dead  time.Time // until then no server answers
 }
 
 type cached struct {
@@ -199,4 +200,33 @@ func (r *resolver) lookup(name string) ([]netip.Addr, error) {
 		return nil, errNoSuchName
 	}
 	return c.addrs, nil
+}
+
+// soon is what lookup finds within limit; nothing where names are not resolved
+// at all, which is remembered for a minute.
+func (r *resolver) soon(name string, limit time.Duration) []netip.Addr {
+	r.mu.Lock()
+	dead := time.Now().Before(r.dead)
+	r.mu.Unlock()
+	if dead {
+		return nil
+	}
+	found := make(chan []netip.Addr, 1)
+	go func() {
+		addrs, err := r.lookup(name)
+		if errors.Is(err, errNoAnswer) {
+			r.mu.Lock()
+			r.dead = time.Now().Add(time.Minute)
+			r.mu.Unlock()
+		}
+		found <- addrs
+	}()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case addrs := <-found:
+		return addrs
+	case <-t.C:
+		return nil
+	}
 }

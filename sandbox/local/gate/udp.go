@@ -26,10 +26,10 @@ type dgrams struct {
 	queue chan []byte // until out is open
 }
 
-// isDNS tells whether what goes to dst is answered here. Without a list of
-// names, other servers than the sandbox's own may be asked like any address.
+// isDNS tells whether what goes to dst is answered here. Where names are not
+// made up, other servers than the sandbox's own may be asked like any address.
 func (g *gate) isDNS(p *policy, dst netip.AddrPort) bool {
-	return dst.Port() == 53 && (dst.Addr() == wire.NetDNS || dst.Addr() == dns6 || p.names())
+	return dst.Port() == 53 && (dst.Addr() == wire.NetDNS || dst.Addr() == dns6 || p.made())
 }
 
 // readUDP takes datagrams from inside until the socket is closed.
@@ -331,7 +331,7 @@ func (g *gate) dns(proto string, src netip.AddrPort, query []byte, stream bool) 
 		return nil
 	}
 	p := g.policy.Load()
-	if !p.names() {
+	if !p.made() || !p.names() && q.kind != typeA && q.kind != typeAAAA {
 		if q.kind == typeAAAA && !g.hasIPv6() {
 			return q.answer(query, rcodeOK, 0) // programs would try in vain
 		}

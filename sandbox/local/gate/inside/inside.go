@@ -103,7 +103,7 @@ func gateSocket(six bool, kind int) (*os.File, error) {
 	if six {
 		addr = wire.NetGate6
 	}
-	f, err := bound(netip.AddrPortFrom(addr, wire.NetGatePort), kind)
+	f, err := bound(netip.AddrPortFrom(addr, wire.NetGatePort), kind, false)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func gateSocket(six bool, kind int) (*os.File, error) {
 	return f, nil
 }
 
-func bound(at netip.AddrPort, kind int) (*os.File, error) {
+func bound(at netip.AddrPort, kind int, shared bool) (*os.File, error) {
 	six := at.Addr().Is6()
 	family := unix.AF_INET
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(at.Port()), Addr: [4]byte{}}
@@ -139,6 +139,9 @@ func bound(at netip.AddrPort, kind int) (*os.File, error) {
 	if six {
 		_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
 	}
+	if shared {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
 	if err = transparent(fd, six); err == nil {
 		err = unix.Bind(fd, sa)
 	}
@@ -152,7 +155,8 @@ func bound(at netip.AddrPort, kind int) (*os.File, error) {
 // Datagrams returns a UDP socket bound to at, from which the gate answers in
 // the name of that address. With peer valid the socket is connected to it.
 func Datagrams(at, peer netip.AddrPort) (*os.File, error) {
-	f, err := bound(at, unix.SOCK_DGRAM)
+	// Several programs speak to one address, each through a socket of its own.
+	f, err := bound(at, unix.SOCK_DGRAM, true)
 	if err != nil || !peer.IsValid() {
 		return f, err
 	}
