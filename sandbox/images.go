@@ -115,13 +115,13 @@ func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults
 	if user == "" || user == "agent" || user == "root" || !imageUser.MatchString(user) {
 		return // or refused already
 	}
-	image := m.options.Defaults.Image
+	image := m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""
 	if inst, err := m.peek(ctx, key); err == nil {
 		if info, err := inst.Info(ctx); err == nil && info.Status != StatusDestroyed {
-			image = info.Spec.Image
+			image = info.Spec.Image != "" || info.Image != nil
 		}
 	}
-	if image == "" {
+	if !image {
 		f.user(user)
 	}
 }

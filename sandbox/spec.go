@@ -169,7 +169,7 @@ func (s Spec) Validate() error {
 		f.snapshot("snapshot", s.Snapshot)
 	}
 	f.image(s.Image)
-	if s.Image == "" {
+	if s.Image == "" && s.Snapshot == "" { // which may be an image's
 		f.user(s.User)
 	} else {
 		f.userName(s.User)

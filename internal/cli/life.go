@@ -119,9 +119,17 @@ func (c *pruneCommand) Run(a *App) error {
 		doomed = append(doomed, i)
 		t.row(string(i.Key.Session), string(i.Key.Owner), string(i.Status), ago(since))
 	}
-	if len(doomed) == 0 {
+	kept, err := c.builds(a, b, true)
+	if err != nil {
+		return err
+	}
+	if len(doomed) == 0 && kept.Steps == 0 {
 		fmt.Fprintln(a.Stderr, "Nothing to delete.")
 		return nil
+	}
+	if len(doomed) == 0 {
+		_, err := c.builds(a, b, false)
+		return err
 	}
 	if err := t.write(a.Stderr); err != nil {
 		return err
@@ -147,8 +155,25 @@ func (c *pruneCommand) Run(a *App) error {
 			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", i.Key.Session, err)
 		}
 	}
+	if _, err := c.builds(a, b, false); err != nil {
+		return err
+	}
 	if failed {
 		return exit(exitFailed)
 	}
 	return nil
+}
+
+// builds forgets finished steps of builds, which are only there to be fast;
+// what a snapshot stands on stays.
+func (c *pruneCommand) builds(a *App, b *bench, dry bool) (sandbox.PrunedBuilds, error) {
+	p, ok := b.provider.(sandbox.BuildPruner)
+	if !ok {
+		return sandbox.PrunedBuilds{}, nil
+	}
+	got, err := p.PruneBuilds(a.ctx, c.OlderThan, dry)
+	if err == nil && !dry && got.Steps > 0 {
+		fmt.Fprintf(a.Stdout, "%s of builds forgotten, %s to be freed\n", count(got.Steps, "step"), size(got.Bytes))
+	}
+	return got, err
 }

@@ -27,15 +27,16 @@ const exitCodes = "Exit code: the command's own; 128+n when signal n ended it, s
 	"not be run; 127 when there is no such program; 2 for wrong usage."
 
 type runCommand struct {
-	Keep    bool     `help:"Keep the sandbox afterwards, and say its id."`
-	Session string   `help:"The sandbox's id; made when absent." placeholder:"ID"`
-	Image   string   `help:"The image to make it of: a name as for docker pull, oci:PATH[:TAG] or docker-archive:PATH." placeholder:"IMAGE"`
-	Env     []string `short:"e" sep:"none" help:"An environment variable, NAME=VALUE; NAME alone takes yours." placeholder:"NAME=VALUE"`
-	Dir     []string `sep:"none" help:"Show a folder of this machine inside, HOST:PATH[:ro]." placeholder:"HOST:PATH" key:"limits.host_dirs"`
-	User    string   `help:"Run as this user: agent or root; with an image one of its own." placeholder:"USER"`
-	Cwd     string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
-	TTY     bool     `short:"t" name:"tty" help:"Give it a terminal."`
-	Command []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
+	Keep     bool     `help:"Keep the sandbox afterwards, and say its id."`
+	Session  string   `help:"The sandbox's id; made when absent." placeholder:"ID"`
+	Image    string   `help:"The image to make it of: a name as for docker pull, oci:PATH[:TAG] or docker-archive:PATH." placeholder:"IMAGE"`
+	Snapshot string   `help:"The snapshot to make it of; it beats --image." placeholder:"NAME"`
+	Env      []string `short:"e" sep:"none" help:"An environment variable, NAME=VALUE; NAME alone takes yours." placeholder:"NAME=VALUE"`
+	Dir      []string `sep:"none" help:"Show a folder of this machine inside, HOST:PATH[:ro]." placeholder:"HOST:PATH" key:"limits.host_dirs"`
+	User     string   `help:"Run as this user: agent or root; with an image one of its own." placeholder:"USER"`
+	Cwd      string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
+	TTY      bool     `short:"t" name:"tty" help:"Give it a terminal."`
+	Command  []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
 }
 
 // Help is shown by --help.
@@ -84,7 +85,7 @@ func (c *runCommand) Run(a *App) error {
 	// the reader of our output does.
 	signal.Ignore(syscall.SIGPIPE)
 	ephemeral := !c.Keep
-	started, err := a.start(b, key, sandbox.Spec{Ephemeral: &ephemeral, Image: a.absoluteImage(c.Image)})
+	started, err := a.start(b, key, sandbox.Spec{Ephemeral: &ephemeral, Image: a.absoluteImage(c.Image), Snapshot: c.Snapshot})
 	if err != nil {
 		return a.notRun(err)
 	}

@@ -10,27 +10,12 @@ import (
 )
 
 type snapshotCommand struct {
-	Create snapshotCreateCommand `cmd:"" help:"Keep the files of a sandbox, as they are now, under a name."`
+	Create snapshotCreateCommand `cmd:"" help:"Keep the files of a sandbox under a name, or build a snapshot."`
 	List   snapshotListCommand   `cmd:"" name:"ls" default:"1" help:"List snapshots."`
 	Remove snapshotRemoveCommand `cmd:"" name:"rm" help:"Delete snapshots that no sandbox was made of."`
+	Log    snapshotLogCommand    `cmd:"" help:"Show the log of a snapshot's build."`
 	Export snapshotExportCommand `cmd:"" help:"Write a snapshot as an image, for docker load and others."`
 	Import snapshotImportCommand `cmd:"" help:"Make a snapshot of an image in a file or directory."`
-}
-
-type snapshotCreateCommand struct {
-	Owner string `help:"Whose: an owner's name." placeholder:"NAME"`
-	ID    string `arg:"" help:"The sandbox."`
-	Name  string `arg:"" help:"The snapshot's name, to start sandboxes from."`
-}
-
-func (c *snapshotCreateCommand) Run(a *App) error {
-	return a.each([]string{c.ID}, c.Owner, func(b *bench, key sandbox.Key) error {
-		s, err := b.CreateSnapshot(a.ctx, key, sandbox.SnapshotRequest{Name: c.Name})
-		if err == nil {
-			fmt.Fprintf(a.Stdout, "%s %s %s\n", s.Name, s.Digest, size(s.Size))
-		}
-		return err
-	})
 }
 
 type snapshotListCommand struct {
@@ -44,6 +29,7 @@ type snapshotRow struct {
 	Bytes   int64    `json:"bytes"`
 	From    string   `json:"from"`
 	Image   string   `json:"image,omitempty"`
+	Built   bool     `json:"built,omitempty"`
 	Created string   `json:"created"`
 	UsedBy  []string `json:"used_by"`
 }
@@ -59,7 +45,7 @@ func (c *snapshotListCommand) Run(a *App) error {
 		return err
 	}
 	if len(list) == 0 && !c.JSON {
-		fmt.Fprintln(a.Stderr, "No snapshots. berth snapshot create ID NAME makes one.")
+		fmt.Fprintln(a.Stderr, "No snapshots. berth snapshot create ID NAME keeps a sandbox's files, berth snapshot create NAME -f Dockerfile builds one.")
 		return nil
 	}
 	t := newTable("SNAPSHOT", "DIGEST", "SIZE", "FROM", "CREATED", "USED BY")
@@ -69,13 +55,17 @@ func (c *snapshotListCommand) Run(a *App) error {
 			used = append(used, string(u))
 		}
 		if c.JSON {
-			row := snapshotRow{Name: s.Name, Owner: string(s.Owner), Digest: s.Digest, Bytes: s.Size, From: string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339), UsedBy: used}
+			row := snapshotRow{Name: s.Name, Owner: string(s.Owner), Digest: s.Digest, Bytes: s.Size, From: string(s.From), Image: s.Image, Built: s.Built, Created: s.Created.UTC().Format(time.RFC3339), UsedBy: used}
 			if err := plainJSON(a.Stdout, row); err != nil {
 				return err
 			}
 			continue
 		}
-		t.row(s.Name, shortDigest(s.Digest), size(s.Size), string(s.From), ago(s.Created), strings.Join(used, " "))
+		from := string(s.From)
+		if s.Built {
+			from = "a build"
+		}
+		t.row(s.Name, shortDigest(s.Digest), size(s.Size), from, ago(s.Created), strings.Join(used, " "))
 	}
 	if c.JSON {
 		return nil

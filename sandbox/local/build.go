@@ -352,8 +352,11 @@ func (in *Instance) ofBuild(key sandbox.Key) bool {
 // snapshotUser makes user the one who runs commands in a sandbox of o, if it is
 // of an image.
 func (p *Provider) snapshotUser(ctx context.Context, s *store, o *origin, user string) error {
-	if user == "" || o.image == nil {
+	switch {
+	case user == "" || o.image == nil && (user == "agent" || user == "root"):
 		return nil
+	case o.image == nil:
+		return &sandbox.FieldError{Field: "user", Problem: fmt.Sprintf("there is no user %.80q", user), Allowed: "agent, root"}
 	}
 	ids := o.ids
 	if ids.Mode == "" {
