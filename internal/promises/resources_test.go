@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/internal/driver"
 )
@@ -46,4 +47,49 @@ func TestPromise03Resources(t *testing.T) {
 			t.Errorf("usage does not tell %s: %v", key, use)
 		}
 	}
+}
+
+// TestLimitsAreNamed meets each limit, as root and as an ordinary user, whose
+// limits hold by other means: the answer of the command that met it names it,
+// list_processes does so later, and the sandbox goes on.
+func TestLimitsAreNamed(t *testing.T) {
+	t.Parallel()
+	root := os.Geteuid() == 0
+	s := configured(t, fmt.Sprintf("best_effort: %t\nlimits: {max_pids: 256}\n", !root))
+	b := s.dial(t, driver.Stdio)
+	asked := args{"ephemeral": !root, "resources": args{"memory_gib": 0.5, "disk_gib": 0.125}}
+	b.start(asked, "created")
+	hog := "exec python3 -c 'x = bytearray(1 << 30)'"
+	if !root {
+		// One alone is refused the memory; of all together the largest is killed.
+		hog = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(20)'"
+		hog += " & exec " + hog
+	}
+	for _, tt := range []struct{ name, command, want string }{
+		{"memory", hog, "killed by SIGKILL: memory limit 512 MiB, exit 137"},
+		{"disk", "head -c 10G /dev/zero > full", "disk limit 128 MiB reached"},
+		{"processes", "for i in $(seq 300); do sleep 3 & done; wait", "process limit 256 reached"},
+	} {
+		r := b.call("execute_command", args{"command": tt.command})
+		contains(t, r.Text, tt.want)
+		if code := exit(r); code == 0 && tt.name != "processes" {
+			t.Errorf("%s: exit 0: %s", tt.name, r.Text)
+		}
+		row := b.processes()[r.Result.ProcessID]
+		if !strings.Contains(fmt.Sprint(row["limits"], row["reason"]), strings.TrimPrefix(strings.TrimSuffix(tt.want, ", exit 137"), "killed by SIGKILL: ")) {
+			t.Errorf("%s: list_processes shows %v", tt.name, row)
+		}
+		b.want("rm -f full; echo goes on", "goes on")
+	}
+	// What is used is told, of the sandbox and of each process.
+	held := b.call("spawn_process", args{"command": "python3 -c 'import time; x = bytearray(100 << 20); print(1, flush=True); [i*i for i in range(10**6)]; time.sleep(60)'", "wait_for": "output", "wait_seconds": 20})
+	wait(t, 10*time.Second, "usage of the process and of the sandbox is told", func() bool {
+		row := b.processes()[held.Result.ProcessID]
+		memory, _ := row["memory_bytes"].(float64)
+		cpu, _ := row["cpu_seconds"].(float64)
+		use, _ := b.sandbox()["usage"].(args)
+		whole, _ := use["memory_bytes"].(float64)
+		count, _ := use["processes"].(float64)
+		return memory > 100<<20 && memory < 400<<20 && cpu > 0.01 && whole > 100<<20 && count >= 1
+	})
 }

@@ -143,6 +143,7 @@ type guest struct {
 
 	mu       sync.Mutex
 	trees    map[string]*tree
+	crowding bool // crowdLook will be called
 	shims    map[int]*shim
 	halting  bool
 	nested   map[[2]uint32]int // user namespaces of single mode, by the user's and group's id in them

@@ -133,6 +133,12 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		t.clean()
 		e := wire.Exited{ID: t.id, Code: ws.ExitStatus(), CPUNS: cpu, OOM: count(g.oom, "oom_kill ") > t.oom, PIDs: count(g.pidsMax, "max ") > t.forks}
 		e.Full = ws != 0 && full()
+		if g.nproc > 0 && !e.PIDs {
+			met := ws != 0 && g.crowded()
+			g.mu.Lock()
+			e.PIDs = met || t.crowd
+			g.mu.Unlock()
+		}
 		if ws.Signaled() {
 			e.Code, e.Signal = -1, int(ws.Signal())
 		}
@@ -145,6 +151,7 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		}
 		g.event(wire.OpExited, e)
 	}
+	g.crowdSoon()
 	if master != nil {
 		out = append(out, master)
 	}

@@ -24,6 +24,7 @@ type tree struct {
 	alone  bool   // and nothing was left by then, as the monitor was told
 	oom    int64  // the counters at the start: kills for memory,
 	forks  int64  // and refused forks
+	crowd  bool   // the limit on a user's processes was met since
 	file   string // the command's text, when it was too long for an argument
 }
 
@@ -114,6 +115,7 @@ type proc struct {
 	start     uint64
 	cpu       int64 // clock ticks
 	rss       int64 // pages
+	threads   int64
 }
 
 func (p *proc) dead() bool { return p.state == 'Z' || p.state == 'X' }
@@ -141,7 +143,7 @@ func readProc(pid int) (proc, bool) {
 		return proc{}, false
 	}
 	num := func(i int) int64 { v, _ := strconv.ParseInt(f[i-3], 10, 64); return v }
-	p := proc{pid: pid, comm: string(b[open+1 : end]), state: f[0][0], ppid: int(num(4)), cpu: num(14) + num(15), start: uint64(num(22)), rss: num(24)}
+	p := proc{pid: pid, comm: string(b[open+1 : end]), state: f[0][0], ppid: int(num(4)), cpu: num(14) + num(15), start: uint64(num(22)), rss: num(24), threads: num(20)}
 	return p, true
 }
 

@@ -252,6 +252,9 @@ func (m *monitor) resize(r *wire.Resize) *wire.Error {
 func (p *peer) usage(id uint64) {
 	m := p.m
 	u := m.box.Usage()
+	if u.Memory < 0 {
+		u.Memory, u.Processes = m.together()
+	}
 	m.mu.Lock()
 	u.IdleSince = m.active.UnixNano()
 	if m.busy > 0 {

@@ -107,16 +107,23 @@ func (m *monitor) memoryLook(resident func(id string) int64) func() {
 
 // resident asks init how much memory a tree has; what it shares with others
 // counts for each.
-func (m *monitor) resident(id string) int64 {
-	f, e := m.guest.call(wire.OpTree, &wire.ProcessRef{ID: id}, treeWait)
-	if e != nil {
-		return 0
+func (m *monitor) resident(id string) int64 { return max(m.tree(id).Memory, 0) }
+
+// together is what all trees use, where no cgroup counts.
+func (m *monitor) together() (memory int64, processes int) {
+	for _, id := range m.alive() {
+		t := m.tree(id)
+		memory += max(t.Memory, 0)
+		processes += t.Count
 	}
-	var t wire.Tree
-	if json.Unmarshal(f.Body, &t) != nil {
-		return 0
+	return memory, processes
+}
+
+func (m *monitor) tree(id string) (t wire.Tree) {
+	if f, e := m.guest.call(wire.OpTree, &wire.ProcessRef{ID: id}, treeWait); e != nil || json.Unmarshal(f.Body, &t) != nil {
+		return wire.Tree{}
 	}
-	return max(t.Memory, 0)
+	return t
 }
 
 // written is what the sandbox's files take. An ordinary user may not see all of
