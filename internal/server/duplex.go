@@ -28,6 +28,8 @@ type duplex struct {
 	peer *peer
 	send func([]byte) error // one whole message, which it does not keep; safe for concurrent use
 	run  chan struct{}      // a slot for each running tool call
+	// slots are the server's, for those of all connections; nil: they do not count.
+	slots chan struct{}
 
 	mu       sync.Mutex
 	inFlight int
@@ -115,6 +117,16 @@ func (d *duplex) request(caller session.Caller, m *message, release func()) {
 			select {
 			case d.run <- struct{}{}:
 				defer func() { <-d.run }()
+				if d.slots == nil {
+					break
+				}
+				select {
+				case d.slots <- struct{}{}:
+					defer func() { <-d.slots }()
+				default:
+					d.reply(m, busy(m))
+					return
+				}
 			case <-c.ctx.Done():
 				// Cancelled or shut down before it started.
 				d.reply(m, rpcError(m.id, mcp.INTERNAL_ERROR, "the call was ended before it started"))

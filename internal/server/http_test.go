@@ -468,3 +468,25 @@ func TestManyLargeBodies(t *testing.T) {
 		t.Errorf("200,000 values = %d %s", code, body)
 	}
 }
+
+// Calls of the old transport count as requests do.
+func TestConcurrentCallsOverSSE(t *testing.T) {
+	r := newHTTP(t, server.Options{MaxConcurrent: 1})
+	one, first := r.sse(t.Context(), nil)
+	two, second := r.sse(t.Context(), nil)
+	r.status("POST", one, call(1, "block"), nil)
+	next(t, r.started, "start")
+	r.status("POST", two, call(2, "hello"), nil)
+	if a := next(t, second, "answer"); !strings.Contains(a.text(), "busy") {
+		t.Errorf("a second call = %+v", a)
+	}
+	r.status("POST", one, cancelled(1), nil)
+	next(t, r.causes, "end of the call")
+	next(t, first, "answer")
+	for {
+		r.status("POST", two, call(3, "hello"), nil)
+		if a := next(t, second, "answer"); a.text() == "world" {
+			return
+		}
+	}
+}

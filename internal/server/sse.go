@@ -12,9 +12,13 @@ import (
 	"berth/sandbox"
 )
 
-// sseQueue is how many messages wait for a client that reads slowly before
-// its handlers have to wait, too.
-const sseQueue = 64
+// How many messages wait for a client that reads slowly before its handlers
+// have to wait, too: of all, and of those larger than largeEvent.
+const (
+	sseQueue   = 64
+	sseLarge   = 2
+	largeEvent = 64 << 10
+)
 
 // sseConn is one client of the old HTTP+SSE transport. It lives as long as
 // its stream.
@@ -22,6 +26,32 @@ type sseConn struct {
 	*duplex
 	caller session.Caller
 	queue  chan []byte
+	large  chan struct{} // a place for each large message in the queue
+}
+
+// enqueue has b written by pump, some time.
+func (c *sseConn) enqueue(b []byte) error {
+	if len(b) > largeEvent {
+		select {
+		case c.large <- struct{}{}:
+		case <-c.peer.ended:
+			return errDisconnected
+		}
+	}
+	select {
+	case c.queue <- bytes.Clone(b):
+		return nil
+	case <-c.peer.ended:
+		return errDisconnected
+	}
+}
+
+// put writes what was queued.
+func (c *sseConn) put(e *events, b []byte) error {
+	if len(b) > largeEvent {
+		defer func() { <-c.large }()
+	}
+	return e.event("message", b)
 }
 
 // serveSSE is the stream of a client of protocol version 2024-11-05.
@@ -39,17 +69,11 @@ func (s *Server) serveSSE(w http.ResponseWriter, r *http.Request, owner sandbox.
 	}
 	defer release()
 	id, bound := s.ids.make(kindSSE, owner)
-	c := &sseConn{caller: caller(r, owner, "sse"), queue: make(chan []byte, sseQueue)}
+	c := &sseConn{caller: caller(r, owner, "sse"), queue: make(chan []byte, sseQueue), large: make(chan struct{}, sseLarge)}
 	c.caller.Connection, c.caller.DefaultSession = id, bound
 	p := newPeer(id, &s.lastID)
-	c.duplex = newDuplex(s, p, func(b []byte) error {
-		select {
-		case c.queue <- bytes.Clone(b): // written by pump, some time
-			return nil
-		case <-p.ended:
-			return errDisconnected
-		}
-	})
+	c.duplex = newDuplex(s, p, c.enqueue)
+	c.duplex.slots = s.slots
 	s.mu.Lock()
 	s.sse[id] = c
 	s.mu.Unlock()
@@ -80,7 +104,7 @@ func (c *sseConn) pump(ctx context.Context, e *events) {
 		var err error
 		select {
 		case b := <-c.queue:
-			err = e.event("message", b)
+			err = c.put(e, b)
 		case n := <-broadcasts:
 			err = e.message(n)
 		case <-tick.C:
@@ -91,7 +115,7 @@ func (c *sseConn) pump(ctx context.Context, e *events) {
 			for { // all handlers are done: what they wrote is here
 				select {
 				case b := <-c.queue:
-					if e.event("message", b) != nil {
+					if c.put(e, b) != nil {
 						return
 					}
 				default:

@@ -1,8 +1,12 @@
 package server
 
 import (
+	"errors"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"berth/sandbox"
 )
@@ -52,4 +56,40 @@ func TestAnOwnerHoldsHalf(t *testing.T) {
 	if h.all != 0 || len(h.owner) != 0 {
 		t.Errorf("held at the end: %d of %v", h.all, h.owner)
 	}
+}
+
+// What waits for a client that does not read is bounded by its size, too.
+func TestLargeEventsWaitForTheirClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer("x", new(atomic.Int64))
+		c := &sseConn{duplex: &duplex{peer: p}, queue: make(chan []byte, sseQueue), large: make(chan struct{}, sseLarge)}
+		large := make([]byte, largeEvent+1)
+		var sent atomic.Int64
+		for range sseLarge + 2 {
+			go func() {
+				if c.enqueue(large) == nil {
+					sent.Add(1)
+				}
+			}()
+		}
+		synctest.Wait()
+		if got := sent.Load(); got != sseLarge {
+			t.Errorf("%d large messages are queued, want %d", got, sseLarge)
+		}
+		if err := c.enqueue([]byte("small")); err != nil {
+			t.Errorf("a small one: %v", err)
+		}
+		if err := c.put(newEvents(httptest.NewRecorder()), <-c.queue); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if got := sent.Load(); got != sseLarge+1 {
+			t.Errorf("%d large messages are queued after one was read, want %d", got, sseLarge+1)
+		}
+		p.end()
+		synctest.Wait()
+		if err := c.enqueue(large); !errors.Is(err, errDisconnected) {
+			t.Errorf("after the client's end: %v", err)
+		}
+	})
 }
