@@ -204,3 +204,18 @@ func TestBuildSpec(t *testing.T) {
 		t.Errorf("a provider that builds nothing: %v", err)
 	}
 }
+
+// A session that names an image or a snapshot gets that, whatever is usual.
+func TestDefaultSnapshot(t *testing.T) {
+	usual := sandbox.Spec{Image: "usual", Snapshot: "kept", User: "root"}
+	for _, tt := range []struct {
+		given           sandbox.Spec
+		image, snapshot string
+	}{
+		{sandbox.Spec{}, "", "kept"}, {sandbox.Spec{Image: "other"}, "other", ""}, {sandbox.Spec{Snapshot: "mine"}, "", "mine"}, {sandbox.Spec{Image: "other", Snapshot: "mine"}, "", "mine"},
+	} {
+		if got := tt.given.WithDefaults(usual); got.Image != tt.image || got.Snapshot != tt.snapshot {
+			t.Errorf("%+v over the usual: image %q, snapshot %q, want %q, %q", tt.given, got.Image, got.Snapshot, tt.image, tt.snapshot)
+		}
+	}
+}

@@ -115,10 +115,7 @@ func (s Spec) over(d Spec) Spec {
 		s.User = d.User
 	}
 	if s.Image == "" && s.Snapshot == "" {
-		s.Image = d.Image
-	}
-	if s.Snapshot == "" {
-		s.Snapshot = d.Snapshot
+		s.Image, s.Snapshot = d.Image, d.Snapshot
 	}
 	if s.WorkingDirectory == "" {
 		s.WorkingDirectory = d.WorkingDirectory

@@ -87,6 +87,7 @@ type Log struct {
 type Defaults struct {
 	Labels             map[string]string `yaml:"labels"`
 	Image              string            `yaml:"image"`
+	Snapshot           string            `yaml:"snapshot"`
 	Language           string            `yaml:"language"`
 	Env                map[string]string `yaml:"env"`
 	User               string            `yaml:"user"`

@@ -158,6 +158,9 @@ func (l *loader) validate() {
 	if d.Image != "" {
 		image("defaults.image", d.Image)
 	}
+	if (sandbox.Spec{Snapshot: d.Snapshot}).Validate() != nil {
+		bad("defaults.snapshot", l.quote("defaults.snapshot", d.Snapshot)+" is not a snapshot's name", "1 to 63 characters: a letter or digit, then letters, digits, '.', '_' or '-'", "")
+	}
 	for i, p := range c.Limits.AllowedImages {
 		image(fmt.Sprintf("limits.allowed_images[%d]", i), p)
 	}
@@ -294,11 +297,12 @@ func (d Defaults) Spec() sandbox.Spec {
 	}
 	timeout := time.Duration(d.TimeoutSeconds) * time.Second
 	user := d.User
-	if d.Image != "" && user == Default().Defaults.User {
+	if (d.Image != "" || d.Snapshot != "") && user == Default().Defaults.User {
 		user = "" // the image's own
 	}
 	return sandbox.Spec{
 		Image:            d.Image,
+		Snapshot:         d.Snapshot,
 		Labels:           d.Labels,
 		Language:         sandbox.Language(d.Language),
 		Env:              d.Env,
