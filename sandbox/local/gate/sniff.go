@@ -129,7 +129,7 @@ func helloName(b []byte) (string, error) {
 // hostName is b as a name: lower case, no final dot; "" when it is none.
 func hostName(b []byte) string {
 	b = bytes.TrimSuffix(b, []byte("."))
-	if len(b) == 0 || len(b) > 253 {
+	if len(b) == 0 || len(b) > 253 || b[0] == '.' || b[len(b)-1] == '.' || bytes.Contains(b, []byte("..")) {
 		return ""
 	}
 	out := make([]byte, len(b))
