@@ -302,6 +302,7 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 		f = append(f, fmt.Errorf("limits: %w", err))
 	}
 	f.ceiling(o.Defaults.Resources, o.Limits.Resources)
+	f.networkWithin(o.Defaults.Network, o.Limits.Network)
 	if o.Limits.MaxSandboxes < 0 {
 		f.add("limits.max_sandboxes", fmt.Sprintf("%d does not fit", o.Limits.MaxSandboxes), "0 (1000) or more", "")
 	}

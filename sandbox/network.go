@@ -201,6 +201,57 @@ func networkOf(p *NetworkPolicy, most NetworkPolicy) *NetworkPolicy {
 	return &NetworkPolicy{}
 }
 
+// within leaves of p what most, the operator's, allows. It tells whether
+// anything was taken away.
+func (p NetworkPolicy) within(most NetworkPolicy) (NetworkPolicy, bool) {
+	fits := func(p NetworkPolicy) bool {
+		var f faults
+		f.networkWithin(&p, most)
+		return len(f) == 0
+	}
+	if fits(p) {
+		return p, false
+	}
+	if !p.Limited() {
+		return *most.clone(), true
+	}
+	out := NetworkPolicy{}
+	for _, c := range p.AllowCIDRs {
+		if fits(NetworkPolicy{BlockAll: true, AllowCIDRs: []netip.Prefix{c}}) {
+			out.AllowCIDRs = append(out.AllowCIDRs, c)
+		}
+	}
+	for _, d := range p.AllowDomains {
+		if fits(NetworkPolicy{BlockAll: true, AllowDomains: []string{d}}) {
+			out.AllowDomains = append(out.AllowDomains, d)
+		}
+	}
+	out.BlockAll = p.BlockAll || !out.Limited()
+	return out, true
+}
+
+// narrow holds a sandbox that was made before to what the operator allows now.
+func (m *Manager) narrow(ctx context.Context, inst Instance, info *Info, notice *Notice) error {
+	var p NetworkPolicy
+	if info.Spec.Network != nil {
+		p = *info.Spec.Network
+	}
+	p, less := p.within(m.options.Limits.Network)
+	if !less {
+		return nil
+	}
+	n, ok := inst.(Networker)
+	if !ok {
+		return &UserError{Text: "the sandbox reaches more than the operator allows now, and the provider " + m.provider.Name() + " cannot change that; destroy_sandbox makes way for another", Err: ErrUnsupported}
+	}
+	if err := n.SetNetwork(ctx, p); err != nil {
+		return fmt.Errorf("narrow the network to what the operator allows: %w", err)
+	}
+	info.Spec.Network = &p
+	notice.Warnings = append(notice.Warnings, "the operator allows less network than this sandbox had; now: "+p.String())
+	return nil
+}
+
 // SetNetwork changes what the session's sandbox may reach, within the
 // operator's ceiling, and returns its state after that. It starts and makes
 // nothing.

@@ -200,6 +200,11 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		default:
 			seen = true
 		}
+		if s := info.Status; s == StatusRunning || s == StatusStopped || s == StatusArchived {
+			if err := m.narrow(ctx, inst, &info, &notice); err != nil && !errors.Is(err, ErrNotFound) {
+				return nil, err
+			}
+		}
 
 		switch {
 		case info.Status == StatusRunning:
