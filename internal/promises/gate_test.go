@@ -284,6 +284,12 @@ func TestNetworkOutlivesGateAndServer(t *testing.T) {
 	if pid == 0 {
 		t.Fatal("there is no gate while a connection is open")
 	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(t, err)
+	contains(t, string(status), "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2")
+	if os.Geteuid() == 0 && strings.Contains(string(status), "\nUid:\t0") {
+		t.Errorf("the gate is root's:\n%s", status)
+	}
 	must(t, syscall.Kill(pid, syscall.SIGKILL))
 	says(t, b.ended(talk).Text, "lost", "the egress gate died")
 	b.want(fmt.Sprintf(speak, port), "hello")

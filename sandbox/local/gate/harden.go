@@ -45,7 +45,8 @@ func harden() error {
 	// Everything is bounded; should something not be, this program ends and not
 	// the machine's memory.
 	_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: maxData, Max: maxData})
-	if _, _, err := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); err != 0 {
+	// The filter takes this, and itself, to all threads.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("no_new_privs", err)
 	}
 	landlock()
@@ -61,7 +62,8 @@ func harden() error {
 }
 
 // landlock closes all files, a second wall behind the filter; kernels without
-// it have the filter alone.
+// it have the filter alone, and so have threads of a berth that was built with
+// cgo and stands in for the helper program.
 func landlock() {
 	attr := struct{ fs uint64 }{1<<13 - 1} // all rights of its first version
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
@@ -69,6 +71,7 @@ func landlock() {
 		return
 	}
 	defer unix.Close(int(fd))
+	_, _, _ = syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0) // it asks for this first
 	_, _, _ = syscall.AllThreadsSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0)
 }
 
@@ -78,6 +81,7 @@ const (
 	ret   = unix.BPF_RET | unix.BPF_K
 	allow = 0x7fff0000
 	deny  = 0x00050000 | uint32(unix.EPERM)
+	noSys = 0x00050000 | uint32(unix.ENOSYS)
 	kill  = 0x80000000
 )
 
@@ -95,6 +99,8 @@ func program() []unix.SockFilter {
 	p := []unix.SockFilter{
 		stmt(ld, 4), jump(arch, 1, 0), stmt(ret, kill),
 		stmt(ld, 0),
+		// glibc, in a berth that stands in for the helper program, then takes clone.
+		jump(unix.SYS_CLONE3, 0, 1), stmt(ret, noSys),
 		jump(unix.SYS_SOCKET, 0, 5), stmt(ld, 16), jump(unix.AF_INET, 1, 0), jump(unix.AF_INET6, 0, 1), stmt(ret, allow), stmt(ret, deny),
 	}
 	for _, nr := range allowed {

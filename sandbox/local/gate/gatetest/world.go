@@ -24,7 +24,8 @@ import (
 	"berth/sandbox/local/gate/netlink"
 )
 
-const marker = "BERTH_GATETEST_WORLD"
+// Marker is set in the environment of a program that is in the world.
+const Marker = "BERTH_GATETEST_WORLD"
 
 // Main runs the tests again within a network namespace, the host's of the
 // world, as root of a user namespace. It returns the exit code.
@@ -32,7 +33,7 @@ func Main(m *testing.M) int {
 	if slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "-test.fuzzworker") }) {
 		return m.Run() // fuzzing needs no world
 	}
-	if os.Getenv(marker) != "" {
+	if os.Getenv(Marker) != "" {
 		if err := host(); err != nil {
 			fmt.Fprintln(os.Stderr, "gatetest:", err)
 			return 1
@@ -45,7 +46,7 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	cmd := exec.CommandContext(context.Background(), exe, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), Marker+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
