@@ -46,7 +46,7 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 	if gone := s.missingLayer(&record{Sealed: r.Sealed}); gone != "" {
 		return out, &sandbox.UserError{Text: "the snapshot " + name + " is damaged: " + gone + " is missing", Err: sandbox.ErrUnavailable}
 	}
-	stop := s.inUse(r.Sealed)
+	stop := s.keep(func() { s.useSealed(r.Sealed) })
 	defer stop()
 	is, err := p.imageStore(s)
 	if err != nil {
@@ -110,27 +110,6 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 
 // snapshotLabel names, in an exported image, the snapshot that it was.
 const snapshotLabel = "berth.snapshot"
-
-// inUse keeps the sweeper from layers whose snapshot is perhaps deleted meanwhile,
-// until stop is called.
-func (s *store) inUse(layers []string) (stop func()) {
-	s.useSealed(layers)
-	end, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		t := time.NewTicker(sealedTime / 4)
-		defer t.Stop()
-		for {
-			select {
-			case <-end:
-				return
-			case <-t.C:
-				s.useSealed(layers)
-			}
-		}
-	}()
-	return func() { close(end); <-ended }
-}
 
 // exporter adds layers and tells how far it is.
 type exporter struct {

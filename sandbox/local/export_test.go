@@ -86,6 +86,15 @@ func MostLayers(n int) (before func()) {
 	return func() { maxSealed = was }
 }
 
+// SealedLayers is on how many a sandbox stands.
+func SealedLayers(x sandbox.Instance) (int, error) {
+	r, err := readRecord(x.(*Instance).dir())
+	if err != nil {
+		return 0, err
+	}
+	return len(r.Sealed), nil
+}
+
 // BuildOver makes the layer over dir.
 func BuildOver(ctx context.Context, layer, dir string, skeleton bool) error {
 	return buildOver(ctx, layer, dir, skeleton)

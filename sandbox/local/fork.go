@@ -425,6 +425,7 @@ func (in *Instance) copyLayers(ctx context.Context, r *record, plain bool) (*ori
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
+	defer in.s.keepDir(dir)()
 	o := originOf(r)
 	o.dir = dir
 	as := treeAs(r.IDs)

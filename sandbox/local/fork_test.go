@@ -367,6 +367,41 @@ func TestManyLayers(t *testing.T) {
 	wantRun(t, of, "agent", fmt.Sprintf("test ! -e ~/f7 && cat ~/f1 ~/f8 ~/f%d", n), fmt.Sprintf("1\nx\n%d", n))
 }
 
+// Snapshots of sandboxes of snapshots are made one layer of, before there are
+// too many.
+func TestSnapshotsOfSnapshots(t *testing.T) {
+	defer local.MostLayers(4)()
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "root", rootFiles, "")
+	wantRun(t, in, "agent", makeFiles, "")
+	want, _ := run(t, in, "agent", showFiles)
+	wantRun(t, in, "agent", "mkdir -p ~/d/e; echo .wh >~/.wh.x; touch ~/d/e/gone", "")
+	n := 12
+	if os.Geteuid() != 0 {
+		n = 6
+	}
+	for i := range n {
+		name := fmt.Sprintf("s%d", i)
+		_, err := in.(sandbox.Snapshotter).Snapshot(t.Context(), name)
+		must(t, err)
+		must(t, in.Destroy(t.Context()))
+		if in, err = p.Create(t.Context(), testKey, sandbox.Spec{Snapshot: name}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := local.SealedLayers(in); err != nil || got > 4 {
+			t.Errorf("snapshot %d stands on %d layers, %v; at most 4 were allowed", i, got, err)
+		}
+		wantRun(t, in, "agent", fmt.Sprintf("rm -rf ~/d; mkdir -p ~/d/e; echo %d > ~/d/e/n; ls -A ~/d/e; test ! -e /tmp/x%d; rm -f /tmp/x*; touch /tmp/x%d", i, i, i+1), "n")
+	}
+	wantRun(t, in, "agent", "rm -r ~/d; ls /tmp; cat ~/.wh.x", fmt.Sprintf("t\nx%d\n.wh", n))
+	wantRun(t, in, "agent", "rm ~/.wh.x", "")
+	if got, _ := run(t, in, "agent", showFiles); got != want {
+		t.Errorf("files after %d generations:\n%s\nwant:\n%s", n, got, want)
+	}
+}
+
 // A sandbox that is forked again and again stands on a layer more each time,
 // and so does each fork of a fork; those on too many get copies.
 func TestForkedAgainAndAgain(t *testing.T) {

@@ -48,14 +48,17 @@ type layerRecord struct {
 // on at most; the kernel takes 500. What more there would be is copied.
 var maxSealed = 400
 
-// deep tells that nothing of r can be sealed any more.
-func (r *record) deep() bool {
+// layers is how many r's sandbox stands on.
+func (r *record) layers() int {
 	n := len(r.Sealed)
 	if r.Image != nil {
 		n += len(r.Image.Layers)
 	}
-	return n >= maxSealed
+	return n
 }
+
+// deep tells that nothing of r can be sealed any more.
+func (r *record) deep() bool { return r.layers() >= maxSealed }
 
 // sealedTime is how long a layer that nobody names is kept: whoever is just
 // going to name it has touched it.
@@ -84,6 +87,32 @@ func (s *store) useSealed(ids []string) {
 	for _, id := range ids {
 		_ = os.Chtimes(s.sealedDir(id), now, now)
 	}
+}
+
+// keep calls touch, now and again, until stop is called: for what the sweeper
+// takes for left behind when nobody has touched it for a while.
+func (s *store) keep(touch func()) (stop func()) {
+	touch()
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(min(sealedTime, tmpTime) / 4)
+		defer t.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-t.C:
+				touch()
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
+}
+
+// keepDir is keep for directories in tmp.
+func (s *store) keepDir(dir string) (stop func()) {
+	return s.keep(func() { now := s.now(); _ = os.Chtimes(dir, now, now) })
 }
 
 // standOn puts the sealed layers, topmost first, over the lower ones of mounts.

@@ -125,6 +125,9 @@ func (in *Instance) Snapshot(ctx context.Context, name string) (sandbox.Snapshot
 			return sandbox.SnapshotInfo{}, full(s, err)
 		}
 	}
+	if err := s.flatten(ctx, o.origin); err != nil {
+		return sandbox.SnapshotInfo{}, full(s, err)
+	}
 	r := snapshotRecord{Version: 1, Owner: string(owner), Name: name, Created: time.Now().UTC(), From: string(in.key.Session),
 		IDs: o.ids, MadeOn: o.madeOn, Sealed: o.sealed, Image: o.image, ImageName: o.imageName, Root: o.root}
 	if r.Digest, r.Size, err = s.digest(ctx, &r); err != nil {

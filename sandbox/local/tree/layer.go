@@ -227,9 +227,19 @@ func (u *layerer) entry(h *tar.Header, body io.Reader) error {
 	if err != nil {
 		return u.explain(h.Name, err)
 	}
-	if rest, ok := strings.CutPrefix(base, whiteout); ok {
+	rest, white := strings.CutPrefix(base, whiteout)
+	switch {
+	case u.o.Own && h.PAXRecords[paxRemoved] == "below":
+		fd, oerr := u.open(name)
+		if err = oerr; err == nil {
+			err = u.hide(fd)
+			_ = unix.Close(fd)
+		}
+	case u.o.Own && h.PAXRecords[paxRemoved] != "":
+		err = unix.Mknodat(dir, base, unix.S_IFCHR|0o600, 0)
+	case white && !u.o.Own:
 		err = u.whiteout(name, dir, base, rest)
-	} else {
+	default:
 		err = u.node(h, body, name, dir, base)
 	}
 	return u.explain(h.Name, err)

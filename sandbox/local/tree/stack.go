@@ -29,7 +29,8 @@ type StackOptions struct {
 	// Alone: nothing lies below them, so that what they remove and hide is not
 	// mentioned.
 	Alone bool `json:"alone,omitempty"`
-	// Own: for UnpackLayer with Own, which takes all extended attributes.
+	// Own: for UnpackLayer with Own, which takes all extended attributes, and all
+	// names: what is removed is told by the record paxRemoved instead.
 	Own bool `json:"own,omitempty"`
 }
 
@@ -99,6 +100,10 @@ type stacker struct {
 // overlayAttrs are overlay's own attributes, as root and in a user namespace.
 var overlayAttrs = []string{"trusted.overlay.", "user.overlay."}
 
+// paxRemoved says of an entry that its name is removed ("name"), or that the
+// directory of that name hides what lies below it ("below").
+const paxRemoved = "BERTH.removed"
+
 // found is what a name is in a stack.
 type found struct {
 	name   string
@@ -140,7 +145,7 @@ func (s *stacker) directory(d *found, name string, hidden bool, depth int) error
 			return err
 		}
 		if d.hides && !hidden {
-			if err := s.mark(path.Join(name, opaque), st); err != nil {
+			if err := s.mark(name, opaque, st); err != nil {
 				return err
 			}
 		}
@@ -287,10 +292,20 @@ func (s *stacker) base(st *unix.Stat_t, name string) *tar.Header {
 	return h
 }
 
-// mark writes an empty file that means a removal.
-func (s *stacker) mark(name string, st *unix.Stat_t) error {
+// mark writes an empty file that means a removal: of a name in the directory
+// dir, or with opaque of all that lies below it.
+func (s *stacker) mark(dir, name string, st *unix.Stat_t) error {
+	h := &tar.Header{Name: path.Join(dir, name), Typeflag: tar.TypeReg, Mode: 0o600, ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX}
+	switch {
+	case s.o.Own && name == opaque:
+		h.Name, h.PAXRecords = dir, map[string]string{paxRemoved: "below"}
+	case s.o.Own:
+		h.PAXRecords = map[string]string{paxRemoved: "name"}
+	case name != opaque:
+		h.Name = path.Join(dir, whiteout+name)
+	}
 	s.sum.Entries++
-	return s.tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX})
+	return s.tw.WriteHeader(h)
 }
 
 // header writes an entry's header, with the attributes of at unless it is empty.
@@ -309,9 +324,9 @@ func (s *stacker) entry(dir int, name string, e *found) error {
 	st := &e.st
 	base := path.Base(name)
 	if isWhiteout(st) {
-		return s.mark(path.Join(path.Dir(name), whiteout+base), st)
+		return s.mark(path.Dir(name), base, st)
 	}
-	if strings.HasPrefix(base, whiteout) {
+	if strings.HasPrefix(base, whiteout) && !s.o.Own {
 		s.sum.Names++
 		return nil
 	}
