@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net/http/httptest"
@@ -303,5 +304,37 @@ func TestCheckImage(t *testing.T) {
 		if (err == nil) != tt.ok || err != nil && (!errors.As(err, &fe) || fe.Field != "image") {
 			t.Errorf("CheckImage(%s, %q) = %v, want ok %t", tt.image, tt.allowed, err, tt.ok)
 		}
+	}
+}
+
+// A fork of a sandbox of an image, running or stopped, is one of that image, with
+// its files, its user and its environment.
+func TestForkOfAnImageSandbox(t *testing.T) {
+	p := withImages(t)
+	spec := sandbox.Spec{Image: push(t, changedImage(t), "team/app:1"), Labels: map[string]string{"team": "a"}}
+	in, err := p.Create(t.Context(), testKey, spec)
+	must(t, err)
+	wantRun(t, in, "", changeFiles, "")
+	for _, stop := range []bool{false, true} {
+		if stop {
+			must(t, in.Stop(t.Context()))
+		}
+		key := sandbox.Key{Owner: testKey.Owner, Session: sandbox.SessionID(fmt.Sprintf("stopped-%t", stop))}
+		to := fork(t, in, key)
+		wantRun(t, to, "", "cd /srv; id -u; echo $GREETING; cat new other/x dir/b; ls dir; echo fork >new", "7\nhello\nnew\nx\nbb\nc\ny")
+		info, err := to.Info(t.Context())
+		must(t, err)
+		if info.Image == nil || info.Image.Name == "" || info.User != "app" || info.Spec.WorkingDirectory != "/srv" || info.Spec.Labels["team"] != "a" || info.Spec.Image != spec.Image {
+			t.Errorf("info of the fork = %+v, image %+v", info, info.Image)
+		}
+	}
+	must(t, in.Start(t.Context()))
+	wantRun(t, in, "", "cat /srv/new", "new")
+	// The image stays as long as any of them.
+	must(t, in.Destroy(t.Context()))
+	_, err = p.PruneImages(t.Context(), 0, nil, false)
+	must(t, err)
+	if list, err := p.Images(t.Context()); err != nil || len(list) != 1 || list[0].Sandboxes != 2 {
+		t.Errorf("images = %+v, %v, want the one, of two sandboxes", list, err)
 	}
 }

@@ -58,6 +58,13 @@ func conform(t *testing.T) {
 		Cannot: cannot,
 		Open: func(t *testing.T) sandbox.Provider {
 			dir := stateDir(t)
+			t.Cleanup(func() {
+				for _, d := range []string{"sealed", "volumes"} { // files of ids that only the provider can remove
+					if _, err := os.Stat(filepath.Join(dir, d)); err == nil {
+						local.RemoveBases(filepath.Join(dir, d))
+					}
+				}
+			})
 			p := open(t, dir)
 			t.Cleanup(func() {
 				last := open(t, dir)

@@ -101,8 +101,10 @@ type fakeStore struct {
 	mu      sync.Mutex
 	boxes   map[sandbox.Key]*fakeBox
 	retired []*fakeBox
-	volumes map[sandbox.Key]bool // by owner and name
 	made    int
+
+	volumes   []fakeVolume
+	snapshots []fakeSnapshot
 }
 
 func (s *fakeStore) find(key sandbox.Key) *fakeBox {
@@ -139,14 +141,11 @@ func (f *Fake) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spec) (
 	if err != nil {
 		return nil, err
 	}
-	home := filepath.Join(root, "home", "agent")
-	for _, d := range []string{home, filepath.Join(root, "tmp"), filepath.Join(root, "workspace"), filepath.Join(root, "etc")} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return nil, errors.Join(err, os.RemoveAll(root))
-		}
-	}
-	b := &fakeBox{store: s, key: key, seq: s.made, root: root, home: home, spec: spec,
+	b := &fakeBox{store: s, key: key, seq: s.made, root: root, home: filepath.Join(root, "home", "agent"), spec: spec,
 		status: sandbox.StatusRunning, created: s.options.Now(), procs: map[sandbox.ProcessID]*fakeProcess{}}
+	if err := s.fill(ctx, b); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(root))
+	}
 	s.boxes[key] = b
 	return &fakeInstance{box: b, provider: f}, nil
 }

@@ -250,8 +250,14 @@ func (i *fakeInstance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.S
 	if err != nil {
 		return nil, err
 	}
-	if out, err := exec.CommandContext(ctx, "cp", "-a", i.box.root+"/.", made.(*fakeInstance).box.root).CombinedOutput(); err != nil {
-		return nil, errors.Join(fmt.Errorf("copy: %w: %s", err, out), made.Destroy(ctx))
+	to := made.(*fakeInstance).box
+	if err = copyRoot(ctx, i.box.root, to.root); err == nil {
+		i.box.store.mu.Lock()
+		err = i.box.store.attach(to)
+		i.box.store.mu.Unlock()
+	}
+	if err != nil {
+		return nil, errors.Join(err, made.Destroy(ctx))
 	}
 	return made, nil
 }

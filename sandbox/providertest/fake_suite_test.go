@@ -33,7 +33,8 @@ func TestFake(t *testing.T) {
 		},
 		LogLimit: 1 << 20,
 		Cannot: map[providertest.Ability]string{
-			providertest.Resources: "its commands run on the host, without limits",
+			providertest.Resources:  "its commands run on the host, without limits",
+			providertest.OneInstant: "it copies while processes run", providertest.ReadOnlyVolumes: "its volumes are links",
 			providertest.Terminals: "host processes get pipes", providertest.Isolation: "its commands run on the host",
 			providertest.RootUser: "its users are names only", providertest.CountsRead: "it does not count",
 		},

@@ -5,8 +5,12 @@ package providertest
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"time"
 
 	"berth/sandbox"
 )
@@ -16,47 +20,64 @@ var (
 	_ sandbox.VolumeDeleter = (*Fake)(nil)
 )
 
-// Volumes lists the volumes that sandboxes were made with. The fake keeps
-// their names; it attaches nothing.
-func (f *Fake) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.Volume, error) {
-	if err := f.usable(ctx); err != nil {
-		return nil, err
+// fakeVolume is a directory beside the sandboxes' roots.
+type fakeVolume struct {
+	owner   sandbox.Owner
+	name    string
+	dir     string
+	created time.Time
+}
+
+// attach makes the volumes of b's spec, and a link to each where it is attached.
+// Nothing is ever read-only. s.mu is held.
+func (s *fakeStore) attach(b *fakeBox) error {
+	for _, m := range b.spec.Volumes {
+		i := slices.IndexFunc(s.volumes, func(v fakeVolume) bool { return v.owner == b.key.Owner && v.name == m.Volume })
+		if i < 0 {
+			i = len(s.volumes)
+			dir := filepath.Join(s.dir, "volume-"+hex.EncodeToString([]byte(b.key.Owner))+"-"+m.Volume)
+			s.volumes = append(s.volumes, fakeVolume{b.key.Owner, m.Volume, dir, s.options.Now()})
+		}
+		dir, at := filepath.Join(s.volumes[i].dir, m.Subpath), b.host(m.Path)
+		for _, d := range []string{dir, filepath.Dir(at)} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		_ = os.Remove(at) // what a copy has brought along
+		if err := os.Symlink(dir, at); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// Volumes lists owner's volumes.
+func (f *Fake) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.Volume, error) {
 	infos, err := f.List(ctx, owner)
 	if err != nil {
 		return nil, err
 	}
 	f.store.mu.Lock()
 	defer f.store.mu.Unlock()
-	for _, i := range infos {
-		if i.Key.Owner != owner {
-			continue
-		}
-		for _, v := range i.Spec.Volumes {
-			if f.store.volumes == nil {
-				f.store.volumes = map[sandbox.Key]bool{}
-			}
-			f.store.volumes[sandbox.Key{Owner: owner, Session: sandbox.SessionID(v.Volume)}] = true
-		}
-	}
 	var list []sandbox.Volume
-	for k := range f.store.volumes {
-		if k.Owner != owner {
+	for _, v := range f.store.volumes {
+		if v.owner != owner {
 			continue
 		}
-		v := sandbox.Volume{Name: string(k.Session), Created: f.store.options.Now(), Size: -1}
+		out := sandbox.Volume{Name: v.name, Created: v.created, Size: -1}
 		for _, i := range infos {
-			if slices.ContainsFunc(i.Spec.Volumes, func(m sandbox.VolumeMount) bool { return m.Volume == v.Name }) {
-				v.UsedBy = append(v.UsedBy, i.Key.Session)
+			if i.Key.Owner == owner && slices.ContainsFunc(i.Spec.Volumes, func(m sandbox.VolumeMount) bool { return m.Volume == v.name }) {
+				out.UsedBy = append(out.UsedBy, i.Key.Session)
 			}
 		}
-		list = append(list, v)
+		list = append(list, out)
 	}
 	slices.SortFunc(list, func(a, b sandbox.Volume) int { return cmp.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-// DeleteVolume forgets a name.
+// DeleteVolume removes a volume that no sandbox has.
 func (f *Fake) DeleteVolume(ctx context.Context, owner sandbox.Owner, name string) error {
 	list, err := f.Volumes(ctx, owner)
 	if err != nil {
@@ -69,8 +90,14 @@ func (f *Fake) DeleteVolume(ctx context.Context, owner sandbox.Owner, name strin
 	case len(list[i].UsedBy) > 0:
 		return &sandbox.UserError{Err: sandbox.ErrLimit, Text: fmt.Sprintf("the volume %s is attached to %v", name, list[i].UsedBy)}
 	}
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	delete(f.store.volumes, sandbox.Key{Owner: owner, Session: sandbox.SessionID(name)})
-	return nil
+	s := f.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i = slices.IndexFunc(s.volumes, func(v fakeVolume) bool { return v.owner == owner && v.name == name })
+	if i < 0 {
+		return sandbox.ErrNotFound
+	}
+	dir := s.volumes[i].dir
+	s.volumes = slices.Delete(s.volumes, i, i+1)
+	return os.RemoveAll(dir)
 }

@@ -59,6 +59,14 @@ const (
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
 	Resources  Ability = "resources"  // Spec.Resources
 	Networks   Ability = "networks"   // Networker
+	Forks      Ability = "forks"      // Forker
+	Snapshots  Ability = "snapshots"  // Snapshotter, SnapshotKeeper, Spec.Snapshot
+	Volumes    Ability = "volumes"    // Spec.Volumes, VolumeLister, VolumeDeleter
+	// OneInstant: forks and snapshots have the files as of one moment, also
+	// while processes write.
+	OneInstant Ability = "one instant"
+	// ReadOnlyVolumes holds against root, too.
+	ReadOnlyVolumes Ability = "read-only volumes"
 )
 
 // Run holds a provider against the promises of package sandbox's contracts. What
@@ -86,6 +94,7 @@ func Run(t *testing.T, h Harness) {
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
+		{"forks", testForks}, {"snapshots", testSnapshots}, {"volumes", testVolumes},
 	} {
 		t.Run(g.name, func(t *testing.T) {
 			s := &suite{h: h}
@@ -154,6 +163,14 @@ func (s *suite) makeWith(t *testing.T, change func(*sandbox.Spec)) *box {
 	if err != nil {
 		t.Fatalf("Create(%v): %v", key, err)
 	}
+	s.destroyAtEnd(t, key)
+	b := &box{suite: s, t: t, key: key, inst: inst}
+	b.info = b.status(sandbox.StatusRunning)
+	return b
+}
+
+// destroyAtEnd destroys the key's sandbox when t ends, if it is there then.
+func (s *suite) destroyAtEnd(t *testing.T, key sandbox.Key) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), s.h.Timeout)
 		defer cancel()
@@ -163,9 +180,6 @@ func (s *suite) makeWith(t *testing.T, change func(*sandbox.Spec)) *box {
 			}
 		}
 	})
-	b := &box{suite: s, t: t, key: key, inst: inst}
-	b.info = b.status(sandbox.StatusRunning)
-	return b
 }
 
 // status reads the state anew and compares its status.
