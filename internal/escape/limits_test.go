@@ -15,9 +15,10 @@ import (
 	"berth/sandbox/local"
 )
 
-// TestGreedyNeighbour lets one sandbox multiply its processes, take all memory
-// and fill its disk at the same time. Ten others answer every time meanwhile,
-// and it itself does when that is over.
+// TestGreedyNeighbour lets one sandbox multiply its processes, take all memory,
+// fill its disk and flood the network with connections at the same time. Ten
+// others answer every time meanwhile, and it itself does when that is over. How
+// fast they answer is a row of the benchmark.
 func TestGreedyNeighbour(t *testing.T) {
 	root := os.Geteuid() == 0
 	o := local.Options{Dir: filepath.Join(shared.dir, "greedy"), Limits: local.Limits{PIDs: 256}, BestEffort: !root}
@@ -36,6 +37,7 @@ func TestGreedyNeighbour(t *testing.T) {
 		others = append(others, newBox(t, m))
 	}
 	disk, _ := greedy.spawn(t, "agent", "go", "sh", "-c", "echo go; exec head -c 10G /dev/zero > /tmp/full")
+	flood, _ := greedy.spawn(t, "agent", "go", "sh", "-c", "echo go; exec "+attackerPath+" tool connections")
 	hog, _ := greedy.spawn(t, "agent", "go", "sh", "-c", "echo go; while :; do "+attackerPath+" tool memory; done")
 	bomb, _ := greedy.spawn(t, "agent", "go", "sh", "-c", "echo go; exec "+attackerPath+" tool forkbomb")
 
@@ -67,7 +69,7 @@ func TestGreedyNeighbour(t *testing.T) {
 	if info.ExitCode == nil || *info.ExitCode == 0 || !strings.Contains(strings.Join(info.Struck, "\n"), full) {
 		t.Errorf("the disk filler ended with %+v, want a failure and %q", info, full)
 	}
-	for _, id := range []sandbox.ProcessID{bomb, hog} {
+	for _, id := range []sandbox.ProcessID{bomb, hog, flood} {
 		_, err := m.KillProcess(t.Context(), greedy.key, sandbox.KillRequest{Process: id, Signal: "KILL"})
 		must(t, err)
 	}

@@ -43,6 +43,8 @@ func tool(name string, args []string) error {
 		forkBomb()
 	case "memory":
 		return memoryHog()
+	case "connections":
+		connections()
 	case "stopper":
 		return stopper()
 	case "flood":
@@ -390,6 +392,29 @@ func watchExe() error {
 	}
 	fmt.Printf("caught %d: %v\n", caught, seen)
 	return nil
+}
+
+// connections opens them without end: to what is refused, and to what is let
+// out and answers nobody.
+func connections() {
+	for {
+		var open []int
+		for i := range 500 {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				break
+			}
+			open = append(open, fd)
+			to := &unix.SockaddrInet4{Port: 80, Addr: [4]byte{10, 9, 8, byte(i)}}
+			if i%2 == 0 {
+				to.Addr = [4]byte{203, 0, 113, byte(i)}
+			}
+			_ = unix.Connect(fd, to)
+		}
+		for _, fd := range open {
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 // plant puts one of everything into this sandbox that another must not find,

@@ -139,6 +139,7 @@ type guest struct {
 	gate    []*os.File // sockets of the egress gate, until they are handed out
 	sudoDir string     // to stand first on the PATH
 
+	owners   allowance     // for looking for the owners of connections
 	children chan struct{} // a child may have been born
 
 	mu       sync.Mutex

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,9 +49,42 @@ func (g *guest) netSocket(r *wire.GateSocket) ([]*os.File, error) {
 	return []*os.File{f}, nil
 }
 
+// Who floods the network with connections must not keep init busy with looking
+// for whose they are: it has this much time for that, and gets it back slowly.
+const (
+	ownerTime  = 200 * time.Millisecond
+	ownerShare = 20 // of the time that passes, one part in so many
+)
+
+// allowance is time that may be spent, and comes back while none is.
+type allowance struct {
+	mu   sync.Mutex
+	debt time.Duration
+	last time.Time
+}
+
+// spend runs f unless too much was spent, one at a time; who comes while another
+// is at it waits no longer than it may.
+func (a *allowance) spend(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	a.debt, a.last = max(0, a.debt-now.Sub(a.last)/ownerShare), now
+	if a.debt >= ownerTime {
+		return
+	}
+	f()
+	a.debt += time.Since(now)
+}
+
 // netOwner finds the process of the monitor's whose program has the socket
-// with that source; empty when it cannot be found.
-func (g *guest) netOwner(r *wire.NetOwner) string {
+// with that source; empty when it cannot be found, or there was much to find.
+func (g *guest) netOwner(r *wire.NetOwner) (id string) {
+	g.owners.spend(func() { id = g.findOwner(r) })
+	return id
+}
+
+func (g *guest) findOwner(r *wire.NetOwner) string {
 	inode := socketInode(r)
 	if inode == "" {
 		return ""
