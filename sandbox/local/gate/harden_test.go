@@ -36,7 +36,7 @@ func TestHarden(t *testing.T) {
 
 func hardenedChild() {
 	pid := os.Getpid()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // of a test
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
