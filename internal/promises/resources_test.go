@@ -93,3 +93,64 @@ func TestLimitsAreNamed(t *testing.T) {
 		return memory > 100<<20 && memory < 400<<20 && cpu > 0.01 && whole > 100<<20 && count >= 1
 	})
 }
+
+// TestADozenStayWithinTheirLimits runs twelve sandboxes that each take all they can
+// of everything, at once, under limits that the operator sets. Each stays within its
+// own, and answers.
+func TestADozenStayWithinTheirLimits(t *testing.T) {
+	root := os.Geteuid() == 0
+	const many, memory, disk, pids = 12, 96, 64, 64 // MiB, MiB
+	const cpu = 0.1
+	s := configured(t, fmt.Sprintf("best_effort: %t\nlimits: {max_cpu: %v, max_memory_gib: %v, max_disk_gib: %v, max_pids: %d, max_sandboxes: %d}\n",
+		!root, cpu, memory/1024.0, disk/1024.0, pids, many))
+	first := s.dial(t, driver.Stdio)
+	var boxes []*box
+	for len(boxes) < many {
+		b := first.other()
+		b.start(args{"ephemeral": !root}, "created") // asking for nothing: the ceiling holds
+		boxes = append(boxes, b)
+	}
+	contains(t, first.refused("start_sandbox", nil), "the operator's limit is 12")
+	began := time.Now()
+	for _, b := range boxes {
+		b.call("spawn_process", args{"command": "while :; do :; done"})
+		b.call("spawn_process", args{"command": "while :; do tail -n 1 /dev/zero; done 2>/dev/null"})
+		b.call("spawn_process", args{"command": "while :; do head -c 1G /dev/zero > full; rm full; done 2>/dev/null"})
+		b.call("spawn_process", args{"command": "while :; do for i in $(seq 100); do sleep 1 & done; wait; done 2>/dev/null"})
+	}
+	usage := func(b *box) (cpu, memory, disk, processes float64) {
+		use, _ := b.sandbox()["usage"].(args)
+		number := func(key string) float64 { n, _ := use[key].(float64); return n }
+		return number("cpu_seconds"), number("memory_bytes"), number("disk_bytes"), number("processes")
+	}
+	busy := 0.0
+	for range 6 {
+		for _, b := range boxes {
+			_, m, d, n := usage(b)
+			busy = max(busy, m, d)
+			if root && (m > memory<<20 || n > pids) || d > (disk+8)<<20 {
+				t.Errorf("%s uses %v bytes of memory, %v of its disk, %v processes", b.id, m, d, n)
+			}
+		}
+		time.Sleep(500 * time.Millisecond) // while they go on
+	}
+	for _, b := range boxes {
+		used, _, _, _ := usage(b)
+		if most := cpu*time.Since(began).Seconds()*1.3 + 0.3; root && used > most {
+			t.Errorf("%s used %.1f s of a processor, at most %.1f s were its share", b.id, used, most)
+		}
+		if root && used == 0 {
+			t.Errorf("%s used no processor, so nothing is shown", b.id)
+		}
+	}
+	if busy < 16<<20 {
+		t.Errorf("at the most %v bytes were used, so nothing is shown", busy)
+	}
+	// The processes are as many as they may be: one more may have to wait for room.
+	for _, b := range boxes {
+		for _, p := range b.processes() {
+			b.call("kill_process", args{"process_id": p["process_id"], "signal": "KILL"})
+		}
+		b.want("rm -f full; echo goes on > f && cat f", "goes on")
+	}
+}
