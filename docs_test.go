@@ -13,18 +13,7 @@ import (
 // TestPromisesNameRealTests holds docs/promises.md against the repository: every
 // promise is there once, has a state, and names tests that exist.
 func TestPromisesNameRealTests(t *testing.T) {
-	var tests strings.Builder
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		tests.Write(b)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	tests := sources(t, ".", "_test.go")
 	page, err := os.ReadFile("docs/promises.md")
 	if err != nil {
 		t.Fatal(err)
@@ -52,13 +41,74 @@ func TestPromisesNameRealTests(t *testing.T) {
 			t.Errorf("promise %d is kept, but nothing shows it", n)
 		}
 		for _, m := range named.FindAllStringSubmatch(shown, -1) {
-			if !strings.Contains(tests.String(), "func "+m[1]+"(") {
+			if !strings.Contains(tests, "func "+m[1]+"(") {
 				t.Errorf("promise %d names %s, which does not exist", n, m[1])
 			}
 		}
 	}
 	if next != 77 {
 		t.Errorf("the last promise is %d, want 76", next-1)
+	}
+}
+
+// sources is the text of all files below dir whose names end so.
+func sources(t *testing.T, dir, end string) string {
+	t.Helper()
+	var all strings.Builder
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, end) {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		all.Write(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all.String()
+}
+
+// TestSecurityNamesRealTests holds docs/security.md against the repository: every
+// row of its tables of walls and limits names tests that exist, and probes that the
+// escape suite has.
+func TestSecurityNamesRealTests(t *testing.T) {
+	tests, probes := sources(t, ".", "_test.go"), sources(t, "internal/escape/attacker", ".go")
+	page, err := os.ReadFile("docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(string(page), -1) {
+		if !strings.Contains(tests, "func "+m[1]+"(") {
+			t.Errorf("docs/security.md names %s, which does not exist", m[1])
+		}
+	}
+	rows, shown := 0, false
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) < 4 || cells[0] != "" {
+			shown = false
+			continue
+		}
+		last := strings.TrimSpace(cells[len(cells)-2])
+		switch {
+		case last == "Shown by":
+			shown = true
+		case !shown || strings.Trim(last, "-: ") == "":
+		default:
+			rows++
+			if !regexp.MustCompile("`(Test|Fuzz)|`providertest` \\w").MatchString(last) {
+				t.Errorf("nothing shows the row %s", line)
+			}
+			for _, m := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(last, -1) {
+				if m[1] != "providertest" && !strings.Contains(probes, `name: "`+m[1]+`"`) && !strings.Contains(probes, `filtered("`+m[1]+`"`) {
+					t.Errorf("docs/security.md names the probe %s, which does not exist", m[1])
+				}
+			}
+		}
+	}
+	if rows < 40 {
+		t.Errorf("%d rows name what shows them, want 40 or more", rows)
 	}
 }
 
