@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -46,11 +47,14 @@ const (
 	toldTime = time.Hour
 )
 
+// stepLine is the line of a log that says which step begins.
+var stepLine = regexp.MustCompile(`^\[\d+/\d+\] `)
+
 // report hands a line to those who wait, and keeps it when nobody does.
 func (b *building) report(p Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if strings.HasPrefix(p.Text, "[") || !p.Log {
+	if !p.Log || stepLine.MatchString(p.Text) {
 		b.phase = p.Text
 	}
 	for _, tell := range b.waiting {

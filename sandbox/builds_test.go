@@ -5,6 +5,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -40,7 +41,7 @@ func (b *slowBuilder) BuildSnapshot(ctx context.Context, owner sandbox.Owner, na
 		return was, nil
 	}
 	for i, s := range build.Steps {
-		sandbox.Report(ctx, sandbox.Progress{Log: true, Text: "[" + string('1'+rune(i)) + "] " + s.Script})
+		sandbox.Report(ctx, sandbox.Progress{Log: true, Text: fmt.Sprintf("[%d/%d] %s", i+1, len(build.Steps), s.Script)})
 		if s.Script == "fail" {
 			code := 3
 			return sandbox.SnapshotInfo{}, &sandbox.BuildError{Step: i + 1, Steps: len(build.Steps), Text: s.Text, ExitCode: &code, Problem: "exited with 3", Log: "the log\n"}
@@ -104,7 +105,7 @@ func TestBuildIsWaitedFor(t *testing.T) {
 		var heard []string
 		ctx := sandbox.WithProgress(t.Context(), func(p sandbox.Progress) { heard = append(heard, p.Text) })
 		_, err := m.CreateSnapshot(ctx, key, request)
-		if !errors.Is(err, sandbox.ErrStarting) || !strings.Contains(err.Error(), "[4] 30s") || !strings.Contains(err.Error(), "the same call again waits on") {
+		if !errors.Is(err, sandbox.ErrStarting) || !strings.Contains(err.Error(), "[4/4] 30s") || !strings.Contains(err.Error(), "the same call again waits on") {
 			t.Fatalf("a build of 75 s: %v", err)
 		}
 		list, err := m.ListSnapshots(t.Context(), key.Owner, sandbox.SnapshotListRequest{})
@@ -129,7 +130,7 @@ func TestBuildIsWaitedFor(t *testing.T) {
 		if err != nil || !info.Built || b.began != 1 {
 			t.Errorf("waited on: %+v, %v after %d builds", info, err, b.began)
 		}
-		if got := strings.Join(heard, ","); got != "[1] 20s,[2] 10s,[3] 15s,[4] 30s" {
+		if got := strings.Join(heard, ","); got != "[1/4] 20s,[2/4] 10s,[3/4] 15s,[4/4] 30s" {
 			t.Errorf("heard %s", got)
 		}
 		if info, err = m.CreateSnapshot(ctx, key, request); err != nil || info.Name != "x" {

@@ -277,3 +277,26 @@ func TestBuildIsCancelled(t *testing.T) {
 		t.Errorf("log:\n%s", log)
 	}
 }
+
+// Steps have the limits and the network of their spec, and the log names what
+// struck.
+func TestBuildWithinLimits(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("limits and addresses of the host's are shown for root; how they hold for others: TestAskedLimits")
+		return
+	}
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	b, err := dockerfile.Steps("", []dockerfile.Step{{Run: "echo kept > ~/f"}, {Run: "python3 -c 'x = bytearray(300 << 20)'"}}, nil)
+	must(t, err)
+	spec := sandbox.Spec{Resources: sandbox.Resources{Memory: 64 << 20}, Network: &sandbox.NetworkPolicy{BlockAll: true}}.WithDefaults(sandbox.Spec{})
+	_, err = p.BuildSnapshot(t.Context(), testKey.Owner, "x", b, spec)
+	var failed *sandbox.BuildError
+	if !errors.As(err, &failed) || failed.Step != 2 || !strings.Contains(err.Error(), "memory limit 64 MiB") {
+		t.Errorf("a step beyond its memory: %v", err)
+	}
+	b.Steps = append(b.Steps[:1], sandbox.BuildStep{Kind: sandbox.StepRun, Text: "RUN connect", Script: "python3 -c 'import socket; socket.create_connection((\"192.0.2.1\", 80), 5).recv(1)'"})
+	_, err = p.BuildSnapshot(t.Context(), testKey.Owner, "x", b, spec)
+	if !errors.As(err, &failed) || !strings.Contains(failed.Log, "[network: refused 192.0.2.1:80") {
+		t.Errorf("a step that may reach nothing: %v\n%s", err, failed.Log)
+	}
+}

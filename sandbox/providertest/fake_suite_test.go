@@ -37,6 +37,7 @@ func TestFake(t *testing.T) {
 			providertest.OneInstant: "it copies while processes run", providertest.ReadOnlyVolumes: "its volumes are links",
 			providertest.Terminals: "host processes get pipes", providertest.Isolation: "its commands run on the host",
 			providertest.RootUser: "its users are names only", providertest.CountsRead: "it does not count",
+			providertest.Builds: "it has no layers",
 		},
 	})
 }

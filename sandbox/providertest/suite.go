@@ -61,6 +61,7 @@ const (
 	Networks   Ability = "networks"   // Networker
 	Forks      Ability = "forks"      // Forker
 	Snapshots  Ability = "snapshots"  // Snapshotter, SnapshotKeeper, Spec.Snapshot
+	Builds     Ability = "builds"     // SnapshotBuilder, BuildLogKeeper
 	Volumes    Ability = "volumes"    // Spec.Volumes, VolumeLister, VolumeDeleter
 	// OneInstant: forks and snapshots have the files as of one moment, also
 	// while processes write.
@@ -94,7 +95,7 @@ func Run(t *testing.T, h Harness) {
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
-		{"forks", testForks}, {"snapshots", testSnapshots}, {"volumes", testVolumes},
+		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes},
 	} {
 		t.Run(g.name, func(t *testing.T) {
 			s := &suite{h: h}
