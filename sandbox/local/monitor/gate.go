@@ -124,7 +124,7 @@ func (k *gatekeeper) serve() error {
 		return err
 	}
 	attr := &os.ProcAttr{Dir: "/", Files: []*os.File{nil, nil, os.Stderr, theirs}, Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: 0},
-		Env: []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0", "GOTRACEBACK=single"}}
+		Env: []string{"GOMAXPROCS=2", "GODEBUG=containermaxprocs=0,updatemaxprocs=0", "GOTRACEBACK=single"}}
 	if os.Geteuid() == 0 {
 		// The last id of the sandbox's own range, which nobody inside has.
 		id := uint32(65534)
