@@ -113,6 +113,7 @@ func (s *store) base(ctx context.Context, kind baseKind, step func(string) error
 	if s.use(b) {
 		return b, nil
 	}
+	defer say(ctx, "preparing what all sandboxes show of this machine, once")()
 	l, err := acquire(ctx, s.baseLock(name.Fingerprint), opCreating)
 	if err != nil {
 		return b, err

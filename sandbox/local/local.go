@@ -128,13 +128,18 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	in := p.instance(s, key)
 	o := &origin{}
 	if spec.Snapshot != "" {
-		// Until the sandbox's record names its layers.
+		// Only as long as that takes, or all sandboxes of one would be started
+		// one after the other: its layers stay for a while, by whomever it is
+		// deleted, and soon the sandbox's record names them.
+		said := say(ctx, "waiting for the snapshot "+spec.Snapshot+", which is being made or deleted")
 		l, err := acquire(ctx, s.lockPath(snapshotLock(key.Owner, spec.Snapshot)), opOther)
+		said()
 		if err != nil {
 			return nil, err
 		}
-		defer l.release(true)
-		if o, err = s.snapshotOrigin(key.Owner, spec.Snapshot); err != nil {
+		o, err = s.snapshotOrigin(key.Owner, spec.Snapshot)
+		l.release(true)
+		if err != nil {
 			return nil, err
 		}
 		if err := p.snapshotUser(ctx, s, o, spec.User); err != nil {
@@ -149,7 +154,9 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 		}
 		defer pin.Release()
 	}
+	said := say(ctx, "waiting for another berth, which is just making or destroying it")
 	l, err := acquire(ctx, s.lockPath(in.id), opCreating)
+	said()
 	if err != nil {
 		return nil, err
 	}
@@ -177,6 +184,15 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	created = true
 	p.log.InfoContext(ctx, "sandbox created", slog.String("session", string(key.Session)), slog.String("owner", string(key.Owner)), slog.String("sandbox", in.id))
 	return in, nil
+}
+
+// sayAfter is how long a step of a start takes before it is worth a word.
+const sayAfter = 3 * time.Second
+
+// say tells whoever waits what takes long, if it does, until said is called.
+func say(ctx context.Context, what string) (said func()) {
+	t := time.AfterFunc(sayAfter, func() { sandbox.Report(ctx, sandbox.Progress{Text: what}) })
+	return func() { t.Stop() }
 }
 
 // create builds the sandbox aside and renames it into place. From then on it
@@ -232,6 +248,8 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	if err != nil {
 		return err
 	}
+	said := say(ctx, "writing its record: the disk is slow")
+	defer func() { said() }()
 	if o.fork {
 		err = orderJSON(filepath.Join(tmp, recordFile), r)
 	} else {
@@ -252,10 +270,14 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 			return err
 		}
 	}
+	said()
 	if err := p.opts.step("create:exists"); err != nil {
 		return err
 	}
-	if err := p.engine.launch(ctx, launch, r.Session); err != nil {
+	said = say(ctx, "starting its first process")
+	err = p.engine.launch(ctx, launch, r.Session)
+	said()
+	if err != nil {
 		return launchError(err)
 	}
 	if err := p.opts.step("create:launched"); err != nil {

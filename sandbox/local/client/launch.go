@@ -24,6 +24,7 @@ import (
 // Bounds of a launch.
 const (
 	oldMonitorWait = 10 * time.Second // for the last monitor to be gone
+	readyWait      = 2 * time.Minute  // for a sandbox to be up; it takes 20 ms
 	maxLog         = 256 << 10        // of monitor.log, kept over launches
 )
 
@@ -215,11 +216,19 @@ func Begun(dir string) bool {
 
 // awaitReady waits for the one frame that the monitor sends, or its death.
 func awaitReady(ctx context.Context, ready *wire.Conn, cmd *exec.Cmd, dir string) (*wire.Ready, error) {
-	stop := context.AfterFunc(ctx, func() { _ = ready.Close() })
+	// Nobody is to wait for ever for one that hangs.
+	bound, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	stop := context.AfterFunc(bound, func() { _ = ready.Close() })
 	defer stop()
 	f, err := ready.Recv()
 	_ = ready.Close()
 	switch {
+	case ctx.Err() == nil && bound.Err() != nil:
+		if f != nil {
+			closeFiles(f.Files)
+		}
+		return nil, fmt.Errorf("the sandbox was not up within %s, and was ended; its monitor's last words: %s", readyWait, tail(dir))
 	case ctx.Err() != nil:
 		if f != nil {
 			closeFiles(f.Files)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -75,10 +76,15 @@ func NewWriter(to string, dir, replace bool) (*Writer, error) {
 		}
 		return w, nil
 	}
-	if w.f, err = os.CreateTemp(above, "."+base+".part-"); err != nil {
+	// Without a name, so that nothing is left of it whatever becomes of this
+	// process; where the file system has no such files, with one.
+	if fd, oerr := unix.Open(above, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); oerr == nil {
+		w.f = os.NewFile(uintptr(fd), w.to)
+	} else if w.f, err = os.CreateTemp(above, "."+base+".part-"); err != nil {
 		return nil, err
+	} else {
+		w.tmp = w.f.Name()
 	}
-	w.tmp = w.f.Name()
 	for _, d := range []string{"blobs/", "blobs/sha256/"} {
 		if err := w.header(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
 			_ = w.Close()
@@ -341,6 +347,15 @@ func (w *Writer) finishTar(conf v1.Descriptor, c Config) error {
 	}
 	if err := w.f.Sync(); err != nil {
 		return err
+	}
+	if w.tmp == "" {
+		// A link takes no place that is taken; a rename does.
+		above, base := filepath.Split(w.to)
+		w.tmp = filepath.Join(above, "."+base+".part-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+		if err := unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(w.f.Fd())), unix.AT_FDCWD, w.tmp, unix.AT_SYMLINK_FOLLOW); err != nil {
+			w.tmp = ""
+			return &os.LinkError{Op: "link", Old: "the written file", New: w.to, Err: err}
+		}
 	}
 	if err := os.Rename(w.tmp, w.to); err != nil {
 		return err
