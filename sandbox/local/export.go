@@ -77,6 +77,9 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 		return out, err
 	}
 	defer func() { _ = w.Close() }()
+	if err := p.opts.step("export:begun"); err != nil {
+		return out, err
+	}
 	e := exporter{ctx: ctx, w: w, form: form, name: name, total: is.Bytes(&r.Image.Image, form) + r.Size, layers: len(lower)}
 	changes := sealedUppers(s.sealedPaths(r.Sealed), "root")
 	if len(changes) > 0 {
@@ -201,6 +204,9 @@ func (p *Provider) ImportSnapshot(ctx context.Context, owner sandbox.Owner, name
 	}
 	n, err := is.Parse(imageFile(from))
 	if err != nil {
+		return sandbox.SnapshotInfo{}, err
+	}
+	if err := p.opts.step("import:begun"); err != nil {
 		return sandbox.SnapshotInfo{}, err
 	}
 	form := p.formNow(s)

@@ -259,18 +259,19 @@ func TestServerKilledInAFork(t *testing.T) {
 		stop        bool
 		steps       []string
 	}{
-		{"quiet", "", false, append([]string{"seal:intended", "seal:intended+1ms", "seal:intended+3ms", "seal:halted", "seal:renamed", "seal:prepared", "seal:prepared+4ms", "seal:launched", "fork:shared"}, created...)},
-		{"busy", "(setsid sleep 1000 >/dev/null 2>&1 &)", false, append([]string{"fork:copying", "fork:copying+2ms", "fork:shared"}, created[1:3]...)},
+		{"quiet", "", false, append([]string{"seal:intended", "seal:intended+1ms", "seal:intended+3ms", "seal:halted", "seal:renamed", "seal:prepared", "seal:prepared+4ms", "seal:launched", "fork:shared",
+			"seal:intended!", "seal:renamed!", "seal:prepared+4ms!", "seal:launched!", "create:exists+10ms!", "create:launched!"}, created...)},
+		{"busy", "(setsid sleep 1000 >/dev/null 2>&1 &)", false, append([]string{"fork:copying", "fork:copying+2ms", "fork:shared", "fork:copying!", "fork:shared!", "create:launched!"}, created[1:3]...)},
 		{"stopped", "", true, append([]string{"seal:intended", "seal:renamed", "fork:shared"}, created[2])},
 	} {
 		for _, step := range tt.steps {
-			t.Run(tt.name+"_"+strings.ReplaceAll(step, ":", "_"), func(t *testing.T) {
+			t.Run(tt.name+"_"+stepName(step), func(t *testing.T) {
 				ctx := t.Context()
 				dir := stateDir(t)
 				now := time.Now()
 				p := provider(t, local.Options{Dir: dir}.WithNow(func() time.Time { return now }))
 				var w watched
-				in, err := p.Create(ctx, testKey, sandbox.Spec{Ephemeral: ptr(strings.HasPrefix(step, "seal:") && !tt.stop)})
+				in, err := p.Create(ctx, testKey, sandbox.Spec{Ephemeral: ptr(strings.HasPrefix(step, "seal:") && !tt.stop && !strings.HasSuffix(step, "!"))})
 				must(t, err)
 				wantRun(t, in, "agent", "echo precious > ~/f; mkdir -p /workspace/a/b && ln ~/f ~/g;"+tt.leave, "")
 				if tt.stop {
@@ -305,6 +306,11 @@ func TestServerKilledInAFork(t *testing.T) {
 			})
 		}
 	}
+}
+
+// stepName makes a test's name of a step.
+func stepName(step string) string {
+	return strings.NewReplacer(":", "_", "!", "_everything").Replace(step)
 }
 
 // A monitor that is killed while its sandbox stands still, or server and monitor

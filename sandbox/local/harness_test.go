@@ -17,6 +17,7 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/box/entry"
+	"berth/sandbox/local/client"
 )
 
 func TestMain(m *testing.M) {
@@ -101,14 +102,21 @@ func ptr[T any](v T) *T { return &v }
 
 // operate runs in a process of its own: one operation on the state directory of
 // BERTH_TEST_DIR, killing itself with SIGKILL at the step BERTH_TEST_STEP, or
-// some time later ("create:exists+5ms").
+// some time later ("create:exists+5ms"). With "!" at its end, all monitors and
+// all that runs inside is killed before.
 func operate(op string) int {
 	ctx := context.Background()
 	if host := os.Getenv("BERTH_TEST_HOST"); host != "" {
 		local.ShowOnly(host)
 	}
-	die := func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }
-	at, later, _ := strings.Cut(os.Getenv("BERTH_TEST_STEP"), "+")
+	step, everything := strings.CutSuffix(os.Getenv("BERTH_TEST_STEP"), "!")
+	die := func() {
+		if everything {
+			killMonitors(os.Getenv("BERTH_TEST_DIR"))
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	at, later, _ := strings.Cut(step, "+")
 	o := local.Options{Dir: os.Getenv("BERTH_TEST_DIR")}.WithStep(func(step string) error {
 		if step != at {
 			return nil
@@ -156,6 +164,19 @@ func operate(op string) int {
 		}
 		return 0
 	}
+	switch op {
+	case "import":
+		_, err = p.ImportSnapshot(ctx, testKey.Owner, "moved", os.Getenv("BERTH_TEST_FILE"))
+	case "export":
+		_, err = p.ExportSnapshot(ctx, testKey.Owner, "moved", sandbox.ExportOptions{To: os.Getenv("BERTH_TEST_FILE")})
+	}
+	if op == "import" || op == "export" {
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		return 0
+	}
 	if op == "sweep" {
 		if err := p.Sweep(ctx); err != nil {
 			fmt.Println(err)
@@ -172,6 +193,20 @@ func operate(op string) int {
 		return 1
 	}
 	return 0
+}
+
+// killMonitors ends all monitors of a state directory, and all inits, at once.
+func killMonitors(dir string) {
+	entries, _ := os.ReadDir(filepath.Join(dir, "sandboxes"))
+	for _, e := range entries {
+		if r, _, err := client.Alive(filepath.Join(dir, "sandboxes", e.Name())); err == nil && r != nil {
+			for _, pid := range []int{r.MonitorPID, r.Ready.InitPID} {
+				if pid > 1 {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		}
+	}
 }
 
 func do(ctx context.Context, in sandbox.Instance, op string) error {

@@ -18,11 +18,11 @@ func TestServerKilledInASnapshot(t *testing.T) {
 		name, leave string
 		steps       []string
 	}{
-		{"quiet", "", []string{"seal:intended", "seal:renamed", "seal:launched", "snapshot:shared", "snapshot:digested"}},
-		{"busy", "(setsid sleep 1000 >/dev/null 2>&1 &)", []string{"fork:copying", "fork:copying+1ms", "snapshot:shared", "snapshot:digested"}},
+		{"quiet", "", []string{"seal:intended", "seal:renamed", "seal:launched", "snapshot:shared", "snapshot:digested", "seal:renamed!", "seal:launched!", "snapshot:digested!"}},
+		{"busy", "(setsid sleep 1000 >/dev/null 2>&1 &)", []string{"fork:copying", "fork:copying+1ms", "snapshot:shared", "snapshot:digested", "fork:copying+1ms!", "snapshot:shared!"}},
 	} {
 		for _, step := range tt.steps {
-			t.Run(tt.name+"_"+strings.ReplaceAll(step, ":", "_"), func(t *testing.T) {
+			t.Run(tt.name+"_"+stepName(step), func(t *testing.T) {
 				ctx := t.Context()
 				dir := stateDir(t)
 				now := time.Now()

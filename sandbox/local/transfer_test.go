@@ -226,3 +226,64 @@ func TestExportRefused(t *testing.T) {
 		t.Error("a refused export wrote a file")
 	}
 }
+
+// Killed anywhere, an import or export leaves nothing that is half done, and can
+// be repeated.
+func TestServerKilledInATransfer(t *testing.T) {
+	saved := filepath.Join(t.TempDir(), "saved.tar")
+	// Large enough to be killed in.
+	var big []file
+	for i := range 200 {
+		big = append(big, file{name: fmt.Sprintf("big/%d", i), body: strings.Repeat(fmt.Sprintf("%d %x\n", i, sha256.Sum256([]byte{byte(i)})), 1000)})
+	}
+	must(t, tarball.WriteToFile(saved, nil, imageOf(t, v1.Config{}, layerOf(t, systemFiles(t)...), layerOf(t, big...))))
+	run := func(t *testing.T, p *local.Provider, op, to, step string) {
+		t.Helper()
+		cmd := operation(t, local.StateOf(p), op, step)
+		cmd.Env = append(cmd.Env, "BERTH_TEST_ENGINE=real", "BERTH_TEST_FILE="+to)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.Exited() && (err != nil || !strings.Contains(step, "+")) {
+			t.Fatalf("%s was not killed at %s: %v, %s", op, step, err, out)
+		}
+	}
+	for _, step := range []string{"import:begun", "import:begun+3ms", "import:begun+15ms", "import:begun+40ms", "import:pulled", "import:pulled+2ms"} {
+		t.Run(stepName(step), func(t *testing.T) {
+			p := withImages(t)
+			run(t, p, "import", saved, step)
+			list, err := p.Snapshots(t.Context(), testKey.Owner)
+			must(t, err)
+			if len(list) == 0 {
+				_, err = p.ImportSnapshot(t.Context(), testKey.Owner, "moved", saved)
+				must(t, err)
+			}
+			in, err := p.Create(t.Context(), testKey, sandbox.Spec{Snapshot: "moved"})
+			must(t, err)
+			wantRun(t, in, "", "cat /big/199 | (read -r n rest; echo $n); set -- /big/*; echo $#", "199\n200")
+			must(t, in.Destroy(t.Context()))
+			must(t, p.DeleteSnapshot(t.Context(), testKey.Owner, "moved"))
+		})
+	}
+	p := withImages(t)
+	_, err := p.ImportSnapshot(t.Context(), testKey.Owner, "moved", saved)
+	must(t, err)
+	for _, step := range []string{"export:begun", "export:begun+3ms", "export:begun+15ms", "export:begun+60ms"} {
+		t.Run(stepName(step), func(t *testing.T) {
+			dir := t.TempDir()
+			to := filepath.Join(dir, "moved.tar")
+			run(t, p, "export", to, step)
+			left, err := os.ReadDir(dir)
+			must(t, err)
+			if len(left) > 1 || len(left) == 1 && left[0].Name() != "moved.tar" {
+				t.Errorf("left behind: %v", left)
+			}
+			if len(left) == 1 {
+				return // it was faster
+			}
+			_, err = p.ExportSnapshot(t.Context(), testKey.Owner, "moved", sandbox.ExportOptions{To: to})
+			must(t, err)
+			im, err := tarball.ImageFromPath(to, nil)
+			must(t, err)
+			must(t, validate.Image(im))
+		})
+	}
+}
