@@ -251,3 +251,42 @@ func TestPromise64Log(t *testing.T) {
 		b.call("delete_snapshot", args{"name": name})
 	}
 }
+
+// A server that is killed in the middle of a build leaves its finished steps,
+// and nothing that runs; the next server goes on from them.
+func TestBuildOfAKilledServer(t *testing.T) {
+	t.Parallel()
+	s := ownSite(t)
+	s.Args = append(s.Args, "--toolsets", "all")
+	b := s.dial(t, driver.Stdio)
+	begun := make(chan struct{})
+	var once sync.Once
+	b.Watch(func(_ any, message string) {
+		if strings.Contains(message, "begun") {
+			once.Do(func() { close(begun) })
+		}
+	})
+	go func() {
+		req := mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "create_snapshot", Arguments: args{"name": "x", "steps": []args{{"run": "echo kept > ~/f"}, {"run": "echo be''gun; sleep 1000"}}}, Meta: &mcp.Meta{ProgressToken: "build"}}}
+		_, _ = b.Do(t.Context(), req) // the server dies of it
+	}()
+	select {
+	case <-begun:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the second step does not begin")
+	}
+	b.Kill()
+	b = s.dial(t, driver.Stdio)
+	r, lines := b.watched(args{"name": "x", "steps": []args{{"run": "echo kept > ~/f"}, {"run": "cat ~/f"}}})
+	if r.IsError {
+		t.Fatal(r.Text)
+	}
+	inOrder(t, lines, "[1/2] RUN", "[cached]", "[2/2] RUN", "kept")
+	wait(t, 20*time.Second, "nothing of the killed build is left", func() bool {
+		left, err := os.ReadDir(filepath.Join(s.State, "sandboxes"))
+		return err == nil && len(left) == 0
+	})
+	if out, err := cli(s.State, "ls", "-q"); err != nil || out != "" {
+		t.Errorf("berth ls shows %q, %v", out, err)
+	}
+}

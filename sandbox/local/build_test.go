@@ -300,3 +300,75 @@ func TestBuildWithinLimits(t *testing.T) {
 		t.Errorf("a step that may reach nothing: %v\n%s", err, failed.Log)
 	}
 }
+
+// Of two servers that build the same at once, one does the work.
+func TestBuildByTwoServers(t *testing.T) {
+	dir := stateDir(t)
+	one, two := provider(t, local.Options{Dir: dir}), provider(t, local.Options{Dir: dir})
+	b, err := dockerfile.Steps("", []dockerfile.Step{{Run: "echo done; sleep 0.3"}, {Run: "echo more"}}, nil)
+	must(t, err)
+	type result struct {
+		info sandbox.SnapshotInfo
+		log  string
+		err  error
+	}
+	results := make(chan result, 2)
+	for _, p := range []*local.Provider{one, two} {
+		go func() {
+			info, log, err := logged(t, p, "x", b)
+			results <- result{info, log, err}
+		}()
+	}
+	first, second := <-results, <-results
+	if first.err != nil || second.err != nil || first.info.Digest != second.info.Digest {
+		t.Errorf("two at once: %+v and %+v", first, second)
+	}
+	if n := strings.Count(first.log+"\n"+second.log, "\ndone"); n != 1 {
+		t.Errorf("the first step was done %d times:\n%s\n%s", n, first.log, second.log)
+	}
+}
+
+// What builds keep goes when it was not used for long, but for what a snapshot
+// stands on.
+func TestBuildCacheIsSwept(t *testing.T) {
+	now := time.Now()
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir}.WithNow(func() time.Time { return now }))
+	steps := []dockerfile.Step{{Run: "echo kept > ~/f"}, {Run: "echo more > ~/g"}}
+	b, err := dockerfile.Steps("", steps, nil)
+	must(t, err)
+	left := func() (layers, entries, logs int) {
+		for n, pattern := range map[*int]string{&layers: "sealed/*", &entries: "builds/cache/*", &logs: "builds/*.log"} {
+			found, err := filepath.Glob(filepath.Join(dir, pattern))
+			must(t, err)
+			*n = len(found)
+		}
+		return layers, entries, logs
+	}
+	built(t, p, "x", b)
+	b.Steps = b.Steps[:1]
+	built(t, p, "short", b)
+	if would, err := p.PruneBuilds(t.Context(), 0, true); err != nil || would.Steps != 2 || would.Bytes != 0 {
+		t.Errorf("what would be forgotten: %+v, %v, want 2 steps, none of whose files go", would, err)
+	}
+	must(t, p.DeleteSnapshot(t.Context(), testKey.Owner, "x"))
+	now = now.Add(8 * 24 * time.Hour)
+	must(t, p.Sweep(t.Context()))
+	if layers, entries, logs := left(); layers != 2 || entries != 2 || logs != 1 {
+		t.Errorf("after 8 days: %d layers, %d steps, %d logs; want 2, 2, 1", layers, entries, logs)
+	}
+	if _, log := built(t, p, "again", b); !strings.Contains(log, "[cached]") { // its step is used again
+		t.Errorf("log:\n%s", log)
+	}
+	now = now.Add(8 * 24 * time.Hour)
+	must(t, p.Sweep(t.Context()))
+	if layers, entries, _ := left(); layers != 1 || entries != 1 {
+		t.Errorf("after 16 days: %d layers, %d steps; want 1, 1", layers, entries)
+	}
+	now = now.Add(16 * 24 * time.Hour)
+	must(t, p.Sweep(t.Context()))
+	if layers, entries, _ := left(); layers != 1 || entries != 0 {
+		t.Errorf("after 32 days: %d layers, %d steps; want 1, 0", layers, entries)
+	}
+	wantRun(t, of(t, p, "s", "again", sandbox.Spec{}), "agent", "cat ~/f", "kept")
+}

@@ -16,16 +16,19 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
+	"golang.org/x/sys/unix"
 )
 
 // buildFormat changes whenever the same step would come to something else.
 const buildFormat = "1"
 
 // Bounds of the cache: what was not used for so long goes, and the oldest above
-// so many bytes.
+// so many bytes, or above a fifth of the file system. Logs have a bound of their
+// own, in bytes.
 const (
 	cacheTime = 14 * 24 * time.Hour
 	maxCache  = 20 << 30
+	maxLogs   = 512 << 20
 )
 
 // cacheEntry is builds/cache/KEY.json: what a step came to. KEY is made of the
@@ -147,38 +150,57 @@ func (p *Provider) PruneBuilds(_ context.Context, unused time.Duration, dry bool
 	return out, nil
 }
 
-// sweepBuilds keeps the cache within its bounds, and removes logs of builds that
-// made no snapshot.
+// sweepBuilds keeps the cache and the logs within their bounds.
 func (s *store) sweepBuilds() error {
 	list, err := s.cache()
 	if err != nil {
 		return err
 	}
+	most := int64(maxCache)
+	var fsinfo unix.Statfs_t
+	if unix.Statfs(s.dir, &fsinfo) == nil {
+		most = min(most, int64(fsinfo.Blocks)/5*int64(fsinfo.Bsize))
+	}
 	var errs []error
 	var size int64
 	for _, i := range list {
-		if size += i.Size; s.now().Sub(i.used) < cacheTime && size <= maxCache {
+		if size += i.Size; s.now().Sub(i.used) < cacheTime && size <= most {
 			continue
 		}
 		if err := os.Remove(i.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
+	return errors.Join(append(errs, s.sweepBuildLogs())...)
+}
+
+// sweepBuildLogs removes the logs of builds that made no snapshot some time ago,
+// and the oldest of all above their bound.
+func (s *store) sweepBuildLogs() error {
 	entries, err := os.ReadDir(s.path("builds"))
 	if err != nil {
 		return err
 	}
+	var logs []fs.FileInfo
 	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), ".log")
-		fi, err := e.Info()
-		if !ok || err != nil || s.now().Sub(fi.ModTime()) < buildLogTime {
-			continue
-		}
-		if _, err := os.Lstat(s.path("snapshots", id)); errors.Is(err, fs.ErrNotExist) {
-			_ = os.Remove(s.path("builds", e.Name()))
+		if fi, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), ".log") {
+			logs = append(logs, fi)
 		}
 	}
-	return errors.Join(errs...)
+	slices.SortFunc(logs, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	var size int64
+	for _, fi := range logs {
+		size += fi.Size()
+		old := s.now().Sub(fi.ModTime()) > buildLogTime
+		if old {
+			_, err := os.Lstat(s.path("snapshots", strings.TrimSuffix(fi.Name(), ".log")))
+			old = errors.Is(err, fs.ErrNotExist)
+		}
+		if old || size > maxLogs {
+			_ = os.Remove(s.path("builds", fi.Name()))
+		}
+	}
+	return nil
 }
 
 var _ sandbox.BuildPruner = (*Provider)(nil)
