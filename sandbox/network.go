@@ -146,7 +146,7 @@ func domainName(s string) bool {
 
 // specialRanges are no part of the internet; only the operator opens them.
 var specialRanges = func() (list []netip.Prefix) {
-	for _, s := range []string{"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+	for _, s := range []string{"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
 		"192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3", "::/96", "64:ff9b:1::/48", "2001::/32", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"} {
 		list = append(list, netip.MustParsePrefix(s))
 	}
@@ -237,15 +237,18 @@ func (m *Manager) narrow(ctx context.Context, inst Instance, info *Info, notice 
 		p = *info.Spec.Network
 	}
 	p, less := p.within(m.options.Limits.Network)
-	if !less {
-		return nil
-	}
 	n, ok := inst.(Networker)
+	if !less && (!ok || len(p.AllowCIDRs) == 0) {
+		return nil // else the same list may open less now: of the machine's own addresses
+	}
 	if !ok {
 		return &UserError{Text: "the sandbox reaches more than the operator allows now, and the provider " + m.provider.Name() + " cannot change that; destroy_sandbox makes way for another", Err: ErrUnsupported}
 	}
 	if err := n.SetNetwork(ctx, p); err != nil {
 		return fmt.Errorf("narrow the network to what the operator allows: %w", err)
+	}
+	if !less {
+		return nil
 	}
 	info.Spec.Network = &p
 	notice.Warnings = append(notice.Warnings, "the operator allows less network than this sandbox had; now: "+p.String())

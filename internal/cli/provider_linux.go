@@ -47,6 +47,7 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 		BestEffort:    c.BestEffort,
 		Proxy:         c.Local.UpstreamProxy,
 		NoProxy:       c.Local.NoProxy,
+		HostAddresses: c.Limits.Network().AllowCIDRs,
 	}
 	o.Images = local.ImageOptions{
 		Aliases: c.Local.Images.Aliases, Mirrors: c.Local.Images.Mirrors, Platform: c.Local.Images.Platform, AuthFiles: a.authFiles(),

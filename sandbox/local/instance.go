@@ -473,7 +473,6 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 		return &sandbox.UserError{Text: "the sandbox is damaged: " + v.reason, Err: sandbox.ErrUnavailable}
 	}
 	was := v.rec.Spec.Image
-	before := in.p.network(v.rec.Spec)
 	v.rec.Spec = fromSpec(spec)
 	v.rec.Spec.Image = was
 	if err := in.s.writeRecord(in.id, v.rec); err != nil {
@@ -489,10 +488,10 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 	if err != nil {
 		return err
 	}
-	if now := in.p.network(v.rec.Spec); !toNetwork(now).Equal(*toNetwork(before)) {
-		if _, err := c.Network(ctx, now); err != nil {
-			return fmt.Errorf("set the network: %w", err)
-		}
+	// Also when the record said so before: whoever wrote that may have failed,
+	// or been killed, before the gate was told.
+	if _, err := c.Network(ctx, in.p.network(v.rec.Spec)); err != nil {
+		return fmt.Errorf("set the network: %w", err)
 	}
 	return c.Configure(ctx, intervals(v.rec.Spec))
 }

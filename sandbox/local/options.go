@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,6 +36,10 @@ type Options struct {
 	// directly. NoProxy lists what is reached directly all the same.
 	Proxy   secret.Text
 	NoProxy []string
+	// HostAddresses are prefixes: of the machine's own public addresses, those
+	// that a policy's AllowCIDRs may open. They are the operator's; a session's
+	// list alone opens none.
+	HostAddresses []netip.Prefix
 	// HostDirs are the operator's folders shown inside every sandbox.
 	HostDirs []sandbox.HostDir
 	// ExtraPaths are more system directories of the host to show inside at

@@ -140,7 +140,7 @@ func (p *Provider) network(r specRecord) *wire.Network {
 	if r.Network != nil {
 		n = *r.Network
 	}
-	n.Proxy, n.NoProxy = p.opts.Proxy.Reveal(), p.opts.NoProxy
+	n.Proxy, n.NoProxy, n.Host = p.opts.Proxy.Reveal(), p.opts.NoProxy, p.opts.HostAddresses
 	return &n
 }
 

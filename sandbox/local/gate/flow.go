@@ -38,6 +38,7 @@ type flow struct {
 	// address that was dialled; invalid with a proxy.
 	name   string
 	dialed netip.Addr
+	own    bool // dialed is the machine's own
 
 	in, out *sock
 	first   []byte       // read from in, to be sent first
@@ -77,7 +78,11 @@ func (f *flow) judge(p *policy) verdict {
 		a = f.dst.Addr()
 	}
 	if a.IsValid() {
-		return p.address(a, f.name != "")
+		v := p.address(a, f.name != "")
+		if v.ok() && f.own {
+			v = p.own(a)
+		}
+		return v
 	}
 	return verdict{}
 }
@@ -144,6 +149,9 @@ func (f *flow) open() (verdict, error) {
 // judgeName judges where a name leads that the proxy resolves itself: what can
 // be known of it here.
 func (f *flow) judgeName(p *policy, name string) verdict {
+	if _, err := netip.ParseAddr(name); err != nil && numeric(name) {
+		return verdict{name + " is a number, which proxies take for an address", ""}
+	}
 	addrs := f.gate.resolver.soon(name, time.Second)
 	var v verdict
 	for _, a := range addrs {
@@ -174,22 +182,29 @@ func (f *flow) dial(p *policy, addrs []netip.Addr) (verdict, error) {
 	for _, a := range addrs {
 		a = plain(a)
 		v := p.address(a, f.name != "")
-		if v.ok() && !a.IsLoopback() && isOwn(a) {
-			v = p.own(a)
+		own := false
+		if v.ok() && !a.IsLoopback() {
+			if own, err = isOwn(a); err != nil {
+				tried++
+				continue
+			}
+			if own {
+				v = p.own(a)
+			}
 		}
 		if !v.ok() {
 			refused = v
 			continue
 		}
 		if p.proxy != nil && f.name == "" && !p.proxy.without(a.String()) { // open has asked for a name
-			f.dialed = a
+			f.dialed, f.own = a, own
 			return f.viaProxy(p, a.String())
 		}
 		if tried++; tried > 4 {
 			break
 		}
 		if f.out, err = connect(netip.AddrPortFrom(a, f.dst.Port()), f.gate.times.dial/time.Duration(min(len(addrs), 4))); err == nil {
-			f.dialed = a
+			f.dialed, f.own = a, own
 			return verdict{}, nil
 		}
 	}
@@ -288,6 +303,8 @@ func (f *flow) send() error {
 	return f.pump(f.out, f.in)
 }
 
+var errCut = errors.New("the policy changed")
+
 func (f *flow) touch() { f.last.Store(time.Now().UnixNano()) }
 
 // pump carries bytes from src to dst until src ends.
@@ -316,6 +333,9 @@ func (f *flow) pump(dst, src *sock) error {
 			return f.failed(err)
 		}
 		if n == 0 {
+			if f.cut.Load() {
+				return f.failed(errCut)
+			}
 			f.half.Store(true)
 			dst.closeWrite()
 			// The other way may have little time left now.
@@ -345,8 +365,13 @@ func (f *flow) patience() time.Duration {
 	return f.gate.times.idle
 }
 
-// stop ends a flow that the policy forbids now.
-func (f *flow) stop() { _ = f.failed(nil) }
+// stop ends a flow that the policy forbids now. When it returns nothing more
+// goes out, not even what the kernel still had to send: the flow's own
+// goroutines may be late, or be setting a deadline just now.
+func (f *flow) stop() {
+	_ = f.failed(nil)
+	f.out.disconnect()
+}
 
 // pumpHTTP is pump for what a client sends on a connection to a listed name,
 // where each request must be meant for that name.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ func TestPublicIsTheInternetAndNothingElse(t *testing.T) {
 	for addr, rule := range map[string]string{
 		"10.0.2.2":           "loopback",
 		"169.254.169.254":    "metadata",
+		"168.63.129.16":      "metadata",
 		"192.168.1.1":        "private",
 		"172.16.0.1":         "private",
 		"10.1.2.3":           "private",
@@ -292,6 +294,105 @@ func TestPolicyCutsWhatIsOpen(t *testing.T) {
 		t.Errorf("what is forbidden now: %v, want a reset", err)
 	}
 	b.wantRefused("198.51.100.99", "cut when the policy changed")
+}
+
+// A session's list alone does not open the machine's own public addresses; the
+// operator's does, and what was open is cut when that ends.
+func TestHostsOwnPublicAddress(t *testing.T) {
+	var lists []net.Listener
+	for _, addr := range []string{"203.0.113.1:7000", "[2001:db8::1]:7000"} {
+		l, err := net.Listen("tcp", addr) //nolint:noctx // of a test
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		lists = append(lists, l)
+	}
+	for _, l := range lists {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { defer c.Close(); echoes(c) }()
+			}
+		}()
+	}
+	nameServer(t, map[string][]string{"own.example.org": {"203.0.113.1"}})
+	asked := wire.Network{CIDRs: prefixes("203.0.113.1/32", "203.0.113.0/24", "0.0.0.0/0", "2001:db8::1/128", "::/0"), Domains: []string{"own.example.org"}}
+	allowed := asked
+	allowed.Host = prefixes("203.0.113.1/32", "2001:db8::/64")
+	b := newBox(t, asked)
+	to := []string{"203.0.113.1:7000", "[2001:db8::1]:7000", "[64:ff9b::cb00:7101]:7000", b.resolve("own.example.org", typeA) + ":7000"}
+	echo := func(addr string) (net.Conn, error) {
+		c, err := b.dial("tcp", addr)
+		if err != nil {
+			return c, err
+		}
+		_, _ = c.Write([]byte("x"))
+		_, err = io.ReadFull(c, make([]byte, 1))
+		return c, err
+	}
+	for _, addr := range to {
+		if _, err := echo(addr); err == nil {
+			t.Errorf("%s was reached by a session's list", addr)
+		}
+	}
+	b.wantRefused("203.0.113.1", "of the operator does not have it")
+	b.set(allowed)
+	var open []net.Conn
+	for _, addr := range to {
+		c, err := echo(addr)
+		if err != nil {
+			t.Fatalf("%s, which the operator opened: %v", addr, err)
+		}
+		open = append(open, c)
+	}
+	b.set(wire.Network{Domains: allowed.Domains, CIDRs: prefixes("0.0.0.0/0", "::/0"), Host: allowed.Host})
+	for i, c := range open {
+		_, err := c.Write([]byte("x"))
+		if err == nil {
+			_, err = io.ReadFull(c, make([]byte, 1))
+		}
+		if !isReset(err) {
+			t.Errorf("%s, which is listed no more: %v, want a reset", to[i], err)
+		}
+	}
+}
+
+// What a cut flow still had to send is not sent, whatever its goroutines do.
+func TestStopEndsAtOnce(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		var out *sock
+		var err error
+		if network == "udp" {
+			out, err = datagrams(netip.MustParseAddrPort("203.0.113.2:7000"))
+		} else {
+			listen(t, "203.0.113.2:7000", func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+			out, err = connect(netip.MustParseAddrPort("203.0.113.2:7000"), time.Second)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		in, err := datagrams(netip.MustParseAddrPort("127.0.0.1:9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		f := &flow{in: in, out: out}
+		f.stop()
+		_ = out.SetDeadline(time.Time{}) // as a goroutine does that was on its way to
+		if _, err := out.Write([]byte("x")); err == nil {
+			t.Errorf("%s: bytes are taken after the cut", network)
+		}
+		out.control(func(fd int) {
+			if _, err := unix.Getpeername(fd); err == nil {
+				t.Errorf("%s: still connected", network)
+			}
+		})
+	}
 }
 
 func TestHalfClosedSlowAndSilentPeersEnd(t *testing.T) {

@@ -15,18 +15,21 @@ import (
 // IP, pipes, memory, threads and time. It opens nothing by name, and can
 // neither signal nor trace other processes.
 var allowed = []uint32{
-	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE, unix.SYS_FCNTL, unix.SYS_PIPE2, unix.SYS_SPLICE,
+	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE, unix.SYS_PIPE2, unix.SYS_SPLICE,
 	unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_ACCEPT4, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
 	unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT, unix.SYS_SHUTDOWN,
 	unix.SYS_SENDMSG, unix.SYS_SENDTO, unix.SYS_RECVMSG, unix.SYS_RECVFROM,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_EVENTFD2,
 	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
-	unix.SYS_FUTEX, unix.SYS_CLONE, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_TGKILL, unix.SYS_GETTID, unix.SYS_GETPID,
+	unix.SYS_FUTEX, unix.SYS_CLONE, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_GETTID, unix.SYS_GETPID,
 	unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_CLOCK_NANOSLEEP,
 	unix.SYS_GETTIMEOFDAY, unix.SYS_FSTAT, unix.SYS_GETRANDOM, unix.SYS_RESTART_SYSCALL, unix.SYS_SETITIMER,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK,
 	unix.SYS_TIMER_CREATE, unix.SYS_TIMER_SETTIME, unix.SYS_TIMER_DELETE, unix.SYS_RSEQ, unix.SYS_SET_ROBUST_LIST,
 }
+
+// controls are what fcntl may do.
+var controls = []uint32{unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC, unix.F_SETPIPE_SZ}
 
 // maxData is the memory that a gate may have.
 const maxData = 512 << 20
@@ -102,7 +105,15 @@ func program() []unix.SockFilter {
 		// glibc, in a berth that stands in for the helper program, then takes clone.
 		jump(unix.SYS_CLONE3, 0, 1), stmt(ret, noSys),
 		jump(unix.SYS_SOCKET, 0, 5), stmt(ld, 16), jump(unix.AF_INET, 1, 0), jump(unix.AF_INET6, 0, 1), stmt(ret, allow), stmt(ret, deny),
+		// Threads of its own get signals, no other process does: neither at once
+		// nor, by fcntl, when a socket has something.
+		jump(unix.SYS_TGKILL, 0, 4), stmt(ld, 16), jump(uint32(os.Getpid()), 0, 1), stmt(ret, allow), stmt(ret, deny),
 	}
+	p = append(p, jump(unix.SYS_FCNTL, 0, uint8(len(controls)+3)), stmt(ld, 24))
+	for i, c := range controls {
+		p = append(p, jump(c, uint8(len(controls)-i), 0))
+	}
+	p = append(p, stmt(ret, deny), stmt(ret, allow))
 	for _, nr := range allowed {
 		if nr == unix.SYS_CLONE { // threads alone
 			p = append(p, jump(nr, 0, 4), stmt(ld, 16), stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, unix.CLONE_THREAD),

@@ -58,6 +58,14 @@ func hardenedChild() {
 	refused("mkdir", unix.Mkdir("/tmp/x", 0o700))
 	refused("exec", unix.Exec("/bin/true", []string{"true"}, nil))
 	refused("kill", unix.Kill(pid, 0))
+	refused("tgkill of another", unix.Tgkill(os.Getppid(), os.Getppid(), 0))
+	if err := unix.Tgkill(pid, pid, 0); err != nil {
+		fmt.Println("tgkill of itself:", err)
+	}
+	for _, cmd := range []int{unix.F_SETOWN, unix.F_SETOWN_EX, unix.F_SETSIG} {
+		_, err = unix.FcntlInt(1, cmd, os.Getppid())
+		refused(fmt.Sprint("fcntl ", cmd), err)
+	}
 	refused("ptrace", unix.PtraceAttach(1))
 	_, _, e := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if e == 0 {

@@ -319,6 +319,13 @@ func TestProxy(t *testing.T) {
 		}
 		b.wantRefused(host, "closed")
 	}
+	// Nor as numbers, of which proxies make addresses themselves.
+	for _, name := range []string{"2852039166", "0xa9fea9fe", "169.254.43518", "0251.0376.0251.0376"} {
+		if got, err := b.exchange(b.resolve(name, typeA)+":80", "x"); err == nil {
+			t.Errorf("%s: got %q", name, got)
+		}
+		b.wantRefused(name, "which proxies take for an address")
+	}
 	c, _ := b.dial("udp", "198.51.100.7:7000")
 	_, _ = c.Write([]byte("x"))
 	b.wantRefused("198.51.100.7", "the host's proxy carries no UDP")

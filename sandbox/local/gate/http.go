@@ -86,6 +86,9 @@ func (r *requests) feed(b []byte) (pass []byte, err error) {
 }
 
 func (r *requests) chunkLine(line []byte) error {
+	if !printable(line) {
+		return errForm
+	}
 	switch r.chunk {
 	case chunkSize:
 		size, _, _ := bytes.Cut(line, []byte(";"))

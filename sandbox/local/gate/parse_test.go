@@ -50,6 +50,57 @@ func FuzzTLSName(f *testing.F) {
 	})
 }
 
+// In none of these may the gate see one host, and a server that is less strict
+// another.
+func TestHeadsWithTwoHosts(t *testing.T) {
+	for _, head := range []string{
+		"GET / HTTP/1.1\nHost: evil\n\n\r\nHost: good\r\n\r\n",
+		"GET / HTTP/1.1\nHost:evil\r\nX: y\r\nHost: good\r\n\r\n",
+		"GET\t/\tHTTP/1.1\nHost:evil\n\nGET / HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET /\tHTTP/1.1\nHost:evil\nX: HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET /\rHost:evil HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET  HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET / HTTP/1.1 \r\nHost: good\r\n\r\n",
+		"GET / HTTP/1.12\r\nHost: good\r\n\r\n",
+		"GET http://good:x@evil/ HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET http://good:@evil/ HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET http://good@evil/ HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET http://evil/ HTTP/1.1\r\nHost: good\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good:x@evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\nX: y\x0bHost: evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\nHost\x0c: evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\n Host: evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\nHost : evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\nHost: evil\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: good\r\nX: \nHost: evil\r\n\r\n",
+	} {
+		if name, _, err := httpName([]byte(head)); err == nil {
+			t.Errorf("%q is taken for %s", head, name)
+		}
+	}
+	for _, head := range []string{
+		"GET / HTTP/1.1\r\nHost: good\r\n\r\n", "GET /\xc3\xa4 HTTP/1.0\r\nhOST:\tGood.:8080\r\nX:\r\nY: \xc3\xa4\t \r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: good:\r\n\r\n", "GET http://good:80/?a@b HTTP/1.1\r\nHost: good\r\n\r\n",
+	} {
+		if name, _, err := httpName([]byte(head)); err != nil || name != "good" {
+			t.Errorf("%q: %q %v", head, name, err)
+		}
+	}
+}
+
+func TestNumeric(t *testing.T) {
+	for _, s := range []string{"2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "127.1", "127.0x1", "a.0x", "1.2.3.4"} {
+		if !numeric(s) {
+			t.Errorf("%s is no number", s)
+		}
+	}
+	for _, s := range []string{"example.com", "1e100.net", "0x.org", "127.a", "0xag", "xn--0xa", "a1"} {
+		if numeric(s) {
+			t.Errorf("%s is a number", s)
+		}
+	}
+}
+
 func FuzzHTTPName(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\nHost: example.com:80\r\n\r\nrest"))
 	f.Add([]byte("GET http://example.com/x HTTP/1.1\r\nHost: example.com\r\n\r\n"))

@@ -4,6 +4,7 @@ package gate
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"berth/sandbox/local/wire"
@@ -47,6 +48,7 @@ var special = []struct {
 	{netip.MustParsePrefix("0.0.0.0/8"), "the host's loopback is closed"},
 	{netip.MustParsePrefix("::/96"), "the host's loopback is closed"},
 	{netip.MustParsePrefix("169.254.0.0/16"), "link-local and metadata addresses are closed"},
+	{netip.MustParsePrefix("168.63.129.16/32"), "link-local and metadata addresses are closed"}, // Azure's, for its machines alone
 	{netip.MustParsePrefix("fe80::/10"), "link-local and metadata addresses are closed"},
 	{netip.MustParsePrefix("10.0.0.0/8"), "private ranges are closed"},
 	{netip.MustParsePrefix("172.16.0.0/12"), "private ranges are closed"},
@@ -116,15 +118,30 @@ func (p *policy) address(a netip.Addr, named bool) verdict {
 }
 
 // own judges an address that belongs to this machine itself, though it is a
-// public one: services that the host meant for others listen there.
+// public one: services that the host meant for others listen there. It must be
+// listed, and be one that the operator lets sandboxes list.
 func (p *policy) own(a netip.Addr) verdict {
 	a = plain(a)
-	for _, c := range p.CIDRs {
-		if c.Contains(a) && c.Bits() >= a.BitLen()/2 {
-			return verdict{}
-		}
+	within := func(list []netip.Prefix) bool {
+		return slices.ContainsFunc(list, func(c netip.Prefix) bool { return c.Contains(a) && c.Bits() >= a.BitLen()/2 })
 	}
-	return verdict{"it is an address of the host itself", "network_allow_list " + netip.PrefixFrom(a, a.BitLen()).String()}
+	switch {
+	case !within(p.Host):
+		return verdict{"it is an address of the host itself, and limits.network_allow_list of the operator does not have it", ""}
+	case !within(p.CIDRs):
+		return verdict{"it is an address of the host itself", "network_allow_list " + netip.PrefixFrom(a, a.BitLen()).String()}
+	}
+	return verdict{}
+}
+
+// numeric tells that programs may read a name as an IPv4 address: its last part
+// is a number. No name of the internet is so.
+func numeric(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if hex, ok := strings.CutPrefix(last, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return strings.Trim(last, "0123456789") == ""
 }
 
 // name judges a name, which is in lower case and without a final dot.

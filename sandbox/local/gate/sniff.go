@@ -169,7 +169,7 @@ func httpName(b []byte) (name string, head int, err error) {
 		return "", 0, errMore
 	}
 	parts := bytes.Split(line, []byte(" "))
-	if len(parts) != 3 || len(parts[0]) == 0 || !bytes.HasPrefix(parts[2], []byte("HTTP/1.")) {
+	if len(parts) != 3 || !visible(parts[0]) || !visible(parts[1]) || string(parts[2]) != "HTTP/1.1" && string(parts[2]) != "HTTP/1.0" {
 		return "", 0, errForm
 	}
 	if end < 0 {
@@ -179,7 +179,7 @@ func httpName(b []byte) (name string, head int, err error) {
 	for len(rest) > 0 {
 		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
 		key, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok || len(key) == 0 || bytes.ContainsAny(key, " \t\n\r") || bytes.ContainsAny(value, "\n\r") {
+		if !ok || !visible(key) || !printable(value) {
 			return "", 0, errForm // also a folded line
 		}
 		if bytes.EqualFold(key, []byte("host")) {
@@ -215,7 +215,26 @@ func httpName(b []byte) (name string, head int, err error) {
 // could be listed, but is returned for the report.
 func hostOf(b []byte) string {
 	if i := bytes.LastIndexByte(b, ':'); i >= 0 {
+		if len(bytes.Trim(b[i+1:], "0123456789")) > 0 {
+			return "" // in "name:x@other" the host is other
+		}
 		b = b[:i]
 	}
 	return hostName(b)
+}
+
+// visible tells that b is not empty, and has neither blanks nor control
+// characters: some servers end a line, or a word, at one of those.
+func visible(b []byte) bool {
+	return len(b) > 0 && printable(b) && !bytes.ContainsAny(b, " \t")
+}
+
+// printable tells that b has no control characters but tabs.
+func printable(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,6 +61,15 @@ func (s *sock) control(f func(fd int)) { _ = s.raw.Control(func(fd uintptr) { f(
 func (s *sock) reset() {
 	s.control(func(fd int) { _ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) })
 	_ = s.Close()
+}
+
+// disconnect aborts a connection at once, and drops what waits to be sent; it
+// may be in use.
+func (s *sock) disconnect() {
+	s.control(func(fd int) {
+		var none unix.RawSockaddr // of no family
+		_, _, _ = unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
+	})
 }
 
 func (s *sock) closeWrite() { s.control(func(fd int) { _ = unix.Shutdown(fd, unix.SHUT_WR) }) }
@@ -271,14 +281,18 @@ func datagrams(to netip.AddrPort) (*sock, error) {
 }
 
 // isOwn tells whether an address belongs to this machine: the kernel then
-// speaks to it from that very address. Nothing is sent.
-func isOwn(a netip.Addr) bool {
+// speaks to it from that very address. Nothing is sent. An error means that it
+// could not be found out; where there is no way, the address is none.
+func isOwn(a netip.Addr) (bool, error) {
 	s, err := datagrams(netip.AddrPortFrom(a, 9))
-	if err != nil {
-		return false
+	switch {
+	case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM):
+		return false, err
+	case err != nil:
+		return false, nil
 	}
 	defer s.Close()
-	return s.local().Addr() == a
+	return s.local().Addr() == a, nil
 }
 
 // readFull reads into b, at least least bytes.

@@ -255,13 +255,18 @@ func (g *gate) openUDP(d *dgrams) (v verdict, in, out *sock) {
 	if p.proxy != nil && !p.proxy.without(a.String()) && (d.name == "" || !p.proxy.without(d.name)) {
 		return verdict{"the host's proxy carries no UDP", ""}, nil, nil
 	}
-	if !a.IsLoopback() && isOwn(a) {
+	own, err := isOwn(a)
+	if err != nil {
+		return verdict{}, nil, nil
+	}
+	if own && !a.IsLoopback() {
 		if v := p.own(a); !v.ok() {
 			return v, nil, nil
 		}
+		d.own = true
 	}
 	d.dialed = a
-	out, err := datagrams(netip.AddrPortFrom(a, d.dst.Port()))
+	out, err = datagrams(netip.AddrPortFrom(a, d.dst.Port()))
 	if err != nil {
 		return verdict{}, nil, nil
 	}

@@ -25,6 +25,9 @@ type Network struct {
 	BlockAll bool           `json:"block_all,omitempty"`
 	CIDRs    []netip.Prefix `json:"cidrs,omitempty"`
 	Domains  []string       `json:"domains,omitempty"` // lower case, without a final dot
+	// Host are the operator's prefixes: of the machine's own public addresses
+	// those within them may be reached, where CIDRs have them too.
+	Host []netip.Prefix `json:"host,omitempty"`
 	// Proxy is an http URL; what leaves goes through it by CONNECT, but for
 	// hosts of NoProxy (names, ".suffix", addresses, prefixes).
 	Proxy   string   `json:"proxy,omitempty"`
