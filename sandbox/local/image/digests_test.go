@@ -190,12 +190,24 @@ func TestIndexBombs(t *testing.T) {
 	r.with.Store(nil)
 
 	// Layers beyond number: each would hold files open.
-	layer := gz(t, tarOf(t, "a", "1"))
-	layers := make([]v1.Layer, 1001)
-	for i := range layers {
-		layers[i] = layer
+	r.push(t, "layers", im)
+	m, err := im.Manifest()
+	must(t, err)
+	m = m.DeepCopy()
+	for len(m.Layers) < 1001 {
+		m.Layers = append(m.Layers, m.Layers[0])
 	}
-	refusal(t, image.Options{}, r.push(t, "layers", build(t, layers...)), "1001 layers; at most 1000")
+	layers, err := json.Marshal(m)
+	must(t, err)
+	r.spoil(func(w http.ResponseWriter, req *http.Request, h http.Handler) {
+		if strings.Contains(req.URL.Path, "/layers/manifests/latest") {
+			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+			_, _ = w.Write(layers)
+			return
+		}
+		h.ServeHTTP(w, req)
+	})
+	refusal(t, image.Options{}, r.host+"/layers", "1001 layers; at most 1000")
 }
 
 // Where a registry leads elsewhere, its credentials do not go along.

@@ -20,7 +20,7 @@ import (
 )
 
 // lookEvery is how many bytes are stored between two looks at the free space.
-const lookEvery = 8 << 20
+const lookEvery = 2 << 20
 
 // layer makes one layer, unless somebody else does so meanwhile.
 func (p *pull) layer(ctx context.Context, l Layer) error {

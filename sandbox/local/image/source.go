@@ -64,6 +64,9 @@ func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error)
 	if err != nil {
 		return nil, fault("the manifest of %s is damaged: %v", n.Full, err)
 	}
+	if err := s.checkLayers(n, len(m.Layers)); err != nil {
+		return nil, err
+	}
 	if m.Config.Size > maxManifest {
 		return nil, fault("the configuration of %s has %d bytes; at most %d are allowed", n.Full, m.Config.Size, maxManifest)
 	}
@@ -78,9 +81,6 @@ func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error)
 	}
 	if len(m.Layers) != len(c.RootFS.DiffIDs) {
 		return nil, fault("%s has %d layers, and its configuration names %d", n.Full, len(m.Layers), len(c.RootFS.DiffIDs))
-	}
-	if err := s.checkLayers(n, len(m.Layers)); err != nil {
-		return nil, err
 	}
 	for i, l := range m.Layers {
 		if !l.MediaType.IsLayer() || len(l.URLs) > 0 && !l.MediaType.IsDistributable() {
