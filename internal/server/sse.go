@@ -73,7 +73,7 @@ func (s *Server) serveSSE(w http.ResponseWriter, r *http.Request, owner sandbox.
 	c.caller.Connection, c.caller.DefaultSession = id, bound
 	p := newPeer(id, &s.lastID)
 	c.duplex = newDuplex(s, p, c.enqueue)
-	c.duplex.slots = s.slots
+	c.slots = s.slots
 	s.mu.Lock()
 	s.sse[id] = c
 	s.mu.Unlock()

@@ -101,8 +101,8 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 	}
 	labels[snapshotLabel] = name
 	im := &r.Image.Image
-	out.Image = image.ImageName(name) + ":latest"
-	out.Digest, out.Size, err = w.Finish(image.Config{Name: image.ImageName(name), Tag: "latest", Created: r.Created, Platform: im.Platform,
+	out.Image = image.PlainName(name) + ":latest"
+	out.Digest, out.Size, err = w.Finish(image.Config{Name: image.PlainName(name), Tag: "latest", Created: r.Created, Platform: im.Platform,
 		Env: im.Env, User: im.User, WorkDir: im.WorkDir, Labels: labels})
 	if err != nil {
 		return out, err

@@ -372,9 +372,9 @@ func (w *Writer) names() []string {
 	return list
 }
 
-// ImageName makes of any text a name that a registry would take: "berth/" and
+// PlainName makes of any text a name that a registry would take: "berth/" and
 // the text in lower case.
-func ImageName(text string) string {
+func PlainName(text string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-' {
 			return r
