@@ -99,6 +99,8 @@ type Defaults struct {
 	TimeoutSeconds     int               `yaml:"timeout_seconds"`
 	WorkingDirectory   string            `yaml:"working_directory"`
 	Resources          Resources         `yaml:"resources"`
+	// Volumes are attached to sandboxes whose sessions name none.
+	Volumes []Volume `yaml:"volumes"`
 	// What sandboxes reach: nothing but the lists, and only them.
 	NetworkBlockAll     bool     `yaml:"network_block_all"`
 	NetworkAllowList    []string `yaml:"network_allow_list"`
@@ -135,6 +137,14 @@ type Limits struct {
 	AllowedImages []string `yaml:"allowed_images"`
 	// HostDirs are folders of this machine shown in every sandbox.
 	HostDirs []HostDir `yaml:"host_dirs"`
+}
+
+// Volume is a volume, an owner's own of that name, and where it is seen inside.
+type Volume struct {
+	Volume   string `yaml:"volume"`
+	Path     string `yaml:"path"`
+	Subpath  string `yaml:"subpath"`
+	ReadOnly bool   `yaml:"read_only"`
 }
 
 // HostDir is one folder of the host and where it is seen inside.

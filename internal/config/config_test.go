@@ -40,6 +40,7 @@ func TestExampleHoldsEveryKeyWithItsDefault(t *testing.T) {
 	if diff := cmp.Diff(want, got, cmp.Transformer("empty", func(m map[string]string) string { return cmp.Diff(nil, m) }),
 		cmp.FilterValues(func(a, b []string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b []config.HostDir) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
+		cmp.FilterValues(func(a, b []config.Volume) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string]secret.Text) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string][]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
@@ -172,6 +173,34 @@ func TestHostDirs(t *testing.T) {
 	want := []config.HostDir{{"/a", "/in/a", true}, {"/b", "/in/b", false}, {"/c,:x", "/in/c", true}}
 	if diff := cmp.Diff(want, got.Limits.HostDirs); diff != "" {
 		t.Errorf("host_dirs (-want +got):\n%s", diff)
+	}
+}
+
+func TestDefaultVolumes(t *testing.T) {
+	file := write(t, "defaults:\n  volumes: [{volume: cache, path: /cache, subpath: pip, read_only: true}, {volume: data, path: /data}]\n")
+	got, err := config.Load(config.Source{File: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []sandbox.VolumeMount{{Volume: "cache", Path: "/cache", Subpath: "pip", ReadOnly: true}, {Volume: "data", Path: "/data"}}
+	if diff := cmp.Diff(want, got.Defaults.Spec().Volumes); diff != "" {
+		t.Errorf("of a file (-want +got):\n%s", diff)
+	}
+	if got, err = config.Load(config.Source{Environ: []string{"BERTH_DEFAULTS_VOLUMES=cache/pip:/cache:ro, data:/data"}}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got.Defaults.Spec().Volumes); diff != "" {
+		t.Errorf("of the environment (-want +got):\n%s", diff)
+	}
+	file = write(t, "defaults:\n  volumes: [{volume: UP, path: /etc}, {volume: data, path: relative}]\n")
+	_, err = config.Load(config.Source{File: file})
+	for _, want := range []string{"defaults.volumes[0].volume", "defaults.volumes[0].path", "defaults.volumes[1].path"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("faulty volumes: %v, want %s named", err, want)
+		}
+	}
+	if _, err = config.Load(config.Source{Environ: []string{"BERTH_DEFAULTS_VOLUMES=data"}}); err == nil || !strings.Contains(err.Error(), "VOLUME:PATH") {
+		t.Errorf("a volume without a path: %v", err)
 	}
 }
 

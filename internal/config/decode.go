@@ -251,6 +251,13 @@ func (l *loader) set(key, where, text string, add bool) {
 				continue
 			}
 			*h = d
+		} else if h, ok := e.Addr().Interface().(*Volume); ok {
+			d, err := parseVolume(part)
+			if err != nil {
+				l.report(key, where, err.Error(), "VOLUME:PATH or VOLUME/SUBPATH:PATH:ro", "")
+				continue
+			}
+			*h = d
 		} else if !l.parse(key, where, part, e, false) {
 			continue
 		}
@@ -271,6 +278,16 @@ func ParseHostDir(s string) (HostDir, error) {
 		return HostDir{}, fmt.Errorf("%q does not name a folder here and one inside", s)
 	}
 	return d, nil
+}
+
+// parseVolume reads "VOLUME[/SUBPATH]:PATH[:ro]" (":rw" is the default).
+func parseVolume(s string) (Volume, error) {
+	d, err := ParseHostDir(s)
+	if err != nil {
+		return Volume{}, fmt.Errorf("%q does not name a volume and a place inside", s)
+	}
+	name, sub, _ := strings.Cut(d.Host, "/")
+	return Volume{Volume: name, Subpath: sub, Path: d.Path, ReadOnly: d.ReadOnly}, nil
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -161,6 +162,9 @@ func (l *loader) validate() {
 	if (sandbox.Spec{Snapshot: d.Snapshot}).Validate() != nil {
 		bad("defaults.snapshot", l.quote("defaults.snapshot", d.Snapshot)+" is not a snapshot's name", "1 to 63 characters: a letter or digit, then letters, digits, '.', '_' or '-'", "")
 	}
+	for _, err := range faultsOf((sandbox.Spec{Volumes: d.volumes()}).Validate()) {
+		bad("defaults."+err.Field, err.Problem, err.Allowed, err.Hint)
+	}
 	for i, p := range c.Limits.AllowedImages {
 		image(fmt.Sprintf("limits.allowed_images[%d]", i), p)
 	}
@@ -288,6 +292,30 @@ func policy(block bool, cidrs, domains []string) sandbox.NetworkPolicy {
 	return p
 }
 
+// faultsOf are the faults that err joins.
+func faultsOf(err error) []*sandbox.FieldError {
+	var fe *sandbox.FieldError
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		var list []*sandbox.FieldError
+		for _, e := range j.Unwrap() {
+			list = append(list, faultsOf(e)...)
+		}
+		return list
+	}
+	if errors.As(err, &fe) {
+		return []*sandbox.FieldError{fe}
+	}
+	return nil
+}
+
+func (d Defaults) volumes() []sandbox.VolumeMount {
+	var list []sandbox.VolumeMount
+	for _, v := range d.Volumes {
+		list = append(list, sandbox.VolumeMount(v))
+	}
+	return list
+}
+
 // Spec is what sandboxes are made of by default.
 func (d Defaults) Spec() sandbox.Spec {
 	minutes := func(n int) *time.Duration { v := time.Duration(n) * time.Minute; return &v }
@@ -316,5 +344,6 @@ func (d Defaults) Spec() sandbox.Spec {
 		WorkingDirectory: d.WorkingDirectory,
 		Resources:        d.Resources.domain(),
 		Network:          d.network(),
+		Volumes:          d.volumes(),
 	}
 }
