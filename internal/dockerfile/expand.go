@@ -59,12 +59,8 @@ func Expand(word string, vars map[string]string) (string, error) {
 	if err := check(word); err != nil {
 		return "", err
 	}
-	longest := 0
-	for _, v := range vars {
-		longest = max(longest, len(v))
-	}
-	if n := strings.Count(word, "$"); n*longest+len(word) > maxExpanded {
-		return "", errors.New("what its variables stand for is too long")
+	if err := bounded(word, vars, maxExpanded); err != nil {
+		return "", err
 	}
 	return process(word, env(vars))
 }
@@ -72,17 +68,32 @@ func Expand(word string, vars map[string]string) (string, error) {
 // ExpandText replaces variables only: quotes are text, as in a document that
 // COPY writes.
 func ExpandText(text string, vars map[string]string) (string, error) {
-	longest := 0
-	for _, v := range vars {
-		longest = max(longest, len(v))
+	if !utf8.ValidString(text) || replacing.MatchString(text) {
+		return "", errors.New("it holds invalid UTF-8, or ${NAME/PATTERN/TEXT}, in which no variable can be replaced")
 	}
-	if n := strings.Count(text, "$"); n*longest+len(text) > 16*maxExpanded || replacing.MatchString(text) {
-		return "", errors.New("what its variables stand for is too long")
+	if err := bounded(text, vars, 16*maxExpanded); err != nil {
+		return "", err
 	}
 	lex := shell.NewLex(parser.DefaultEscapeToken)
 	lex.SkipProcessQuotes = true
 	out, _, err := lex.ProcessWord(text, env(vars))
 	return out, tidy(err)
+}
+
+// trimming is ${NAME#pattern} and ${NAME%pattern}, which take as long as the
+// product of both.
+var trimming = regexp.MustCompile(`\$\{[A-Za-z0-9_]+[#%]`)
+
+// bounded refuses what would come to more than most bytes, or take long.
+func bounded(text string, vars map[string]string, most int) error {
+	longest := 0
+	for _, v := range vars {
+		longest = max(longest, len(v))
+	}
+	if strings.Count(text, "$")*longest+len(text) > most || trimming.MatchString(text) && len(text)*longest > most {
+		return errors.New("what its variables stand for is too long")
+	}
+	return nil
 }
 
 func process(word string, vars shell.EnvGetter) (string, error) {

@@ -145,7 +145,7 @@ func TestExpand(t *testing.T) {
 			t.Errorf("Expand(%s) = %q, %v, want %q", tt.word, got, err, tt.want)
 		}
 	}
-	for _, bad := range []string{`${X:?must be set}`, `${`, `"`, strings.Repeat("$LONG", 100), `${A/o/u}`, "a\x00"} {
+	for _, bad := range []string{`${X:?must be set}`, `${`, `"`, strings.Repeat("$LONG", 100), `${A/o/u}`, "a\x00", "${LONG#" + strings.Repeat("*", 1000) + "}"} {
 		if got, err := dockerfile.Expand(bad, vars); err == nil {
 			t.Errorf("Expand(%.40s) = %.40q, want an error", bad, got)
 		}
@@ -187,6 +187,22 @@ func FuzzParse(f *testing.F) {
 			for _, in := range s.Copy.Inline {
 				_, _ = dockerfile.ExpandText(in.Content, vars)
 			}
+		}
+	})
+}
+
+// However often a word names a value, what it comes to is bounded.
+func FuzzExpand(f *testing.F) {
+	f.Add("$A${A}", "value")
+	f.Add("${A:-${B:+'x'}}\"$A\"", "")
+	f.Add("${A%%v*}${A#?}", "vv*")
+	f.Fuzz(func(t *testing.T, word, value string) {
+		out, err := dockerfile.Expand(word, map[string]string{"A": value, "LONG": strings.Repeat("y", 100_000)})
+		if err == nil && len(out) > 4<<20 {
+			t.Errorf("Expand(%q) has %d bytes", word, len(out))
+		}
+		if back, err := dockerfile.Expand(dockerfile.Quote(out), nil); err == nil && back != out {
+			t.Errorf("Quote(%q) reads back as %q", out, back)
 		}
 	})
 }

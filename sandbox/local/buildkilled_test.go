@@ -45,7 +45,7 @@ func TestServerKilledInABuildWithDiskLimit(t *testing.T) {
 }
 
 func killInBuild(t *testing.T, spec sandbox.Spec, steps ...string) {
-	for _, step := range steps {
+	for i, step := range steps {
 		t.Run(strings.ReplaceAll(step, ":", "_"), func(t *testing.T) {
 			ctx := t.Context()
 			dir := stateDir(t)
@@ -55,6 +55,11 @@ func killInBuild(t *testing.T, spec sandbox.Spec, steps ...string) {
 			var w watched
 			killReal(t, dir, "build", step, spec)
 			w.note(t, dir)
+			for b := range w.processes {
+				if pid, err := strconv.Atoi(b.pid); err == nil && i%2 == 1 { // everything at once
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
 			if list, err := p.List(ctx, ""); err != nil || len(list) != 0 {
 				t.Errorf("sandboxes that a killed build shows: %v, %v", list, err)
 			}
