@@ -84,11 +84,17 @@ func ExpandText(text string, vars map[string]string) (string, error) {
 // product of both.
 var trimming = regexp.MustCompile(`\$\{[A-Za-z0-9_]+[#%]`)
 
+// trimmingByValue is one whose pattern is, or holds, another variable.
+var trimmingByValue = regexp.MustCompile(`\$\{[A-Za-z0-9_]+[#%][^}]*\$`)
+
 // bounded refuses what would come to more than most bytes, or take long.
 func bounded(text string, vars map[string]string, most int) error {
 	longest := 0
 	for _, v := range vars {
 		longest = max(longest, len(v))
+	}
+	if trimmingByValue.MatchString(text) && longest*longest > most {
+		return errors.New("a pattern after # or % holds a variable, which may be too long; write the pattern out, or set it in RUN")
 	}
 	if strings.Count(text, "$")*longest+len(text) > most || trimming.MatchString(text) && len(text)*longest > most {
 		return errors.New("what its variables stand for is too long")

@@ -145,7 +145,7 @@ func TestExpand(t *testing.T) {
 			t.Errorf("Expand(%s) = %q, %v, want %q", tt.word, got, err, tt.want)
 		}
 	}
-	for _, bad := range []string{`${X:?must be set}`, `${`, `"`, strings.Repeat("$LONG", 100), `${A/o/u}`, "a\x00", "${LONG#" + strings.Repeat("*", 1000) + "}"} {
+	for _, bad := range []string{`${X:?must be set}`, `${`, `"`, strings.Repeat("$LONG", 100), `${A/o/u}`, "a\x00", "${LONG#" + strings.Repeat("*", 1000) + "}", "${LONG##$LONG}", `${A%"${LONG}"}`} {
 		if got, err := dockerfile.Expand(bad, vars); err == nil {
 			t.Errorf("Expand(%.40s) = %.40q, want an error", bad, got)
 		}

@@ -55,6 +55,7 @@ func (l *buildLog) line(text string) {
 		if len(one) > maxLogLine {
 			one = strings.ToValidUTF8(one[:maxLogLine], "") + "…"
 		}
+		one = sandbox.CleanText([]byte(one)) // also what a Dockerfile says
 		l.tell(one)
 		l.keep(one + "\n")
 	}

@@ -22,6 +22,7 @@ const (
 	gateWait     = 5 * time.Second // for the gate, or init on its behalf, to answer
 	gateRestart  = 200 * time.Millisecond
 	gateMaxFrame = 1 << 20
+	gateSockets  = 1024
 	gateTries    = 3 // failed starts in a row before what waits is refused
 )
 
@@ -33,6 +34,7 @@ type gatekeeper struct {
 	files  []*os.File
 	epoll  *os.File // of the sockets
 	asking chan struct{}
+	making chan struct{} // sockets that init is asked for
 
 	mu      sync.Mutex
 	network wire.Network
@@ -52,7 +54,7 @@ func (m *monitor) openGate() {
 		closeFiles(files)
 		return
 	}
-	k := &gatekeeper{m: m, files: files, network: *m.launch.Network, calls: map[uint64]chan *wire.Error{}, asking: make(chan struct{}, 16)}
+	k := &gatekeeper{m: m, files: files, network: *m.launch.Network, calls: map[uint64]chan *wire.Error{}, asking: make(chan struct{}, 16), making: make(chan struct{}, gateSockets)}
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err == nil {
 		for i, f := range files {
@@ -241,12 +243,21 @@ func (k *gatekeeper) handle(conn *wire.Conn, f *wire.Frame) {
 		if json.Unmarshal(f.Body, &r) != nil {
 			return
 		}
+		select {
+		case k.making <- struct{}{}:
+		default:
+			reply(&wire.Error{Code: wire.CodeLimit, Text: "too many sockets are asked for at once"})
+			return
+		}
 		go k.m.guest.send(wire.OpNetSocket, &r, nil, nil, func(a *wire.Frame, e *wire.Error) {
-			if e != nil {
-				go reply(e)
-				return
+			var files []*os.File
+			if e == nil {
+				files = a.Files
 			}
-			go reply(nil, a.Files...) // not here: this goroutine reads from init
+			go func() { // not here: this goroutine reads from init
+				defer func() { <-k.making }()
+				reply(e, files...)
+			}()
 		})
 	}
 }

@@ -105,3 +105,30 @@ func TestTurnAwaySaysWhy(t *testing.T) {
 		t.Errorf("%+v", k.refused)
 	}
 }
+
+// A gate that asks for sockets without end, and takes no answer, makes no heap
+// of waiting work here.
+func TestSocketsAreAskedForWithinBounds(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, _ := wire.Socket(pair[0], 0)
+	gate, _ := wire.Socket(pair[1], 0)
+	defer ours.Close()
+	defer gate.Close()
+	k := &gatekeeper{making: make(chan struct{}, 1)}
+	k.making <- struct{}{}
+	answered := make(chan error, 1)
+	go func() {
+		f, err := gate.Recv()
+		if err == nil && (f.ID != 7 || f.Error == nil || f.Error.Code != wire.CodeLimit) {
+			err = errors.New("another answer")
+		}
+		answered <- err
+	}()
+	k.handle(ours, &wire.Frame{Header: wire.Header{ID: 7, Op: wire.OpGateSocket, Body: []byte(`{"at":"10.0.2.3:53","peer":""}`)}})
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
