@@ -3,8 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -48,6 +50,49 @@ type Refusal struct {
 	First    time.Time
 	// Process that asked; empty when that could not be found.
 	Process ProcessID
+}
+
+// Destination is the address, or the name, with the port where there is one.
+func (r Refusal) Destination() string {
+	if r.Port == 0 {
+		return r.Host
+	}
+	return net.JoinHostPort(r.Host, strconv.Itoa(r.Port))
+}
+
+// String says it in words, as one line.
+func (r Refusal) String() string {
+	s := "refused " + r.Destination()
+	switch r.Protocol {
+	case "dns":
+		s = "the name " + r.Host + " was refused"
+	case "udp":
+		s += " (udp)"
+	}
+	if r.Count > 1 {
+		s += fmt.Sprintf(" %d times", r.Count)
+	}
+	if r.Process == "" {
+		s += " while this ran"
+	}
+	s += ": " + r.Rule
+	if r.Allow != "" {
+		s += "; allowed by " + r.Allow
+	}
+	return s
+}
+
+// Refusals says in words what was refused to a process, shortly.
+func (i ProcessInfo) Refusals() []string {
+	var out []string
+	for n, r := range i.Refused {
+		if n == 3 {
+			out = append(out, fmt.Sprintf("network: %d more kinds of connections were refused", len(i.Refused)-n))
+			break
+		}
+		out = append(out, "network: "+r.String())
+	}
+	return out
 }
 
 // Limited tells that only what is listed is reached.

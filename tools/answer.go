@@ -118,7 +118,7 @@ func (c *call) remarks(r *sandbox.RunResult) []string {
 	if p.State != sandbox.ProcessRunning {
 		out = append(out, p.Struck...)
 	}
-	out = append(out, refusals(p)...)
+	out = append(out, p.Refusals()...)
 	if len(p.Refused) == 0 && unresolved(r) {
 		out = append(out, "the network policy refused nothing: this machine may itself have no network")
 	}

@@ -140,7 +140,7 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 	}
 	// The newest 20 are what an agent can use.
 	for _, r := range i.Refused[max(0, len(i.Refused)-20):] {
-		out.Refused = append(out.Refused, refused{Destination: destination(r), Protocol: r.Protocol, Rule: r.Rule, Allow: r.Allow,
+		out.Refused = append(out.Refused, refused{Destination: r.Destination(), Protocol: r.Protocol, Rule: r.Rule, Allow: r.Allow,
 			Count: r.Count, First: stamp(r.First), ProcessID: string(r.Process)})
 	}
 	if u := i.Usage; u != nil {

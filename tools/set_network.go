@@ -3,9 +3,6 @@ package tools
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
-	"net"
-	"strconv"
 	"strings"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -74,41 +71,4 @@ func setNetwork() tool {
 		return recordAnswer(sandboxAnswer{Sandbox: c.infoOf(*info), Notice: c.noticeText(sandbox.Notice{})})
 	})
 	return t
-}
-
-func destination(r sandbox.Refusal) string {
-	if r.Port == 0 {
-		return r.Host
-	}
-	return net.JoinHostPort(r.Host, strconv.Itoa(r.Port))
-}
-
-// refusals says which connections of a process were refused; those of nobody
-// known are told as what happened while it ran.
-func refusals(p sandbox.ProcessInfo) []string {
-	var out []string
-	for i, r := range p.Refused {
-		if i == 3 {
-			out = append(out, fmt.Sprintf("%d more kinds of connections were refused; get_sandbox lists them", len(p.Refused)-i))
-			break
-		}
-		s := "network: refused " + destination(r)
-		if r.Protocol == "dns" {
-			s = "network: the name " + r.Host + " was refused"
-		} else if r.Protocol == "udp" {
-			s += " (udp)"
-		}
-		if r.Count > 1 {
-			s += fmt.Sprintf(" %d times", r.Count)
-		}
-		if r.Process == "" {
-			s += " while this ran"
-		}
-		s += ": " + r.Rule
-		if r.Allow != "" {
-			s += "; allowed by " + r.Allow
-		}
-		out = append(out, s)
-	}
-	return out
 }

@@ -93,6 +93,7 @@ func push(ctx context.Context, p sandbox.Process, b []byte, end bool) bool {
 // ended turns how a process ended into our own end. A code that is not known
 // is never taken for success.
 func (a *App) ended(info sandbox.ProcessInfo) error {
+	a.remark(info.Refusals())
 	switch {
 	case info.ExitCode == nil:
 		reason := info.Reason

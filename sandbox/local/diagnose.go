@@ -252,7 +252,13 @@ func netfilterCheck() Check {
 	c.State, c.Detail = Degraded, fmt.Sprint(reason(err))
 	c.Remedy = "without it sandboxes have no network: `modprobe -a nf_tables nft_tproxy`"
 	if container() == "" {
-		c.Fix = func() (string, error) { return thisMachine.loadModule("nf_tables") }
+		c.Fix = func() (string, error) {
+			said, err := thisMachine.loadModule("nf_tables")
+			if err != nil {
+				return said, err
+			}
+			return thisMachine.loadModule("nft_tproxy")
+		}
 	}
 	return c
 }
