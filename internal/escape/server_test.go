@@ -62,7 +62,7 @@ func TestThroughServer(t *testing.T) {
 	for _, user := range []string{"agent", "root"} {
 		t.Run(user, func(t *testing.T) {
 			a := call("execute_command", map[string]any{"argv": []string{attackerPath, "run", user, "/home/agent/outside.json"}, "user": user})
-			judge(t, names(t, user), a.Text, map[string]bool{"read_only_folder": true, "own_setuid_file": w.IDs == "single"})
+			judge(t, names(t, user), a.Text, map[string]bool{"read_only_folder": true, "planted_programs": true, "moved_part": true, "own_setuid_file": w.IDs == "single"})
 			w.check(t)
 		})
 	}
