@@ -203,6 +203,10 @@ func (w *builder) base(ctx context.Context) (*image.Pin, error) {
 			return nil, err
 		}
 		w.o.imageName = w.b.Image
+		if list := w.o.image.OnBuild; len(list) > 0 {
+			pin.Release()
+			return nil, &sandbox.UserError{Err: sandbox.ErrUnavailable, Text: fmt.Sprintf("the image asks for steps by ONBUILD, which are not done here (%.200q); begin with the image that it is made of, and write them as steps", list)}
+		}
 	}
 	if im := w.o.image; im != nil {
 		root = append(root, im.Digest, im.Platform)

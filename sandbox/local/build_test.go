@@ -210,6 +210,10 @@ func TestBuildFails(t *testing.T) {
 	if _, log := built(t, p, "good", dockerfileOf(t, head, nil)); !strings.Contains(log, "[cached]") {
 		t.Errorf("the good step is not kept:\n%s", log)
 	}
+	asking := push(t, imageOf(t, v1.Config{OnBuild: []string{"RUN touch /asked"}}, layerOf(t, systemFiles(t)...)), "team/asking:1")
+	if _, _, err := logged(t, p, "none", dockerfileOf(t, "FROM "+asking+"\nRUN true", nil)); !errors.Is(err, sandbox.ErrBuildFailed) || !strings.Contains(err.Error(), "RUN touch /asked") {
+		t.Errorf("of an image with ONBUILD: %v", err)
+	}
 	if _, _, err := logged(t, p, "none", dockerfileOf(t, "FROM "+ref+"x\nRUN true", nil)); !errors.Is(err, sandbox.ErrBuildFailed) || !strings.Contains(err.Error(), "there is no image") {
 		t.Errorf("of an image that is not there: %v", err)
 	}

@@ -107,6 +107,8 @@ type Image struct {
 	Env     []string `json:"env,omitempty"`
 	User    string   `json:"user,omitempty"`
 	WorkDir string   `json:"work_dir,omitempty"`
+	// OnBuild are the steps that it asks those to do who build on it, shortened.
+	OnBuild []string `json:"on_build,omitempty"`
 }
 
 // Layer is one of an image's.

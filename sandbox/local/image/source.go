@@ -215,6 +215,9 @@ func (s *Store) configure(im *Image, b []byte) (*v1.ConfigFile, error) {
 		return nil, fault("the user or working directory of %s is too long", im.Name)
 	}
 	im.User, im.WorkDir = c.Config.User, c.Config.WorkingDir
+	for _, step := range c.Config.OnBuild[:min(len(c.Config.OnBuild), 16)] { // to be named, not done
+		im.OnBuild = append(im.OnBuild, step[:min(len(step), 256)])
+	}
 	if im.WorkDir != "" {
 		im.WorkDir = path.Clean("/" + im.WorkDir)
 	}
