@@ -301,7 +301,7 @@ func TestPolicyCutsWhatIsOpen(t *testing.T) {
 func TestHostsOwnPublicAddress(t *testing.T) {
 	var lists []net.Listener
 	for _, addr := range []string{"203.0.113.1:7000", "[2001:db8::1]:7000"} {
-		l, err := net.Listen("tcp", addr) //nolint:noctx // of a test
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}

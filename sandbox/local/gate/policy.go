@@ -106,6 +106,9 @@ func (p *policy) address(a netip.Addr, named bool) verdict {
 	allow := "network_allow_list " + netip.PrefixFrom(a, a.BitLen()).String()
 	switch {
 	case rule != "":
+		if !slices.ContainsFunc(p.Host, func(c netip.Prefix) bool { return c.Contains(a) && c.Bits() >= block.Bits() }) {
+			allow = "limits.network_allow_list of the operator, and then " + allow
+		}
 		return verdict{rule, allow}
 	case named || !p.lists():
 		return verdict{}
