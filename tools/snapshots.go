@@ -24,8 +24,11 @@ type snapshotRow struct {
 
 func snapshotOf(s sandbox.SnapshotInfo) snapshotRow {
 	row := snapshotRow{Name: s.Name, State: string(s.State), Digest: s.Digest, Size: s.Size, From: "session " + string(s.From), Image: s.Image, Created: s.Created.UTC().Format(time.RFC3339), Labels: s.Labels}
-	if s.Built {
+	switch {
+	case s.Built:
 		row.From = "a build"
+	case s.From == "":
+		row.From = "an import"
 	}
 	for _, u := range s.UsedBy {
 		row.UsedBy = append(row.UsedBy, string(u))

@@ -58,7 +58,7 @@ type commands struct {
 	Remove   removeCommand   `cmd:"" name:"rm" group:"people" help:"Delete a sandbox and its files."`
 	Images   imagesCommand   `cmd:"" group:"people" help:"List, fetch and remove images."`
 	Snapshot snapshotCommand `cmd:"" group:"people" help:"Make, list and delete snapshots of sandboxes."`
-	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running."`
+	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running, and forget finished steps of builds."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
 	Healthcheck  healthcheckCommand  `cmd:"" group:"setup" help:"Say whether this berth works, for a container's HEALTHCHECK."`
@@ -161,7 +161,9 @@ func settings(f *kong.Flag, key string) []config.Flag {
 func (a *App) usage(err error) int {
 	command := ""
 	if pe, ok := errors.AsType[*kong.ParseError](err); ok && pe.Context != nil && pe.Context.Selected() != nil {
-		command = " " + pe.Context.Selected().Name
+		for n := pe.Context.Selected(); n.Parent != nil; n = n.Parent {
+			command = " " + n.Name + command
+		}
 	}
 	text := plainUsage(err.Error())
 	if word, ok := strings.CutPrefix(text, "unexpected argument "); ok && command == "" {

@@ -143,6 +143,7 @@ func (m *machine) home(id string) string {
 func TestWrongWords(t *testing.T) {
 	m := newMachine(t)
 	m.run(2, "", "berth: there is no command status\nTry: berth help\n", "status")
+	m.run(2, "", "berth snapshot export: expected \"<file>\"\nTry: berth snapshot export --help\n", "snapshot", "export", "base")
 	m.run(2, "", "berth serve: --http needs a value\nTry: berth serve --help\n", "serve", "--http")
 	m.run(2, "", "berth: 1 problem in the settings:\n  --http: \"foo\" is no address; allowed: host:port, such as 127.0.0.1:8080\n", "serve", "--http", "foo")
 	if a := m.run(2, "", "*", "run", "--dir", "foo", "--", "true"); strings.Contains(a.stderr, "limits.host_dirs") {

@@ -62,8 +62,11 @@ func (c *snapshotListCommand) Run(a *App) error {
 			continue
 		}
 		from := string(s.From)
-		if s.Built {
+		switch {
+		case s.Built:
 			from = "a build"
+		case from == "":
+			from = "an import"
 		}
 		t.row(s.Name, shortDigest(s.Digest), size(s.Size), from, ago(s.Created), strings.Join(used, " "))
 	}

@@ -244,7 +244,7 @@ func TestPullFromEverywhere(t *testing.T) {
 	s := store(t, image.Options{})
 	for text, want := range map[string]string{
 		"oci:" + filepath.Join(dir, "oci"):         "several images",
-		"oci:" + filepath.Join(dir, "oci") + ":v3": "several images",
+		"oci:" + filepath.Join(dir, "oci") + ":v3": "has no image v3; tags: ",
 		"oci:" + dir:                      "index.json is missing",
 		"docker-archive:" + dir + "/none": "cannot be opened",
 		r.host + "/team/app:2":            "there is no image",

@@ -183,6 +183,8 @@ func (l *layout) root(ctx context.Context) ([]byte, types.MediaType, error) {
 		return b, types.OCIImageIndex, nil // one image, for several platforms
 	case len(tags) == 0:
 		return nil, "", fault("%s has no image %s", l.n.path, l.n.tag)
+	case len(found) == 0:
+		return nil, "", fault("%s has no image %s; tags: %s", l.n.path, l.n.tag, strings.Join(tags[:min(len(tags), 20)], ", "))
 	}
 	return nil, "", fault("%s holds several images; name one of them as oci:PATH:TAG; tags: %s", l.n.path, strings.Join(tags[:min(len(tags), 20)], ", "))
 }
