@@ -109,8 +109,13 @@ func (fakeConn) Processes(context.Context) ([]sandbox.ProcessInfo, error) { retu
 func (fakeConn) Usage(context.Context) (wire.Usage, error) {
 	return wire.Usage{CPUNS: -1, Memory: -1, Processes: -1}, nil
 }
-func (fakeConn) Network(context.Context, *wire.Network) (wire.NetworkState, error) {
-	return wire.NetworkState{}, nil
+
+// Network keeps in network.json what it is told, unless there is a directory.
+func (c fakeConn) Network(_ context.Context, set *wire.Network) (wire.NetworkState, error) {
+	if set == nil {
+		return wire.NetworkState{}, nil
+	}
+	return wire.NetworkState{}, writeJSON(filepath.Join(c.dir, "network.json"), set, false)
 }
 func (fakeConn) Configure(context.Context, wire.Intervals) error { return nil }
 func (c fakeConn) Stop(ctx context.Context, reason string) error {

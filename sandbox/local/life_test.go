@@ -394,6 +394,30 @@ func TestUpdateIsKept(t *testing.T) {
 	}
 }
 
+// A policy that the gate was never told, since somebody was killed or failed
+// then, is not taken to hold because the record has it.
+func TestNetworkIsToldAgain(t *testing.T) {
+	ctx := t.Context()
+	dir := stateDir(t)
+	in, err := fake(t, dir).Create(ctx, testKey, sandbox.Spec{})
+	must(t, err)
+	found, err := filepath.Glob(filepath.Join(dir, "sandboxes", "*", "monitor.json"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("monitors: %v %v", found, err)
+	}
+	told := filepath.Join(filepath.Dir(found[0]), "network.json")
+	must(t, os.MkdirAll(filepath.Join(told, "full"), 0o700)) // it cannot be told
+	block := sandbox.NetworkPolicy{BlockAll: true}
+	if err := in.(sandbox.Networker).SetNetwork(ctx, block); err == nil {
+		t.Fatal("SetNetwork succeeds though the gate is not told")
+	}
+	must(t, os.RemoveAll(told))
+	must(t, in.(sandbox.Networker).SetNetwork(ctx, block))
+	if b, err := os.ReadFile(told); err != nil || !strings.Contains(string(b), `"block_all": true`) {
+		t.Errorf("the gate was told %q %v, want block_all", b, err)
+	}
+}
+
 func TestManyCyclesLeaveNothing(t *testing.T) {
 	n := 50
 	if os.Getenv("BERTH_TEST_LONG") != "" {
