@@ -40,12 +40,13 @@ type flow struct {
 	dialed netip.Addr
 	own    bool // dialed is the machine's own
 
-	in, out *sock
-	first   []byte       // read from in, to be sent first
-	http    bool         // each request is checked
-	last    atomic.Int64 // of any byte; nanoseconds
-	half    atomic.Bool
-	cut     atomic.Bool
+	in, out  *sock
+	first    []byte       // read from in, to be sent first
+	http     bool         // each request is checked
+	switched chan bool    // whether the first answer leaves HTTP; closed when that is known, or never will be
+	last     atomic.Int64 // of any byte; nanoseconds
+	half     atomic.Bool
+	cut      atomic.Bool
 }
 
 func (f *flow) host() string {
@@ -276,7 +277,8 @@ func (f *flow) relay() {
 	f.in.keepAlive()
 	f.out.keepAlive()
 	done := make(chan error, 1)
-	go func() { done <- f.pump(f.in, f.out) }()
+	f.switched = make(chan bool, 1)
+	go func() { done <- f.receive() }()
 	err := f.send()
 	if err2 := <-done; err != nil || err2 != nil {
 		f.in.reset()
@@ -285,6 +287,62 @@ func (f *flow) relay() {
 	}
 	_ = f.in.Close()
 	_ = f.out.Close()
+}
+
+// receive carries what the server answers.
+func (f *flow) receive() error {
+	if f.http {
+		more, err := f.firstAnswer()
+		if err != nil || !more {
+			return err
+		}
+	}
+	return f.pump(f.in, f.out)
+}
+
+// firstAnswer carries the beginning of the first answer and looks whether it
+// says that the connection is a web socket from there on.
+func (f *flow) firstAnswer() (more bool, err error) {
+	defer close(f.switched)
+	const line = "HTTP/1.1 101"
+	var head []byte
+	for len(head) < len(line) {
+		_ = f.out.SetReadDeadline(time.Now().Add(f.patience()))
+		b, n, err := f.out.borrow()
+		if isTimeout(err) && time.Since(time.Unix(0, f.last.Load())) < f.patience() {
+			continue
+		}
+		if err != nil {
+			return false, f.failed(err)
+		}
+		head = append(head, b[:min(n, len(line)-len(head))]...)
+		if n > 0 {
+			f.touch()
+			_ = f.in.SetWriteDeadline(time.Now().Add(f.gate.times.stall))
+			_, err = f.in.Write(b[:n])
+		}
+		giveBack(b)
+		if err != nil {
+			return false, f.failed(err)
+		}
+		if n == 0 {
+			return false, f.ended(f.in)
+		}
+	}
+	f.switched <- string(head[:7]) == line[:7] && string(head[8:]) == line[8:]
+	return true, nil
+}
+
+// ended passes the end of one direction on to dst.
+func (f *flow) ended(dst *sock) error {
+	if f.cut.Load() {
+		return f.failed(errCut)
+	}
+	f.half.Store(true)
+	dst.closeWrite()
+	// The other way may have little time left now.
+	_ = dst.SetReadDeadline(time.Now().Add(f.gate.times.half))
+	return nil
 }
 
 // send carries what the client sends.
@@ -333,14 +391,7 @@ func (f *flow) pump(dst, src *sock) error {
 			return f.failed(err)
 		}
 		if n == 0 {
-			if f.cut.Load() {
-				return f.failed(errCut)
-			}
-			f.half.Store(true)
-			dst.closeWrite()
-			// The other way may have little time left now.
-			_ = dst.SetReadDeadline(time.Now().Add(t.half))
-			return nil
+			return f.ended(dst)
 		}
 		f.touch()
 	}
@@ -399,14 +450,17 @@ func (f *flow) pumpHTTP(dst, src *sock, first []byte) error {
 			f.refuse(v)
 			return f.failed(err)
 		}
+		if r.wait {
+			r.wait, r.open = false, <-f.switched
+			if b, r.held = r.held, nil; len(b) > 0 {
+				continue
+			}
+		}
 		_ = src.SetReadDeadline(time.Now().Add(f.patience()))
 		var n int
 		if from, n, err = src.borrow(); err == nil && n == 0 {
 			giveBack(from)
-			f.half.Store(true)
-			dst.closeWrite()
-			_ = dst.SetReadDeadline(time.Now().Add(f.gate.times.half))
-			return nil
+			return f.ended(dst)
 		}
 		if isTimeout(err) && time.Since(time.Unix(0, f.last.Load())) < f.patience() {
 			b = nil

@@ -18,6 +18,10 @@ type requests struct {
 	body  int64  // bytes of the body, or of the chunk, that are still to come
 	chunk chunk
 	open  bool // not HTTP any more, since the connection was upgraded
+
+	count int
+	wait  bool   // the first request asks for a web socket: nothing passes until the server has answered
+	held  []byte // what came meanwhile
 }
 
 type chunk int
@@ -36,6 +40,9 @@ func (r *requests) feed(b []byte) (pass []byte, err error) {
 		switch {
 		case r.open:
 			return append(pass, b...), nil
+		case r.wait:
+			r.held = append(r.held, b...)
+			return pass, nil
 		case r.body > 0:
 			n := min(int64(len(b)), r.body)
 			pass, b, r.body = append(pass, b[:n]...), b[n:], r.body-n
@@ -135,14 +142,15 @@ func (r *requests) begin(head []byte) error {
 			}
 			chunked = true
 		case bytes.EqualFold(key, []byte("upgrade")):
-			// What follows a web socket's head is not HTTP. A server that does not
-			// take the offer is asked for no more here: clients open another connection.
-			r.open = bytes.EqualFold(value, []byte("websocket"))
+			// What follows a web socket's head is not HTTP, if the server takes the
+			// offer; else it is the next request. Only the first answer can be told apart.
+			r.wait = r.count == 0 && bytes.EqualFold(value, []byte("websocket"))
 		}
 	}
 	if lengths > 1 || lengths > 0 && chunked {
 		return errForm // two servers would see two ends
 	}
+	r.count++
 	r.body = length
 	if chunked {
 		r.chunk = chunkSize
