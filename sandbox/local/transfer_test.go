@@ -193,7 +193,7 @@ func TestImportForeign(t *testing.T) {
 		must(t, in.Destroy(t.Context()))
 	}
 	q := withImages(t) // without the layers, which are taken as they are where they are
-	for from, want := range map[string]string{broken: "damaged", lay: "several images", lay + ":three": "several images", dir + "/none": "cannot be opened", "/etc/passwd": "is no docker save file"} {
+	for from, want := range map[string]string{broken: "damaged", lay: "several images", lay + ":three": "has no image three", dir + "/none": "cannot be opened", "/etc/passwd": "is no docker save file"} {
 		_, err := q.ImportSnapshot(t.Context(), testKey.Owner, "bad", from)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("import of %s: %v, want %q", from, err, want)
