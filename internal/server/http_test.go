@@ -407,14 +407,14 @@ func TestManyLargeBodies(t *testing.T) {
 	large := strings.Replace(call(1, "hello"), "{}", `{"a":"`+strings.Repeat("x", 1<<20)+`"}`, 1)
 
 	// Two that are sent all but their end.
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var ends []*io.PipeWriter
-	gone := make(chan struct{}, 2)
-	for range 2 {
+	type holder struct {
+		end  *io.PipeWriter
+		gone chan struct{}
+	}
+	hold := func() holder {
 		in, out := io.Pipe()
-		ends = append(ends, out)
-		q, err := http.NewRequestWithContext(ctx, "POST", r.url+"/mcp", in)
+		h := holder{out, make(chan struct{})}
+		q, err := http.NewRequestWithContext(t.Context(), "POST", r.url+"/mcp", in)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -424,16 +424,18 @@ func TestManyLargeBodies(t *testing.T) {
 			q.Header.Set(k, v)
 		}
 		go func() {
+			defer close(h.gone)
 			if a, err := r.hc.Do(q); err == nil {
 				_ = a.Body.Close()
 			}
-			gone <- struct{}{}
 		}()
-		if _, err := io.WriteString(out, large[:len(large)-1]); err != nil {
-			t.Fatal(err)
-		}
+		_, _ = io.WriteString(out, large[:len(large)-1]) // fails when it is refused: see below
+		return h
 	}
-	// The last of what was written may not have been read by the server yet.
+	holders := []holder{hold(), hold()}
+	// The last of what was written may not have been read by the server yet; then
+	// the third finds room, perhaps so that one of the two finds none. One that
+	// stands still for long is refused, too.
 	for {
 		code, body := r.status("POST", "/mcp", large, ann)
 		if code == 503 && strings.Contains(body, "too many large messages") {
@@ -442,6 +444,13 @@ func TestManyLargeBodies(t *testing.T) {
 		if code != 200 {
 			t.Fatalf("a third large body = %d %s", code, body)
 		}
+		for i, h := range holders {
+			select {
+			case <-h.gone:
+				holders[i] = hold()
+			default:
+			}
+		}
 	}
 	if code, body := r.status("POST", "/mcp", call(2, "hello"), ann); code != 200 {
 		t.Errorf("a small body of the same owner = %d %s", code, body)
@@ -449,11 +458,10 @@ func TestManyLargeBodies(t *testing.T) {
 	if code, body := r.status("POST", "/mcp", large, bob); code != 200 {
 		t.Errorf("a large body of another owner = %d %s", code, body)
 	}
-	for _, out := range ends {
-		_ = out.CloseWithError(context.Canceled)
+	for _, h := range holders {
+		_ = h.end.CloseWithError(context.Canceled)
+		<-h.gone
 	}
-	<-gone
-	<-gone
 	for {
 		code, body := r.status("POST", "/mcp", large, ann)
 		if code == 200 {

@@ -25,7 +25,7 @@ type times struct {
 
 var defaultTimes = times{
 	sniff: 10 * time.Second, dial: 20 * time.Second, idle: 2 * time.Hour, half: 5 * time.Minute,
-	stall: 15 * time.Minute, dgram: time.Minute, ask: 300 * time.Millisecond,
+	stall: 15 * time.Minute, dgram: time.Minute, ask: 3 * time.Second,
 }
 
 // flow is one connection, or one pair of UDP addresses.

@@ -81,7 +81,7 @@ func Main() {
 		return
 	}
 	g := &guest{
-		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1),
+		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1), owners: allowance{used: threadTime},
 	}
 	if err := g.setup(); err != nil {
 		return

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -50,7 +51,9 @@ func (g *guest) netSocket(r *wire.GateSocket) ([]*os.File, error) {
 }
 
 // Who floods the network with connections must not keep init busy with looking
-// for whose they are: it has this much time for that, and gets it back slowly.
+// for whose they are: it has this much processor time for that, and gets it back
+// slowly. Time that others have the processor is not counted, or on a busy
+// machine nobody would be found.
 const (
 	ownerTime  = 200 * time.Millisecond
 	ownerShare = 20 // of the time that passes, one part in so many
@@ -58,9 +61,20 @@ const (
 
 // allowance is time that may be spent, and comes back while none is.
 type allowance struct {
+	used func() time.Duration // a clock of what is spent
+
 	mu   sync.Mutex
 	debt time.Duration
 	last time.Time
+}
+
+// threadTime is the processor time of the calling thread.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 // spend runs f unless too much was spent, one at a time; who comes while another
@@ -73,8 +87,11 @@ func (a *allowance) spend(f func()) {
 	if a.debt >= ownerTime {
 		return
 	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := a.used()
 	f()
-	a.debt += time.Since(now)
+	a.debt += a.used() - before
 }
 
 // netOwner finds the process of the monitor's whose program has the socket

@@ -11,7 +11,8 @@ import (
 // A flood of questions gets its time and no more; others later have theirs again.
 func TestAllowance(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var a allowance
+		began := time.Now()
+		a := allowance{used: func() time.Duration { return time.Since(began) }}
 		asked := 0
 		flood := func() {
 			for range 100 {

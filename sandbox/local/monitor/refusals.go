@@ -29,7 +29,7 @@ func (k *gatekeeper) owner(r *wire.GateRefused) string {
 	if proto == "dns" {
 		proto = "udp"
 	}
-	f, e := k.m.guest.call(wire.OpNetOwner, &wire.NetOwner{Proto: proto, Source: r.Source}, time.Second)
+	f, e := k.m.guest.call(wire.OpNetOwner, &wire.NetOwner{Proto: proto, Source: r.Source}, 3*time.Second)
 	if e != nil {
 		return ""
 	}
