@@ -127,8 +127,11 @@ type Report struct {
 	Fault   *Fault `json:"fault,omitempty"`
 }
 
-// Fault is why there is no mount.
+// Fault is why there is no mount. It is an error.
 type Fault struct {
 	Kind    FaultKind `json:"kind"`
 	Message string    `json:"message"`
 }
+
+// Error is the message.
+func (f *Fault) Error() string { return f.Message }

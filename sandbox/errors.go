@@ -23,6 +23,8 @@ var (
 	ErrNotDir       = errors.New("is not a directory")
 	ErrNotRegular   = errors.New("is not a regular file")
 	ErrClosed       = errors.New("closed")
+	// ErrMountpoint: a bucket cannot be shown at that place, or not taken away.
+	ErrMountpoint = errors.New("cannot be a mount point")
 	// ErrBuildFailed is every *BuildError.
 	ErrBuildFailed = errors.New("build failed")
 	// ErrStarting: the sandbox is on its way; the same call again waits on.

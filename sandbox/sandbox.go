@@ -142,6 +142,8 @@ type Spec struct {
 	WorkingDirectory string
 	// Volumes are attached when the sandbox is made, and stay attached.
 	Volumes []VolumeMount
+	// Mounts are buckets shown as directories, in order; nil: not given.
+	Mounts []Mount
 	// Public makes exposed ports answer without a token, unless exposing one
 	// says otherwise.
 	Public *bool
@@ -191,6 +193,8 @@ type Info struct {
 	HostDirs []HostDir
 	// Ports that are exposed, by number.
 	Ports []Port
+	// Mounts that the sandbox is to have, see Mounter.
+	Mounts []MountInfo
 	// BaseChanged tells that the host's system directories changed since the
 	// sandbox was made; empty when not.
 	BaseChanged string
