@@ -1,0 +1,3 @@
+// Package api is a thin client of the Daytona API: its control plane and, in
+// each sandbox, its toolbox.
+package api
