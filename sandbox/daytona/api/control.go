@@ -138,7 +138,7 @@ func (c *Client) SetPublic(ctx context.Context, id string, public bool) error {
 	return c.change(ctx, id, "/public/"+strconv.FormatBool(public))
 }
 
-// SetAutoStop, SetAutoArchive and SetAutoDelete set an interval, in minutes.
+// SetAutoStop sets the idle time before it stops, in minutes; 0 is never.
 func (c *Client) SetAutoStop(ctx context.Context, id string, minutes int) error {
 	return c.change(ctx, id, "/autostop/"+strconv.Itoa(minutes))
 }
@@ -283,7 +283,7 @@ func (c *Client) buildLog(ctx context.Context, of string, follow bool) (io.ReadC
 	case err != nil && !errors.Is(err, ErrNotFound): // else an older server
 		return nil, err
 	}
-	resp, cancel, err := c.send(ctx, r)
+	resp, cancel, err := c.send(ctx, r) //nolint:bodyclose // the caller closes it
 	if err != nil {
 		return nil, err
 	}

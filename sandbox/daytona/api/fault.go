@@ -54,19 +54,22 @@ func (c *Client) fault(r request, resp *http.Response) error {
 	default:
 		e.Message = c.clean(string(b))
 	}
-	e.kind = kindOf(r, e, own)
+	e.kind = kindOf(r, e, own, page(resp, b))
 	return e
 }
 
 // kindOf is the kind of an answer. own tells that the platform itself spoke, and
-// not a proxy before it.
-func kindOf(r request, e *Error, own bool) error {
+// not a proxy before it; foreign that it was a web page.
+func kindOf(r request, e *Error, own, foreign bool) error {
 	switch s := e.Status; {
 	case s == http.StatusUnauthorized || s == http.StatusForbidden:
 		return ErrUnauthorized
 	case s == http.StatusNotFound:
 		if r.base != "" && own && saysNotRunning(e.Message) {
 			return ErrNotRunning
+		}
+		if foreign {
+			return r.doubt() // whoever answers there does not know
 		}
 		return ErrNotFound
 	case s == http.StatusConflict:
