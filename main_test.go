@@ -41,7 +41,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		UpdateScripts:       golden.Updating(),
 		// A command that hangs is shown, instead of the whole test run.
-		Deadline: time.Now().Add(3 * time.Minute),
+		Deadline: time.Now().Add(12 * time.Minute),
 		Setup: func(e *testscript.Env) error {
 			state := filepath.Join(e.WorkDir, "state")
 			e.Defer(func() { removeAll(t, e) })
