@@ -2,19 +2,14 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	mcpserver "github.com/mark3labs/mcp-go/server"
 
+	"berth/internal/access"
 	"berth/internal/session"
 	"berth/sandbox"
 )
@@ -39,7 +34,7 @@ func (s *Server) divided(next http.Handler) http.Handler {
 		return next
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, _ := s.addressed(r)
+		host, _ := s.o.access.Addressed(r)
 		if !s.o.Previews.Match(host) {
 			next.ServeHTTP(w, r)
 			return
@@ -49,89 +44,19 @@ func (s *Server) divided(next http.Handler) http.Handler {
 	})
 }
 
-// guarded refuses what a hostile web page could send through a browser:
-// requests to a host name that is not ours (a rebound name), and requests of
-// a foreign origin, whatever their method.
+// guarded refuses what a hostile web page could send through a browser.
 func (s *Server) guarded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// An earlier request on this connection may have left a deadline.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		host, scheme := s.addressed(r)
-		if !s.hostAllowed(host) {
-			s.refuse(w, "host", http.StatusForbidden, "requests to this host name are not accepted; add it to allowed_hosts")
-			return
+		ok, refused := s.o.access.Guard(w, r, access.CORS{Methods: "GET, POST, DELETE", Expose: mcpserver.HeaderKeySessionID + ", WWW-Authenticate"})
+		switch {
+		case refused != nil:
+			s.refuse(w, refused.Reason, http.StatusForbidden, refused.Text)
+		case ok:
+			next.ServeHTTP(w, r)
 		}
-		origins := r.Header.Values("Origin")
-		if len(origins) > 0 {
-			origin, ok := normalOrigin(origins[0])
-			if len(origins) > 1 || !ok || origin != strings.ToLower(scheme+"://"+host) && !s.o.origins[origin] {
-				s.refuse(w, "origin", http.StatusForbidden, "requests from this web origin are not accepted; add it to allowed_origins")
-				return
-			}
-			h.Set("Access-Control-Allow-Origin", origins[0])
-			h.Set("Access-Control-Expose-Headers", mcpserver.HeaderKeySessionID+", WWW-Authenticate")
-			h.Add("Vary", "Origin")
-			if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
-				h.Set("Access-Control-Allow-Methods", "GET, POST, DELETE")
-				h.Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
-				h.Set("Access-Control-Max-Age", "600")
-				w.WriteHeader(http.StatusNoContent)
-				return
-			}
-		}
-		next.ServeHTTP(w, r)
 	})
-}
-
-// addressed returns the host (with its port) and scheme that the client used,
-// as told by a trusted proxy if one is in between.
-func (s *Server) addressed(r *http.Request) (host, scheme string) {
-	host, scheme = r.Host, "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	if s.proxied(r) {
-		if h := r.Header.Get("X-Forwarded-Host"); h != "" {
-			host = lastOf(h)
-		}
-		if p := r.Header.Get("X-Forwarded-Proto"); p != "" {
-			scheme = lastOf(p)
-		}
-	}
-	return host, scheme
-}
-
-// lastOf returns what the nearest proxy added to a list.
-func lastOf(list string) string {
-	if i := strings.LastIndexByte(list, ','); i >= 0 {
-		list = list[i+1:]
-	}
-	return strings.TrimSpace(list)
-}
-
-// proxied reports whether the request comes from a trusted proxy.
-func (s *Server) proxied(r *http.Request) bool {
-	if len(s.o.proxies) == 0 {
-		return false
-	}
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && slices.ContainsFunc(s.o.proxies, func(p netip.Prefix) bool { return p.Contains(ap.Addr().Unmap()) })
-}
-
-// hostAllowed accepts localhost, every IP address, and the configured names.
-// Addresses are safe: what is rebound is always a name.
-func (s *Server) hostAllowed(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	name = strings.ToLower(strings.TrimSuffix(strings.Trim(name, "[]"), "."))
-	if _, err := netip.ParseAddr(name); err == nil || name == "localhost" {
-		return true
-	}
-	return s.o.hosts[name] || s.o.hosts["*"] && name != ""
 }
 
 // refuse answers in plain words and counts.
@@ -143,7 +68,7 @@ func (s *Server) refuse(w http.ResponseWriter, reason string, status int, text s
 // authenticated finds the request's owner by its bearer token.
 func (s *Server) authenticated(next func(http.ResponseWriter, *http.Request, sandbox.Owner)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		owner, sent, ok := s.owner(r)
+		owner, sent, ok := s.o.access.Owner(r)
 		if !ok {
 			challenge := `Bearer realm="berth"`
 			text := "a bearer token is needed: Authorization: Bearer TOKEN"
@@ -157,28 +82,6 @@ func (s *Server) authenticated(next func(http.ResponseWriter, *http.Request, san
 		}
 		next(w, r, owner)
 	})
-}
-
-// owner compares with every token, so that the time tells nothing.
-func (s *Server) owner(r *http.Request) (owner sandbox.Owner, sent, ok bool) {
-	if len(s.o.tokens) == 0 {
-		return sandbox.LocalOwner, false, true
-	}
-	headers := r.Header.Values("Authorization")
-	if len(headers) != 1 {
-		return "", len(headers) > 0, false
-	}
-	scheme, value, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return "", true, false
-	}
-	hash := sha256.Sum256([]byte(strings.TrimSpace(value)))
-	for _, t := range s.o.tokens {
-		if subtle.ConstantTimeCompare(hash[:], t.hash[:]) == 1 {
-			owner, ok = t.owner, true
-		}
-	}
-	return owner, true, ok
 }
 
 // caller says who makes the request r.

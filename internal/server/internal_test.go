@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -120,17 +119,6 @@ func TestRequestIDsAreToldApart(t *testing.T) {
 	}
 	if idKey([]byte(`"\u0061"`)) != idKey([]byte(`"a"`)) {
 		t.Error("an escaped id is another id")
-	}
-}
-
-func TestOwnerNames(t *testing.T) {
-	for name, want := range map[string]bool{
-		"a": true, "ann@example.com": true, "A-1._x": true, strings.Repeat("a", 63): true,
-		"": false, ".a": false, "a b": false, "a/b": false, "ä": false, "a\x00": false, strings.Repeat("a", 64): false,
-	} {
-		if got := ownerName(name); got != want {
-			t.Errorf("ownerName(%q) = %v, want %v", name, got, want)
-		}
 	}
 }
 

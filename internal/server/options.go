@@ -3,19 +3,13 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"slices"
-	"strings"
 	"time"
 
-	"berth/internal/secret"
+	"berth/internal/access"
 	"berth/internal/session"
 	"berth/sandbox"
 )
@@ -24,16 +18,8 @@ import (
 // clients have the same limit.
 const MessageLimit = 10 << 20
 
-// Token is a bearer token and the owner it stands for. Exactly one of Token
-// and SHA256 is set.
-type Token struct {
-	// Name is the owner of what the token's bearer makes.
-	Name string
-	// Token is the token itself.
-	Token secret.Text
-	// SHA256 is the token's SHA-256 in hexadecimal, for configs without secrets.
-	SHA256 string
-}
+// Token is a bearer token and the owner it stands for.
+type Token = access.Token
 
 // Options of a Server. The zero value works: one owner, loopback only.
 type Options struct {
@@ -95,33 +81,16 @@ type Previews interface {
 	Match(host string) bool
 }
 
-// ownerName reports whether s can name an owner. No regular expression: it
-// would be compiled at every start.
-func ownerName(s string) bool {
-	const alnum = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-	return s != "" && len(s) <= 63 && strings.Contains(alnum, s[:1]) &&
-		!strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(alnum+"._@-", r) })
-}
-
-// token is a Token made ready to be compared.
-type token struct {
-	hash  [sha256.Size]byte
-	owner sandbox.Owner
-}
-
 // prepared is Options after the checks.
 type prepared struct {
 	Options
-	tokens  []token
-	hosts   map[string]bool
-	origins map[string]bool
-	proxies []netip.Prefix
+	access *access.Rules
 }
 
 // prepare fills defaults in and reports all problems at once, each with its
 // key in the configuration.
 func (o Options) prepare() (*prepared, error) {
-	p := &prepared{Options: o, hosts: map[string]bool{}, origins: map[string]bool{}}
+	p := &prepared{Options: o}
 	var errs []error
 	if p.Logger == nil {
 		p.Logger = slog.New(slog.DiscardHandler)
@@ -133,38 +102,8 @@ func (o Options) prepare() (*prepared, error) {
 	case len(p.Key) < 32:
 		errs = append(errs, &sandbox.FieldError{Field: "key", Problem: fmt.Sprintf("has %d bytes", len(p.Key)), Allowed: "32 bytes or more"})
 	}
-	for i, t := range o.Tokens {
-		key := fmt.Sprintf("auth.tokens[%d]", i)
-		tok, err := t.prepare(key)
-		if err == nil && slices.ContainsFunc(p.tokens, func(o token) bool { return o.hash == tok.hash && o.owner != tok.owner }) {
-			err = &sandbox.FieldError{Field: key, Problem: "is another owner's token, too", Hint: "give each owner a token of their own"}
-		}
-		errs = append(errs, err)
-		p.tokens = append(p.tokens, tok)
-	}
-	for _, h := range o.AllowedHosts {
-		p.hosts[strings.ToLower(strings.TrimSuffix(h, "."))] = true
-	}
-	for i, s := range o.AllowedOrigins {
-		origin, ok := normalOrigin(s)
-		if !ok {
-			errs = append(errs, &sandbox.FieldError{Field: fmt.Sprintf("allowed_origins[%d]", i), Problem: fmt.Sprintf("%q is not a web origin", s), Allowed: `scheme and host, such as "https://app.example.com"`})
-			continue
-		}
-		p.origins[origin] = true
-	}
-	for i, s := range o.TrustedProxies {
-		prefix, err := netip.ParsePrefix(s)
-		if err != nil {
-			addr, aerr := netip.ParseAddr(s)
-			if aerr != nil {
-				errs = append(errs, &sandbox.FieldError{Field: fmt.Sprintf("trusted_proxies[%d]", i), Problem: fmt.Sprintf("%q is neither an address nor a range", s), Allowed: `"10.0.0.5" or "10.0.0.0/8"`})
-				continue
-			}
-			prefix = netip.PrefixFrom(addr, addr.BitLen())
-		}
-		p.proxies = append(p.proxies, prefix)
-	}
+	rules, err := access.New(access.Options{Tokens: o.Tokens, Insecure: o.Insecure, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins, TrustedProxies: o.TrustedProxies})
+	p.access, errs = rules, append(errs, err)
 	setDefault(&p.MaxBody, 16<<20)
 	setDefault(&p.MaxHeld, max(128<<20, 8*p.MaxBody))
 	setDefault(&p.MaxConcurrent, 1000)
@@ -179,34 +118,4 @@ func setDefault[T int | int64 | time.Duration](v *T, d T) {
 	if *v <= 0 {
 		*v = d
 	}
-}
-
-func (t Token) prepare(key string) (token, error) {
-	out := token{owner: sandbox.Owner(t.Name)}
-	if !ownerName(t.Name) {
-		return out, &sandbox.FieldError{Field: key + ".name", Problem: fmt.Sprintf("%.80q is not a name for an owner", t.Name),
-			Allowed: "1 to 63 characters: a letter or digit, then letters, digits, '.', '_', '@' or '-'", Hint: "what the token's bearer makes belongs to this name"}
-	}
-	switch {
-	case t.Token.IsZero() == (t.SHA256 == ""):
-		return out, &sandbox.FieldError{Field: key, Problem: "needs exactly one of token and sha256"}
-	case t.SHA256 != "":
-		b, err := hex.DecodeString(t.SHA256)
-		if err != nil || len(b) != sha256.Size {
-			return out, &sandbox.FieldError{Field: key + ".sha256", Problem: "is not a SHA-256", Allowed: "64 hexadecimal digits", Hint: "make it with: printf %s TOKEN | sha256sum"}
-		}
-		copy(out.hash[:], b)
-	default:
-		out.hash = sha256.Sum256([]byte(t.Token.Reveal()))
-	}
-	return out, nil
-}
-
-// normalOrigin returns an origin as browsers write it.
-func normalOrigin(s string) (string, bool) {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme == "" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return "", false
-	}
-	return strings.ToLower(u.Scheme + "://" + u.Host), true
 }

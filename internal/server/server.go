@@ -25,7 +25,6 @@ import (
 	mcpserver "github.com/mark3labs/mcp-go/server"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"berth/sandbox"
 )
 
 // shutdownTime is how long ServeHTTP waits for handlers that were told to hand
@@ -91,14 +90,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 // CheckListen reports whether a listener at addr may be served: loopback and
 // unix sockets always, others only with tokens or when declared insecure.
 func (s *Server) CheckListen(addr net.Addr) error {
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok || tcp.IP.IsLoopback() || len(s.o.tokens) > 0 || s.o.Insecure {
-		return nil
-	}
-	return &sandbox.FieldError{
-		Field: "http", Problem: fmt.Sprintf("%s can be reached from other machines, and no token is set", addr),
-		Allowed: "a loopback address, such as 127.0.0.1:8080", Hint: "set auth.tokens or BERTH_TOKEN, or say --insecure when the network itself keeps strangers out",
-	}
+	return s.o.access.CheckListen("http", addr)
 }
 
 // ServeHTTP serves l until ctx ends, then shuts the server down in order. It
