@@ -154,7 +154,7 @@ func (c *clientConfigCommand) arguments(a *App) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.HTTP != "" && !s.Serve.Stdio {
+	if cfg.Listens() && !s.Serve.Stdio {
 		args = append(args, "--stdio") // the settings name an address
 	}
 	return args, nil

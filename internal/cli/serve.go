@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -27,6 +26,7 @@ import (
 
 type serveCommand struct {
 	HTTP     string   `name:"http" help:"Listen here and serve /mcp, /sse, /healthz and /metrics, instead of stdio." placeholder:"HOST:PORT" key:"http"`
+	Daytona  string   `name:"daytona-api" help:"Listen here and serve the Daytona API, instead of stdio or beside what else is served." placeholder:"HOST:PORT" key:"daytona_api"`
 	Stdio    bool     `help:"Serve stdio even where the settings name an address."`
 	Session  string   `help:"The session of calls that name none." placeholder:"ID" key:"session"`
 	Toolsets string   `help:"default, all, or some of default,core,sandbox,files,snapshots,volumes,network." placeholder:"NAMES" key:"toolsets"`
@@ -53,6 +53,9 @@ func (c *serveCommand) Run(a *App) error {
 			return usagef("serve: --stdio and --http exclude each other")
 		}
 		a.flags = append(a.flags, config.Flag{Name: "--stdio", Key: "http", Value: ""})
+		if c.Daytona == "" {
+			a.flags = append(a.flags, config.Flag{Name: "--stdio", Key: "daytona_api", Value: ""})
+		}
 	}
 	a.flags = a.absoluteDirs(a.flags)
 	cfg, err := a.load()
@@ -82,20 +85,28 @@ func (c *serveCommand) Run(a *App) error {
 		return err
 	}
 	defer ports.Close()
-	s, err := a.newServer(b, options, ports)
-	if err != nil {
-		return err
-	}
-	defer a.showPorts(ports, cfg.HTTP != "")()
-	defer a.sweep(b, log, cfg.HTTP != "")()
-	if cfg.HTTP == "" {
-		if a.terminal(a.Stdin) {
-			fmt.Fprintln(a.Stderr, "berth: waiting for an MCP client on stdin; berth client-config prints how to set one up, Ctrl-C ends")
+	long := cfg.Listens() // and so not a copy that a client starts to look at it
+	defer a.showPorts(ports, long)()
+	defer a.sweep(b, log, long)()
+	var serving []service
+	if cfg.HTTP != "" || !long || c.Stdio {
+		s, err := a.newServer(b, options, ports)
+		if err != nil {
+			return err
 		}
-		widen(a.Stdout)
-		return s.ServeStdio(a.ctx, a.Stdin, a.Stdout)
+		if cfg.HTTP == "" {
+			serving = append(serving, a.stdio(s))
+		} else if serving, err = a.appendListener(serving, cfg.HTTP, func(l net.Listener) (service, error) { return a.serveHTTP(cfg, s, ports, l, log) }); err != nil {
+			return err
+		}
 	}
-	return a.serveHTTP(cfg, s, ports, log)
+	if cfg.DaytonaAPI != "" {
+		serving, err = a.appendListener(serving, cfg.DaytonaAPI, func(l net.Listener) (service, error) { return a.serveDaytona(cfg, b, options, ports, l, log) })
+		if err != nil {
+			return err
+		}
+	}
+	return together(a.ctx, serving)
 }
 
 // How often a running server sweeps, and when one on stdio begins: clients
@@ -164,7 +175,7 @@ func (a *App) serverOptions(cfg *config.Config, log *slog.Logger) (server.Option
 		TrustedProxies: cfg.TrustedProxies,
 		WatchParent:    cfg.HTTP == "",
 	}
-	if cfg.HTTP == "" {
+	if !cfg.Listens() {
 		return o, nil // stdio needs no tokens and no key, and leaves no trace
 	}
 	state, err := stateDir(a, cfg)
@@ -196,30 +207,6 @@ func (a *App) serverOptions(cfg *config.Config, log *slog.Logger) (server.Option
 	}
 	slices.SortFunc(o.Tokens, func(x, y server.Token) int { return cmp.Compare(x.Name, y.Name) })
 	return o, nil
-}
-
-func (a *App) serveHTTP(cfg *config.Config, s *server.Server, ports *preview.Server, log *slog.Logger) error {
-	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", cfg.HTTP)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	state, err := stateDir(a, cfg)
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	forget, err := announce(state, l.Addr().String())
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	defer forget()
-	ports.Share(l.Addr())
-	auth := "token"
-	if len(cfg.Auth.Tokens) == 0 && !cfg.Auth.Generate {
-		auth = "none: whoever reaches this address may call"
-	}
-	log.Info("serving", slog.String("url", "http://"+l.Addr().String()+"/mcp"), slog.String("sse", "http://"+l.Addr().String()+"/sse"),
-		slog.String("auth", auth), slog.String("version", a.Version))
-	return s.ServeHTTP(a.ctx, l)
 }
 
 // newServer joins Manager, tools and transports.

@@ -40,6 +40,9 @@ type Config struct {
 
 	// HTTP is the address to listen on, "host:port"; empty serves stdio.
 	HTTP string `yaml:"http"`
+	// DaytonaAPI is the address at which the Daytona API is served, "host:port";
+	// empty: it is not.
+	DaytonaAPI string `yaml:"daytona_api"`
 	// Insecure permits an address that is not loopback without any token.
 	Insecure bool `yaml:"insecure"`
 	// AllowedHosts are more values of the Host header to accept, beside
@@ -66,6 +69,9 @@ type Config struct {
 	// Environment holds what providers read from the environment and .env files.
 	Environment Environment `yaml:"-"`
 }
+
+// Listens tells that some address is listened on.
+func (c *Config) Listens() bool { return c.HTTP != "" || c.DaytonaAPI != "" }
 
 // Auth says who may call over HTTP.
 type Auth struct {

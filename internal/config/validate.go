@@ -195,17 +195,20 @@ func (l *loader) quote(key, value string) string {
 
 func (l *loader) validateHTTP() {
 	c, bad := l.config, l.wrong
-	if c.HTTP != "" {
-		host, port, err := net.SplitHostPort(c.HTTP)
+	for _, a := range []struct{ key, address string }{{"http", c.HTTP}, {"daytona_api", c.DaytonaAPI}} {
+		if a.address == "" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(a.address)
 		n, perr := strconv.Atoi(port)
 		if err != nil || perr != nil || n < 0 || n > 65535 {
-			bad("http", l.quote("http", c.HTTP)+" is no address", "host:port, such as 127.0.0.1:8080", "")
+			bad(a.key, l.quote(a.key, a.address)+" is no address", "host:port, such as 127.0.0.1:8080", "")
 		} else if !Loopback(host) && len(c.Auth.Tokens) == 0 && !c.Auth.Generate && !c.Insecure {
-			bad("http", l.quote("http", c.HTTP)+" can be reached from other machines, and no token is asked for", "",
+			bad(a.key, l.quote(a.key, a.address)+" can be reached from other machines, and no token is asked for", "",
 				"set BERTH_TOKEN or auth.tokens, listen on 127.0.0.1, or pass --insecure")
 		}
 	}
-	if c.HTTP != "" && l.emptyToken && len(c.Auth.Tokens) == 0 && !c.Auth.Generate {
+	if c.Listens() && l.emptyToken && len(c.Auth.Tokens) == 0 && !c.Auth.Generate {
 		bad("auth.tokens", "BERTH_TOKEN is set and empty, so nobody would be asked for a token", "", "give it a value, or unset it")
 	}
 	if p := c.Ports.PublicURL; p != "" {
@@ -216,7 +219,7 @@ func (l *loader) validateHTTP() {
 			bad(key, l.quote(key, p)+" is no web address", "http(s)://name or http(s)://name:port", "a port is then at https://PORT-LABEL.name")
 		case net.ParseIP(u.Hostname()) != nil:
 			bad(key, l.quote(key, p)+" is an IP address, and names are put before it", "a host name", "")
-		case c.HTTP == "":
+		case !c.Listens():
 			bad(key, "needs an HTTP listener, to which that name leads", "", "set http, or leave it out")
 		}
 	}

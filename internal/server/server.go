@@ -24,7 +24,6 @@ import (
 
 	mcpserver "github.com/mark3labs/mcp-go/server"
 	"github.com/prometheus/client_golang/prometheus"
-
 )
 
 // shutdownTime is how long ServeHTTP waits for handlers that were told to hand
