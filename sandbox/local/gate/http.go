@@ -121,13 +121,13 @@ func (r *requests) chunkLine(line []byte) error {
 
 // begin notes what follows a request's head.
 func (r *requests) begin(head []byte) error {
-	_, rest, _ := bytes.Cut(head, []byte("\r\n"))
-	if bytes.HasPrefix(head, []byte("CONNECT ")) {
+	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
+	if bytes.HasPrefix(line, []byte("CONNECT ")) {
 		return errForm // a proxy would go elsewhere
 	}
-	length, lengths, chunked := int64(0), 0, false
-	for line := range bytes.SplitSeq(rest, []byte("\r\n")) {
-		key, value, _ := bytes.Cut(line, []byte(":"))
+	length, lengths, chunked, upgrades := int64(0), 0, false, 0
+	for field := range bytes.SplitSeq(rest, []byte("\r\n")) {
+		key, value, _ := bytes.Cut(field, []byte(":"))
 		value = bytes.Trim(value, " \t")
 		switch {
 		case bytes.EqualFold(key, []byte("content-length")):
@@ -137,14 +137,17 @@ func (r *requests) begin(head []byte) error {
 			}
 			length, lengths = int64(n), lengths+1
 		case bytes.EqualFold(key, []byte("transfer-encoding")):
-			if chunked || !bytes.EqualFold(value, []byte("chunked")) {
+			// HTTP/1.0 has no chunks: to some servers there is no body.
+			if chunked || !bytes.EqualFold(value, []byte("chunked")) || bytes.HasSuffix(line, []byte("1.0")) {
 				return errForm
 			}
 			chunked = true
 		case bytes.EqualFold(key, []byte("upgrade")):
 			// What follows a web socket's head is not HTTP, if the server takes the
-			// offer; else it is the next request. Only the first answer can be told apart.
-			r.wait = r.count == 0 && bytes.EqualFold(value, []byte("websocket"))
+			// offer; else it is the next request. Only the first answer can be told apart,
+			// and not which of several offers it takes.
+			upgrades++
+			r.wait = r.count == 0 && upgrades == 1 && bytes.EqualFold(value, []byte("websocket"))
 		}
 	}
 	if lengths > 1 || lengths > 0 && chunked {
