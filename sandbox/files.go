@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"time"
 	"unicode/utf8"
 )
@@ -122,7 +123,7 @@ func (m *Manager) ReadFile(ctx context.Context, key Key, r ReadFileRequest) (*Fi
 			return err
 		}
 		defer body.Close()
-		res, err = readContent(body, info, r)
+		res, err = readContent(&patient{ctx: ctx, r: body, info: info}, info, r)
 		return err
 	})
 	if err != nil {
@@ -130,6 +131,24 @@ func (m *Manager) ReadFile(ctx context.Context, key Key, r ReadFileRequest) (*Fi
 	}
 	res.Notice = notice
 	return res, nil
+}
+
+// patient reads until the call is over: a file of petabytes costs its writer
+// nothing, and whoever reads on would do so for days, answer or not.
+type patient struct {
+	ctx  context.Context
+	r    io.Reader
+	info FileInfo
+}
+
+func (p *patient) Read(b []byte) (int, error) {
+	if err := p.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if !time.Now().Before(callDeadline(p.ctx)) {
+		return 0, &UserError{Err: ErrLimit, Text: fmt.Sprintf("%s has %d bytes, too many to be read as far as was asked within %d s; read a part with a command such as head, tail or dd", p.info.Path, p.info.Size, int(MaxWait/time.Second))}
+	}
+	return p.r.Read(b)
 }
 
 func readContent(body io.Reader, info FileInfo, r ReadFileRequest) (*FileContent, error) {
@@ -165,8 +184,19 @@ func readLines(in *bufio.Reader, r ReadFileRequest, res *FileContent) error {
 	line, taken, read := 0, 0, int64(0)
 	full := false
 	for {
-		wanted := line+1 >= first && !full && (r.Limit == 0 || taken < r.Limit)
-		text, n, err := readLine(in, wanted)
+		done := full || r.Limit > 0 && taken >= r.Limit
+		wanted := line+1 >= first && !done
+		if done && read > maxCounted {
+			break // how many there are is not known
+		}
+		most := int64(math.MaxInt64)
+		if done {
+			most = maxCounted - read
+		}
+		text, n, err := readLine(in, wanted, most)
+		if errors.Is(err, errFar) {
+			break
+		}
 		read += n
 		if n > 0 {
 			line++
@@ -186,9 +216,6 @@ func readLines(in *bufio.Reader, r ReadFileRequest, res *FileContent) error {
 			res.Lines = line
 			break
 		}
-		if read > maxCounted && (full || r.Limit > 0 && taken >= r.Limit) {
-			break // how many there are is not known
-		}
 	}
 	if taken == 0 && line > 0 && first > line {
 		return &FieldError{Field: "offset", Problem: fmt.Sprintf("%d lies beyond the file's %d lines", r.Offset, line), Allowed: fmt.Sprintf("1 to %d", line)}
@@ -204,12 +231,17 @@ func readLines(in *bufio.Reader, r ReadFileRequest, res *FileContent) error {
 	return nil
 }
 
+var errFar = errors.New("the line does not end within what is read")
+
 // readLine reads one line with its end; n counts its bytes. Of a long line the
-// beginning is kept and the rest is told.
-func readLine(in *bufio.Reader, keep bool) (text []byte, n int64, err error) {
+// beginning is kept and the rest is told. It fails with errFar when the line
+// has more than most bytes.
+func readLine(in *bufio.Reader, keep bool, most int64) (text []byte, n int64, err error) {
 	for {
 		part, err := in.ReadSlice('\n')
-		n += int64(len(part))
+		if n += int64(len(part)); n > most {
+			return nil, n, errFar
+		}
 		if keep && len(text) <= maxTextLine {
 			text = append(text, part...)
 		}
