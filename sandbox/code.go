@@ -24,53 +24,73 @@ func (m *Manager) RunCode(ctx context.Context, key Key, r RunCodeRequest) (*RunR
 	if r.Command != "" || len(r.Argv) > 0 {
 		f.add("command", "run_code has none", "code", "")
 	}
-	switch r.Language {
-	case "", Python, JavaScript, TypeScript, Bash:
-	default:
-		f.add("language", fmt.Sprintf("%.40q is not known", r.Language), "python, javascript, typescript, bash", "execute_command runs other interpreters")
-	}
-	switch {
-	case strings.TrimSpace(r.Code) == "":
-		f.add("code", "it is missing", "the text of a program", "")
-	case len(r.Code) > MaxCommand:
-		f.add("code", fmt.Sprintf("it has %d bytes", len(r.Code)), "at most 1,048,576", "write it with write_file and run that")
-	}
-	f.noNUL("code", r.Code)
+	f.code(r.Language, r.Code)
 	wait := parseSpan(&f, "wait_seconds", r.Wait, MaxWait)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
 	return m.foreground(ctx, key, r.RunRequest, wait, func(ctx context.Context, b *box) (Command, error) {
-		info, lang := b.info, r.Language
-		if lang == "" {
-			lang = info.Spec.Language
-		}
-		if lang == "" {
-			lang = TypeScript
-		}
-		program, ok := info.Runtimes[lang]
-		if !ok && lang != Bash {
-			return Command{}, missing(lang, info)
-		}
-		code := source{Compiled: Compiled{Text: r.Code}}
-		if lang == JavaScript || lang == TypeScript {
-			var err error
-			cwd := resolve(info, r.Cwd)
-			if code.Compiled, err = m.prepare(ctx, b.inst.Files(), cwd, r.Code, lang); err != nil {
-				return Command{}, err
-			}
-			code.file = programFile(cwd, lang)
-		}
-		c, err := program2command(lang, program, code, r.Stdin)
-		c.Display = "run_code " + string(lang)
-		return c, err
+		return m.program(ctx, b, &r.RunRequest, r.Language, r.Code, nil)
 	})
+}
+
+// code checks a program.
+func (f *faults) code(lang Language, text string) {
+	switch lang {
+	case "", Python, JavaScript, TypeScript, Bash:
+	default:
+		f.add("language", fmt.Sprintf("%.40q is not known", lang), "python, javascript, typescript, bash", "execute_command runs other interpreters")
+	}
+	switch {
+	case strings.TrimSpace(text) == "":
+		f.add("code", "it is missing", "the text of a program", "")
+	case len(text) > MaxCommand:
+		f.add("code", fmt.Sprintf("it has %d bytes", len(text)), "at most 1,048,576", "write it with write_file and run that")
+	}
+	f.noNUL("code", text)
+}
+
+func (r *SpawnRequest) checkCode(f *faults) {
+	if r.Command != "" || len(r.Argv) > 0 {
+		f.add("command", "code is given too", "one of command and code", "")
+	}
+	f.code(r.Language, r.Code)
+	args := RunRequest{Argv: append([]string{"program"}, r.Args...)}
+	args.check(f, true)
+}
+
+// program makes the command that runs a program in the sandbox b.
+func (m *Manager) program(ctx context.Context, b *box, r *RunRequest, lang Language, text string, args []string) (Command, error) {
+	info := b.info
+	if lang == "" {
+		lang = info.Spec.Language
+	}
+	if lang == "" {
+		lang = TypeScript
+	}
+	program, ok := info.Runtimes[lang]
+	if !ok && lang != Bash {
+		return Command{}, missing(lang, info)
+	}
+	code := source{Compiled: Compiled{Text: text}, args: args}
+	if lang == JavaScript || lang == TypeScript {
+		var err error
+		cwd := resolve(info, r.Cwd)
+		if code.Compiled, err = m.prepare(ctx, b.inst.Files(), cwd, text, lang); err != nil {
+			return Command{}, err
+		}
+		code.file = programFile(cwd, lang)
+	}
+	c, err := program2command(lang, program, code, r.Stdin)
+	c.Display = "run_code " + string(lang)
+	return c, err
 }
 
 // source is a program as its interpreter gets it.
 type source struct {
 	Compiled
-	file string // what JavaScript is told it is; nothing is there
+	file string   // what JavaScript is told it is; nothing is there
+	args []string // of the program
 }
 
 // programFile is the file that a program of run_code would be.
@@ -95,13 +115,16 @@ func literal(s string) string {
 func program2command(lang Language, program string, code source, stdin *string) (Command, error) {
 	switch lang {
 	case Bash:
+		if len(code.args) > 0 {
+			return Command{Argv: append([]string{"bash", "-c", code.Text, "run_code.sh"}, code.args...)}, nil
+		}
 		return Command{Shell: code.Text}, nil
 	case Python:
 		input := code.Text
 		if stdin != nil {
 			input += *stdin
 		}
-		return Command{Argv: []string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code.Text))}, Stdin: []byte(input)}, nil
+		return Command{Argv: append([]string{program, "-u", "-c", pythonRunner, strconv.Itoa(len(code.Text))}, code.args...), Stdin: []byte(input)}, nil
 	default:
 		return node(program, code, stdin)
 	}
@@ -116,7 +139,7 @@ const pythonRunner = `import sys
 def run():
     import os, linecache, traceback, builtins
     left = int(sys.argv[1])
-    sys.argv[:] = ['run_code.py']
+    sys.argv[:2] = ['run_code.py']
     parts = []
     while left > 0:
         part = os.read(0, left)
@@ -166,13 +189,17 @@ func node(program string, code source, stdin *string) (Command, error) {
 	}
 	argv = append(argv, "--input-type="+kind)
 	if len(text) <= maxArgCode {
-		return Command{Argv: append(argv, "--eval", text)}, nil
+		argv = append(argv, "--eval", text)
+		if len(code.args) > 0 { // after what is the program's name to it
+			argv = append(append(argv, "--", code.file), code.args...)
+		}
+		return Command{Argv: argv}, nil
 	}
 	if stdin != nil {
 		return Command{}, &FieldError{Field: "code", Problem: fmt.Sprintf("it has %d bytes, with what it imports, and stdin is given too", len(text)),
 			Allowed: "at most 102,400 bytes with stdin", Hint: "write it with write_file and run that"}
 	}
-	return Command{Argv: append(argv, "-"), Stdin: []byte(text)}, nil
+	return Command{Argv: append(append(argv, "-"), code.args...), Stdin: []byte(text)}, nil
 }
 
 // sourceURL takes out of a name what would end it.

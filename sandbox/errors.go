@@ -22,6 +22,7 @@ var (
 	ErrIsDir        = errors.New("is a directory")
 	ErrNotDir       = errors.New("is not a directory")
 	ErrNotRegular   = errors.New("is not a regular file")
+	ErrNotEmpty     = errors.New("directory is not empty")
 	ErrClosed       = errors.New("closed")
 	// ErrMountpoint: a bucket cannot be shown at that place, or not taken away.
 	ErrMountpoint = errors.New("cannot be a mount point")

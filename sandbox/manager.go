@@ -97,10 +97,26 @@ type RunCodeRequest struct {
 // SpawnRequest of SpawnProcess.
 type SpawnRequest struct {
 	RunRequest
+	// ID names the process, for callers who must find it again; "" makes one.
+	// A process that has the ID is answered as it is, and none is started.
+	ID ProcessID
+	// Language and Code are a program as run_code has it, with Args, in place
+	// of Command and Argv.
+	Language Language
+	Code     string
+	Args     []string
+	// Display is what lists show in place of the command.
+	Display   string
 	OpenStdin bool
 	TTY       *WindowSize
-	WaitFor   WaitFor
-	Pattern   string
+	// Merge, Note: see Command.
+	Merge bool
+	Note  string
+	// Waiting processes only wait for others: they do not keep the sandbox
+	// from idling out.
+	Waiting bool
+	WaitFor WaitFor
+	Pattern string
 }
 
 // WaitFor is what a read waits for. Exit ends any wait.

@@ -48,13 +48,22 @@ type Command struct {
 	// TTY gives the process a terminal of that size; stderr and stdout are
 	// then one stream, stdout.
 	TTY *WindowSize
+	// Merge makes stderr what stdout is, so that both come in the order in
+	// which they were written, as stdout.
+	Merge bool
+	// Note is kept with the process and told by ProcessInfo; nothing else is
+	// made of it, and nothing inside can change it. At most MaxNote bytes.
+	Note string
 	// Timeout kills the process tree, counted from the start, also when no
 	// server runs; 0 = none.
 	Timeout time.Duration
 	// Busy processes keep the sandbox from idling out; all that a caller
-	// starts are.
+	// starts are, unless it says that they only wait.
 	Busy bool
 }
+
+// MaxNote bounds Command.Note, in bytes.
+const MaxNote = 64 << 10
 
 // WindowSize is a terminal's size in characters.
 type WindowSize struct{ Cols, Rows uint16 }
@@ -78,6 +87,7 @@ const (
 type ProcessInfo struct {
 	ID      ProcessID
 	Command string // Command.Display
+	Note    string // Command.Note
 	Cwd     string
 	User    string
 	State   ProcessState

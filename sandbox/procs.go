@@ -300,6 +300,25 @@ func (m *Manager) KillProcess(ctx context.Context, key Key, r KillRequest) (*Run
 	return res, nil
 }
 
+// ForgetProcess drops what is kept of an ended process. One that is not kept
+// is no error.
+func (m *Manager) ForgetProcess(ctx context.Context, key Key, id ProcessID) error {
+	inst, err := m.peek(ctx, key)
+	if err == nil {
+		f, can := inst.(ProcessForgetter)
+		if !can {
+			return &UserError{Err: ErrUnsupported, Text: fmt.Sprintf("the provider %s drops the records of processes by itself only", m.provider.Name())}
+		}
+		if err = f.ForgetProcess(ctx, id); errors.Is(err, ErrNoProcess) {
+			return nil
+		}
+	}
+	if err != nil {
+		return m.processError(err, key, id)
+	}
+	return nil
+}
+
 // ListProcesses lists running and kept processes, oldest first, also of a
 // stopped sandbox, which it does not start.
 func (m *Manager) ListProcesses(ctx context.Context, key Key) ([]ProcessInfo, error) {

@@ -108,6 +108,15 @@ type FileInfo struct {
 	Mode    fs.FileMode
 	Size    int64
 	ModTime time.Time
+	// Owner and Group are numbers, or names; empty when not known.
+	Owner, Group string
+}
+
+// Permissions to be given to a file; what is nil or empty stays as it is. Owner
+// and Group are names of the sandbox's own, or numbers.
+type Permissions struct {
+	Mode         *fs.FileMode
+	Owner, Group string
 }
 
 // WriteOptions of Files.Write.
@@ -183,6 +192,30 @@ type (
 	// A Provider ability.
 	VolumeDeleter interface {
 		DeleteVolume(ctx context.Context, owner Owner, name string) error
+	}
+	// FileRemover removes a file or a link (not what it leads to), and if
+	// directories, an empty directory: ErrNotEmpty when it is not, ErrIsDir
+	// without directories. An ability of Files.
+	FileRemover interface {
+		Remove(ctx context.Context, path string, directories bool) error
+	}
+	// FileRenamer gives a file, link or directory another name, at once.
+	// fs.ErrExist when something has it, syscall.EXDEV when only copying could
+	// do it, fs.ErrNotExist also when the new name's directory is missing. An
+	// ability of Files.
+	FileRenamer interface {
+		Rename(ctx context.Context, from, to string) error
+	}
+	// FilePermitter changes mode and owner of what path leads to. An unknown
+	// name is a *FieldError. An ability of Files.
+	FilePermitter interface {
+		Permit(ctx context.Context, path string, p Permissions) error
+	}
+	// ProcessForgetter drops what is kept of an ended process: its record and
+	// its output. ErrNoProcess when there is none, syscall.EBUSY while it
+	// runs, ErrNotRunning when the sandbox does not run. An Instance ability.
+	ProcessForgetter interface {
+		ForgetProcess(ctx context.Context, id ProcessID) error
 	}
 	// Toucher notes that a running sandbox is in use. An Instance ability.
 	Toucher interface {

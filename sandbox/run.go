@@ -45,7 +45,7 @@ func (m *Manager) ExecuteCommand(ctx context.Context, key Key, r RunRequest) (*R
 func (m *Manager) foreground(ctx context.Context, key Key, r RunRequest, wait time.Duration, fill func(context.Context, *box) (Command, error)) (*RunResult, error) {
 	ctx = withDeadline(ctx)
 	began := time.Now()
-	s, err := m.spawn(ctx, key, func(ctx context.Context, b *box) (Command, error) {
+	s, err := m.spawn(ctx, key, "", func(ctx context.Context, b *box) (Command, error) {
 		info := b.info
 		c, err := fill(ctx, b)
 		if err != nil {
@@ -68,10 +68,20 @@ func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*R
 	ctx = withDeadline(ctx)
 	began := time.Now()
 	var f faults
-	r.check(&f, true)
+	code := r.Code != "" || r.Language != ""
+	r.check(&f, !code)
+	if code {
+		r.checkCode(&f)
+	}
 	m.checkUser(ctx, key, r.User, &f)
 	if t := r.TTY; t != nil {
 		f.window(*t)
+	}
+	if r.ID != "" {
+		f.process(r.ID)
+	}
+	if len(r.Note) > MaxNote {
+		f.add("note", fmt.Sprintf("it has %d bytes", len(r.Note)), "at most 65,536", "")
 	}
 	usual := WaitOutput
 	what, pattern := parseWait(&f, r.WaitFor, r.Pattern, usual)
@@ -82,9 +92,20 @@ func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*R
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	s, err := m.spawn(ctx, key, func(_ context.Context, b *box) (Command, error) {
-		c, err := r.complete(b.info, Command{Shell: r.Command, Argv: r.Argv, Display: display(r.RunRequest)})
-		c.OpenStdin, c.TTY = r.OpenStdin, r.TTY
+	s, err := m.spawn(ctx, key, r.ID, func(ctx context.Context, b *box) (c Command, err error) {
+		if code {
+			c, err = m.program(ctx, b, &r.RunRequest, r.Language, r.Code, r.Args)
+		} else {
+			c = Command{Shell: r.Command, Argv: r.Argv, Display: display(r.RunRequest)}
+		}
+		if err != nil {
+			return c, err
+		}
+		c, err = r.complete(b.info, c)
+		c.OpenStdin, c.TTY, c.Merge, c.Note, c.Busy = r.OpenStdin, r.TTY, r.Merge, r.Note, !r.Waiting
+		if r.Display != "" {
+			c.Display = shorten(strings.ToValidUTF8(r.Display, "\uFFFD"), 200)
+		}
 		return c, err
 	})
 	if err != nil {
@@ -259,11 +280,13 @@ type spawned struct {
 	notice  Notice
 }
 
-// spawn starts the command that fill makes of the sandbox, which is started or
+// spawn starts, under id if given, the command that fill makes of the sandbox, which is started or
 // created when it must. A sandbox found dead is revived once, and the command,
 // which surely had not started, is sent again.
-func (m *Manager) spawn(ctx context.Context, key Key, fill func(context.Context, *box) (Command, error)) (*spawned, error) {
-	id := NewProcessID()
+func (m *Manager) spawn(ctx context.Context, key Key, id ProcessID, fill func(context.Context, *box) (Command, error)) (*spawned, error) {
+	if id == "" {
+		id = NewProcessID()
+	}
 	var revived string
 	for {
 		b, err := m.ready(ctx, key, create, Spec{})

@@ -110,6 +110,10 @@ func (m *Manager) ready(ctx context.Context, key Key, want mode, given Spec) (*b
 			return &box{inst: b.inst, info: b.info, outcome: Connected, seen: b.seen}, nil
 		}
 		f := m.flights[key]
+		if only, _ := ctx.Value(runningOnlyKey{}).(bool); only {
+			m.mu.Unlock()
+			return m.found(ctx, key)
+		}
 		if f == nil {
 			f = &flight{mode: want, began: time.Now(), done: make(chan struct{}), phase: "looking it up"}
 			m.flights[key] = f
@@ -429,6 +433,38 @@ func (m *Manager) makeRoom(ctx context.Context, key Key) (done func(), err error
 	m.owned[key.Owner] = len(counted) + 1
 	m.creating[key] = true
 	return done, nil
+}
+
+type runningOnlyKey struct{}
+
+// RunningOnly makes a call fail with ErrNotRunning where it would start or
+// make the sandbox, and with ErrNotFound where there is none.
+func RunningOnly(ctx context.Context) context.Context {
+	return context.WithValue(ctx, runningOnlyKey{}, true)
+}
+
+// found returns the key's sandbox if it runs.
+func (m *Manager) found(ctx context.Context, key Key) (*box, error) {
+	inst, err := m.provider.Lookup(ctx, key)
+	var info Info
+	if err == nil {
+		info, err = inst.Info(ctx)
+	}
+	switch {
+	case errors.Is(err, ErrNotFound), err == nil && info.Status == StatusDestroyed:
+		return nil, noSession(key)
+	case err != nil:
+		return nil, fmt.Errorf("look up the sandbox: %w", err)
+	case info.Status != StatusRunning:
+		return nil, &UserError{Err: ErrNotRunning, Text: fmt.Sprintf("the sandbox is %s, not running%s; start it first", info.Status, because(info.Reason))}
+	}
+	b := &box{inst: inst, info: info, outcome: Connected, seen: time.Now()}
+	m.mu.Lock()
+	if !m.closed {
+		m.boxes[key] = b
+	}
+	m.mu.Unlock()
+	return b, nil
 }
 
 type deadlineKey struct{}

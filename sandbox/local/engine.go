@@ -46,6 +46,7 @@ type connection interface {
 	Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error)
 	Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error)
 	Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
+	Forget(ctx context.Context, id sandbox.ProcessID) error
 	Usage(ctx context.Context) (wire.Usage, error)
 	Configure(ctx context.Context, i wire.Intervals) error
 	// Network sets the policy, unless nil, and tells what was refused.

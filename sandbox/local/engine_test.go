@@ -106,6 +106,8 @@ func (fakeConn) Process(context.Context, sandbox.ProcessID) (sandbox.Process, er
 	return nil, sandbox.ErrNoProcess
 }
 func (fakeConn) Processes(context.Context) ([]sandbox.ProcessInfo, error) { return nil, nil }
+
+func (fakeConn) Forget(context.Context, sandbox.ProcessID) error { return sandbox.ErrNoProcess }
 func (fakeConn) Usage(context.Context) (wire.Usage, error) {
 	return wire.Usage{CPUNS: -1, Memory: -1, Processes: -1}, nil
 }

@@ -61,6 +61,30 @@ func (f files) Mkdir(ctx context.Context, path string, mode fs.FileMode) error {
 	return c.Mkdir(ctx, path, mode)
 }
 
+func (f files) Remove(ctx context.Context, path string, directories bool) error {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return err
+	}
+	return c.(sandbox.FileRemover).Remove(ctx, path, directories)
+}
+
+func (f files) Rename(ctx context.Context, from, to string) error {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return err
+	}
+	return c.(sandbox.FileRenamer).Rename(ctx, from, to)
+}
+
+func (f files) Permit(ctx context.Context, path string, p sandbox.Permissions) error {
+	c, err := f.conn(ctx)
+	if err != nil {
+		return err
+	}
+	return c.(sandbox.FilePermitter).Permit(ctx, path, p)
+}
+
 func (f files) Symlink(ctx context.Context, target, path string) error {
 	c, err := f.conn(ctx)
 	if err != nil {

@@ -29,11 +29,12 @@ type Instance struct {
 }
 
 var (
-	_ sandbox.Instance  = (*Instance)(nil)
-	_ sandbox.Updater   = (*Instance)(nil)
-	_ sandbox.Archiver  = (*Instance)(nil)
-	_ sandbox.Recoverer = (*Instance)(nil)
-	_ sandbox.Retirer   = (*Instance)(nil)
+	_ sandbox.Instance         = (*Instance)(nil)
+	_ sandbox.Updater          = (*Instance)(nil)
+	_ sandbox.Archiver         = (*Instance)(nil)
+	_ sandbox.Recoverer        = (*Instance)(nil)
+	_ sandbox.Retirer          = (*Instance)(nil)
+	_ sandbox.ProcessForgetter = (*Instance)(nil)
 )
 
 func (in *Instance) dir() string    { return in.s.sandboxDir(in.id) }
@@ -549,6 +550,15 @@ func (in *Instance) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error
 		return nil, nil
 	}
 	return in.p.engine.history(in.dir())
+}
+
+// ForgetProcess drops an ended process of a running sandbox.
+func (in *Instance) ForgetProcess(ctx context.Context, id sandbox.ProcessID) error {
+	conn, err := in.p.engine.connect(ctx, in.dir())
+	if err != nil {
+		return in.notRunning(err)
+	}
+	return conn.Forget(ctx, id)
 }
 
 // notRunning makes the difference between a stopped sandbox and none.

@@ -40,6 +40,9 @@ var kinds = map[string]error{
 	wire.CodeUnsupported: sandbox.ErrUnsupported,
 	wire.CodeStopping:    sandbox.ErrNotRunning,
 	wire.CodeRefused:     syscall.ECONNREFUSED,
+	wire.CodeNotEmpty:    sandbox.ErrNotEmpty,
+	wire.CodeOtherDevice: syscall.EXDEV,
+	wire.CodeBusy:        syscall.EBUSY,
 }
 
 // convert makes an error of package sandbox or io/fs of one that crossed the

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -26,7 +27,12 @@ func (c *Conn) Files() sandbox.Files { return files{c} }
 // out, and they are checked, since init may lie.
 type files struct{ c *Conn }
 
-var _ sandbox.Files = files{}
+var (
+	_ sandbox.Files         = files{}
+	_ sandbox.FileRemover   = files{}
+	_ sandbox.FileRenamer   = files{}
+	_ sandbox.FilePermitter = files{}
+)
 
 func (f files) Stat(ctx context.Context, name string) (sandbox.FileInfo, error) {
 	var i wire.File
@@ -134,6 +140,25 @@ func (f files) Symlink(ctx context.Context, target, name string) error {
 	return at("symlink", name, err)
 }
 
+func (f files) Remove(ctx context.Context, name string, directories bool) error {
+	_, err := f.c.call(ctx, wire.OpRemove, wire.Remove{Path: name, Directories: directories}, nil)
+	return at("remove", name, err)
+}
+
+func (f files) Rename(ctx context.Context, from, to string) error {
+	_, err := f.c.call(ctx, wire.OpRename, wire.Rename{From: from, To: to}, nil)
+	return at("rename", from, err)
+}
+
+func (f files) Permit(ctx context.Context, name string, p sandbox.Permissions) error {
+	r := wire.Permit{Path: name, Mode: -1, Owner: p.Owner, Group: p.Group}
+	if p.Mode != nil {
+		r.Mode = int64(unixMode(*p.Mode))
+	}
+	_, err := f.c.call(ctx, wire.OpPermit, r, nil)
+	return at("chmod", name, err)
+}
+
 // gone makes ErrGone of a connection that broke since the monitor has ended.
 func (f files) gone(err error) error {
 	if errors.Is(err, errBroken) {
@@ -177,7 +202,8 @@ func at(op, name string, err error) error {
 }
 
 func fileInfo(i *wire.File) sandbox.FileInfo {
-	return sandbox.FileInfo{Path: path.Clean("/" + i.Path), Mode: fileMode(i.Mode), Size: max(0, i.Size), ModTime: time.Unix(0, i.ModTime)}
+	return sandbox.FileInfo{Path: path.Clean("/" + i.Path), Mode: fileMode(i.Mode), Size: max(0, i.Size), ModTime: time.Unix(0, i.ModTime),
+		Owner: strconv.FormatUint(uint64(i.UID), 10), Group: strconv.FormatUint(uint64(i.GID), 10)}
 }
 
 // fileMode makes Go's mode of st_mode.

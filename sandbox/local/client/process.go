@@ -18,7 +18,8 @@ import (
 // Spawn starts a process; see sandbox.Instance.Spawn.
 func (c *Conn) Spawn(ctx context.Context, cmd sandbox.Command) (sandbox.Process, error) {
 	w := wire.Command{ID: string(cmd.ID), Shell: cmd.Shell, Argv: cmd.Argv, Display: cmd.Display, Cwd: cmd.Cwd, Env: cmd.Env, Unset: cmd.Unset,
-		User: cmd.User, HasStdin: len(cmd.Stdin) > 0 || cmd.OpenStdin, OpenStdin: cmd.OpenStdin, TimeoutMS: cmd.Timeout.Milliseconds(), Busy: cmd.Busy}
+		User: cmd.User, HasStdin: len(cmd.Stdin) > 0 || cmd.OpenStdin, OpenStdin: cmd.OpenStdin, TimeoutMS: cmd.Timeout.Milliseconds(), Busy: cmd.Busy,
+		Merge: cmd.Merge, Note: cmd.Note}
 	if cmd.Timeout > 0 && w.TimeoutMS == 0 {
 		w.TimeoutMS = 1
 	}
@@ -83,6 +84,12 @@ func (c *Conn) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Proce
 	return info(&p), nil
 }
 
+// Forget drops an ended process and its output.
+func (c *Conn) Forget(ctx context.Context, id sandbox.ProcessID) error {
+	_, err := c.call(ctx, wire.OpForget, wire.ProcessRef{ID: string(id)}, nil)
+	return err
+}
+
 // Processes lists running and kept processes, oldest first.
 func (c *Conn) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error) {
 	var ps wire.Processes
@@ -102,7 +109,7 @@ func infos(ps []wire.Process) []sandbox.ProcessInfo {
 
 func info(p *wire.Process) sandbox.ProcessInfo {
 	i := sandbox.ProcessInfo{
-		ID: sandbox.ProcessID(p.ID), Command: p.Display, Cwd: p.Cwd, User: p.User, State: sandbox.ProcessState(p.State),
+		ID: sandbox.ProcessID(p.ID), Command: p.Display, Note: p.Note, Cwd: p.Cwd, User: p.User, State: sandbox.ProcessState(p.State),
 		ExitCode: p.ExitCode, Signal: p.Signal, TimedOut: p.TimedOut, Killed: p.Killed, Reason: p.Reason,
 		Started: time.Unix(0, p.Started), TTY: p.TTY, StdinOpen: p.StdinOpen,
 		Produced:  sandbox.Cursor{Stdout: p.Stdout, Stderr: p.Stderr},

@@ -61,6 +61,9 @@ func pathError(path string, err error) *wire.Error {
 		{unix.ENAMETOOLONG, wire.CodeInvalid, "the name is too long: 255 bytes a component, 4095 the path"},
 		{unix.ELOOP, wire.CodeInvalid, "too many symbolic links, or one that only its process can follow"},
 		{unix.ENXIO, wire.CodeNotRegular, "not a regular file"},
+		{unix.ENOTEMPTY, wire.CodeNotEmpty, "directory not empty"},
+		{unix.EXDEV, wire.CodeOtherDevice, "it cannot be moved between file systems by renaming"},
+		{unix.EBUSY, wire.CodeBusy, "it is in use: something is mounted there"},
 		{unix.EMFILE, wire.CodeLimit, "too many open files"},
 		{unix.ENFILE, wire.CodeLimit, "too many open files"},
 	} {

@@ -172,7 +172,7 @@ func check(name string) error {
 }
 
 func fileOf(name string, st *unix.Stat_t) wire.File {
-	return wire.File{Path: name, Mode: st.Mode, Size: st.Size, ModTime: st.Mtim.Nano()}
+	return wire.File{Path: name, Mode: st.Mode, Size: st.Size, ModTime: st.Mtim.Nano(), UID: st.Uid, GID: st.Gid}
 }
 
 // look serves stat, open and readdir.

@@ -413,6 +413,27 @@ func (g *guest) serve(f *wire.Frame) {
 			err = g.symlink(&r)
 			g.hold.RUnlock()
 		}
+	case wire.OpRemove:
+		var r wire.Remove
+		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
+			err = g.remove(&r)
+			g.hold.RUnlock()
+		}
+	case wire.OpRename:
+		var r wire.Rename
+		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
+			err = g.rename(&r)
+			g.hold.RUnlock()
+		}
+	case wire.OpPermit:
+		var r wire.Permit
+		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
+			err = g.permit(&r)
+			g.hold.RUnlock()
+		}
 	case wire.OpDial:
 		var r wire.Dial
 		if err = decode(f, &r); err == nil {

@@ -23,7 +23,7 @@ func (p *peer) handle(f *wire.Frame) {
 		m.mu.Unlock()
 	}
 	switch f.Op {
-	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink, wire.OpDial:
+	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink, wire.OpRemove, wire.OpRename, wire.OpPermit, wire.OpDial:
 		p.forward(f)
 		return
 	}
@@ -75,6 +75,11 @@ func (p *peer) handle(f *wire.Frame) {
 		var k wire.Kill
 		if p.decode(f, &k) {
 			go func() { done(m.kill(&k)) }()
+		}
+	case wire.OpForget:
+		var ref wire.ProcessRef
+		if p.decode(f, &ref) {
+			done(m.forgetEnded(ref.ID))
 		}
 	case wire.OpNetwork:
 		var c wire.NetworkChange

@@ -305,7 +305,7 @@ func (m *monitor) reap() {
 				return
 			}
 			p := m.order[i]
-			if p.running() || p.ending || !p.gone && !leftovers || p.gone && leftovers {
+			if held := !p.gone || p.printing(); p.running() || p.ending || held != leftovers {
 				i++
 				continue
 			}
@@ -329,6 +329,21 @@ func (m *monitor) forget(p *proc) {
 	_ = logs.Remove(m.logDir, p.info.ID)
 	m.journal.Drop(p.info.ID)
 	m.tidy()
+}
+
+// forgetEnded is OpForget.
+func (m *monitor) forgetEnded(id string) *wire.Error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.procs[id]
+	switch {
+	case p == nil:
+		return noProcess(id)
+	case p.running() || p.ending:
+		return &wire.Error{Code: wire.CodeBusy, Text: "process " + cut(id, 80) + " still runs; kill it first"}
+	}
+	m.forget(p)
+	return nil
 }
 
 // relieve keeps the logs of all processes within their bound: finished ones

@@ -80,6 +80,12 @@ func (p *proc) ready(w *wire.Wait) bool {
 	return p.out != nil && p.out.end.Load() > w.Stdout || p.err != nil && p.err.end.Load() > w.Stderr
 }
 
+// printing reports whether something still holds p's output open, such as what
+// another process was handed it by.
+func (p *proc) printing() bool {
+	return p.out != nil && p.out.live() || p.err != nil && p.err.live()
+}
+
 // size is what p's logs take on disk.
 func (p *proc) size() (n int64) {
 	for _, s := range []*stream{p.out, p.err} {

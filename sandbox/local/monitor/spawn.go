@@ -34,7 +34,7 @@ func (m *monitor) spawn(c *wire.Command, data []byte, answer func(*wire.Process,
 		return
 	}
 	p := &proc{gate: m.gate, busy: c.Busy, started: make(chan struct{}), waiters: map[*waiter]struct{}{}}
-	p.info = wire.Process{ID: c.ID, Display: c.Display, Cwd: c.Cwd, User: c.User, State: journal.Running,
+	p.info = wire.Process{ID: c.ID, Display: c.Display, Note: c.Note, Cwd: c.Cwd, User: c.User, State: journal.Running,
 		Started: time.Now().UnixNano(), TTY: c.Cols > 0, CPUNS: -1, Memory: -1}
 	if p.info.User == "" {
 		p.info.User = m.launch.User
@@ -75,6 +75,9 @@ func (m *monitor) whenStarted(p *proc, answer func(*wire.Process, *wire.Error)) 
 	}
 }
 
+// maxNote is sandbox.MaxNote.
+const maxNote = 64 << 10
+
 func validate(c *wire.Command) *wire.Error {
 	bad := func(text string) *wire.Error { return &wire.Error{Code: wire.CodeInvalid, Text: text} }
 	switch {
@@ -84,6 +87,8 @@ func validate(c *wire.Command) *wire.Error {
 		return bad("exactly one of shell and argv must be given")
 	case c.Cwd == "" || c.Cwd[0] != '/':
 		return bad("cwd: must be absolute")
+	case len(c.Note) > maxNote:
+		return bad("note: at most 65,536 bytes")
 	case c.TimeoutMS < 0:
 		return bad("timeout_ms: must not be negative")
 	}
@@ -123,7 +128,13 @@ func (m *monitor) start(p *proc, c *wire.Command, data []byte) {
 		if err == nil {
 			out, err = pipe(true)
 		}
-		if err == nil {
+		switch {
+		case err == nil && c.Merge:
+			var both *os.File
+			if both, err = duplicate(theirs[len(theirs)-1]); err == nil {
+				theirs = append(theirs, both)
+			}
+		case err == nil:
 			errs, err = pipe(true)
 		}
 	}
@@ -169,6 +180,9 @@ func newPipe(read bool) (r, w *os.File, err error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err
 	}
+	// A pipe is its maker's, and a command's user is another: opening
+	// /dev/stdout would be denied. Who may see the descriptor may open it.
+	_ = unix.Fchmod(fds[0], 0o666)
 	mine := fds[1]
 	if read {
 		mine = fds[0]
@@ -178,6 +192,15 @@ func newPipe(read bool) (r, w *os.File, err error) {
 		return nil, nil, err
 	}
 	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}
+
+// duplicate is another descriptor of what f is.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // terminal makes a received master one that does not block.

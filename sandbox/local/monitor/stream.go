@@ -112,6 +112,13 @@ func (s *stream) run() {
 	_ = file.Close() // waits for drain, which may wait for mu
 }
 
+// live reports whether the stream has a writer.
+func (s *stream) live() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.done
+}
+
 // control calls f with the descriptor, unless the stream has ended.
 func (s *stream) control(f func(fd uintptr)) error {
 	s.mu.Lock()

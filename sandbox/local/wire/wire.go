@@ -65,6 +65,9 @@ const (
 	CodeRefused     = "refused" // nothing listens on that port
 	CodeNoUser      = "no_user"
 	CodeInvalid     = "invalid"
+	CodeNotEmpty    = "not_empty"
+	CodeOtherDevice = "other_device"
+	CodeBusy        = "busy"
 	CodeInternal    = "internal"
 )
 
@@ -79,6 +82,7 @@ const (
 	OpStdin     = "stdin"     // Stdin + data ->
 	OpResize    = "resize"    // Resize ->
 	OpKill      = "kill"      // Kill ->
+	OpForget    = "forget"    // ProcessRef: drops an ended process and its logs ->
 	OpUsage     = "usage"     // -> Usage
 	OpConfigure = "configure" // Intervals ->
 	OpStop      = "stop"      // Stop -> after everything inside has ended; then the monitor exits
@@ -93,6 +97,9 @@ const (
 	OpCommit    = "commit"    // Commit -> File (init)
 	OpMkdir     = "mkdir"     // Mkdir -> (init)
 	OpSymlink   = "symlink"   // Symlink -> (init)
+	OpRemove    = "remove"    // Remove -> (init)
+	OpRename    = "rename"    // Rename -> (init)
+	OpPermit    = "permit"    // Permit -> (init)
 	OpDial      = "dial"      // Dial -> one descriptor, a connected TCP socket (init)
 )
 
@@ -133,12 +140,15 @@ type Command struct {
 	Rows      uint16            `json:"rows,omitempty"`
 	TimeoutMS int64             `json:"timeout_ms,omitempty"`
 	Busy      bool              `json:"busy,omitempty"`
+	Merge     bool              `json:"merge,omitempty"` // stderr is what stdout is
+	Note      string            `json:"note,omitempty"`
 }
 
 // Process is a process's state, in answers and in the journal.
 type Process struct {
 	ID         string `json:"id"`
 	Display    string `json:"display"`
+	Note       string `json:"note,omitempty"`
 	Cwd        string `json:"cwd,omitempty"`
 	User       string `json:"user,omitempty"`
 	State      string `json:"state"` // running, exited, lost
@@ -262,6 +272,8 @@ type File struct {
 	Mode    uint32 `json:"mode"` // st_mode
 	Size    int64  `json:"size"`
 	ModTime int64  `json:"mod_time"` // unix nanoseconds
+	UID     uint32 `json:"uid"`
+	GID     uint32 `json:"gid"`
 }
 
 // Files lists a directory by name, at most 10,000 entries.
@@ -292,6 +304,29 @@ type Symlink struct {
 	Path   string `json:"path"`
 	User   string `json:"user,omitempty"`
 	Target string `json:"target"`
+}
+
+// Remove a file or link, or an empty directory.
+type Remove struct {
+	Path        string `json:"path"`
+	User        string `json:"user,omitempty"`
+	Directories bool   `json:"directories,omitempty"`
+}
+
+// Rename gives the file, link or directory From the name To, which nothing has.
+type Rename struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+	User string `json:"user,omitempty"`
+}
+
+// Permit changes the permission bits and the owner of what Path leads to.
+type Permit struct {
+	Path  string `json:"path"`
+	User  string `json:"user,omitempty"`
+	Mode  int64  `json:"mode"`            // -1: as it is
+	Owner string `json:"owner,omitempty"` // a name or a number; empty: as it is
+	Group string `json:"group,omitempty"`
 }
 
 // Dial connects to a port of the loopback interface inside: 127.0.0.1, then ::1.
