@@ -73,7 +73,6 @@ type world struct {
 	manager *sandbox.Manager
 	box     *toolbox.Toolbox
 	server  *httptest.Server
-	log     *bytes.Buffer
 	// version is sent as the SDK's.
 	version string
 }

@@ -292,6 +292,12 @@ func (t *Toolbox) deleteSession(c *call) error {
 			return err
 		}
 	}
+	// Unless what it ran had to be killed, the guard has removed it.
+	if files, _, err := t.manager.Files(c.ctx, c.key); err == nil {
+		if _, err := files.Stat(c.ctx, s.Dir); err == nil {
+			_ = t.tool(c, nil, "rm", "-rf", "--", s.Dir) // litter in /tmp is no reason to fail
+		}
+	}
 	if err := t.forget(ctx, c.key, shell.ID); err != nil {
 		return err
 	}

@@ -246,8 +246,8 @@ func (t *Toolbox) write(ctx context.Context, files sandbox.Files, p string, r io
 // single finds the one file of an upload: the part "file" of a form, or the
 // body itself.
 func single(c *call, raw bool) (io.Reader, error) {
-	kind, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
-	if raw && (err != nil || !strings.HasPrefix(kind, "multipart/")) {
+	kind, _, _ := mime.ParseMediaType(c.r.Header.Get("Content-Type")) // one that is none is no form
+	if raw && !strings.HasPrefix(kind, "multipart/") {
 		return c.r.Body, nil
 	}
 	parts, err := c.r.MultipartReader()

@@ -166,6 +166,7 @@ func TestIdleStopAndDelete(t *testing.T) {
 	c := launchIn(t, dir, func(l *wire.Launch) {
 		l.Mounts = []wire.Mount{{Target: "/", Type: "overlay", Upper: upper, Work: "/etc/../" + dir + "/work"}}
 	})
+	began := time.Now() // before: the command's time begins with its start
 	p := spawn(t, c, shell("sleep 0.4"))
 	if err := c.Configure(t.Context(), wire.Intervals{AutoStopMS: 100, DeleteOnStop: true}); err != nil {
 		t.Fatal(err)
@@ -173,7 +174,6 @@ func TestIdleStopAndDelete(t *testing.T) {
 	if u, err := c.Usage(t.Context()); err != nil || u.IdleSince != 0 {
 		t.Errorf("Usage = %+v, %v", u, err)
 	}
-	began := time.Now()
 	i := finish(t, p)
 	if code(i) != 0 {
 		t.Errorf("a busy process was ended: %+v", i)
