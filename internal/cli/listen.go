@@ -11,6 +11,7 @@ import (
 	"berth/internal/access"
 	"berth/internal/config"
 	"berth/internal/daytonaapi"
+	"berth/internal/daytonaapi/toolbox"
 	"berth/internal/preview"
 	"berth/internal/server"
 )
@@ -98,8 +99,9 @@ func (a *App) serveDaytona(cfg *config.Config, b *bench, o server.Options, ports
 	if cfg.HTTP == "" {
 		ports.Share(l.Addr())
 	}
+	tb := toolbox.New(toolbox.Options{Manager: b.Manager, Logger: log})
 	s, err := daytonaapi.New(daytonaapi.Options{
-		Manager: b.Manager, Logger: log, Version: a.Version, State: filepath.Join(state, "daytona"),
+		Manager: b.Manager, Logger: log, Version: a.Version, State: filepath.Join(state, "daytona"), Toolbox: tb,
 		Access: access.Options{Tokens: o.Tokens, Insecure: o.Insecure, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins, TrustedProxies: o.TrustedProxies},
 	})
 	if err != nil {
@@ -107,6 +109,8 @@ func (a *App) serveDaytona(cfg *config.Config, b *bench, o server.Options, ports
 	}
 	log.Info("serving the Daytona API", slog.String("url", "http://"+l.Addr().String()+"/api"), auth(cfg), slog.String("version", a.Version))
 	return func(ctx context.Context) error {
-		return errors.Join(s.Serve(ctx, l), s.Close())
+		err := errors.Join(s.Serve(ctx, l), s.Close())
+		tb.Close()
+		return err
 	}, nil
 }
