@@ -105,6 +105,7 @@ func (a *App) serveDaytona(cfg *config.Config, b *bench, o server.Options, ports
 		Access: access.Options{Tokens: o.Tokens, Insecure: o.Insecure, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins, TrustedProxies: o.TrustedProxies},
 	})
 	if err != nil {
+		tb.Close()
 		return nil, err
 	}
 	log.Info("serving the Daytona API", slog.String("url", "http://"+l.Addr().String()+"/api"), auth(cfg), slog.String("version", a.Version))
