@@ -160,6 +160,10 @@ func applyEdits(text string, edits []Edit, path string) (string, int, error) {
 		if n > 0 && !strings.Contains(e.NewText, "\r\n") && mostlyCRLF(text) {
 			to = strings.ReplaceAll(e.NewText, "\n", "\r\n")
 		}
+		times := 1
+		if e.ReplaceAll {
+			times = n
+		}
 		field := fmt.Sprintf("edits.%d.old_text", i)
 		earlier := ""
 		if i > 0 {
@@ -175,16 +179,12 @@ func applyEdits(text string, edits []Edit, path string) (string, int, error) {
 		case n > 1 && !e.ReplaceAll:
 			return "", 0, &FieldError{Field: field, Problem: fmt.Sprintf("it is %d times in %s%s, at lines %s; nothing was changed", n, path, earlier, places(text, old)),
 				Hint: "add the lines around the one meant, or set replace_all"}
-		case e.ReplaceAll:
-			text = strings.ReplaceAll(text, old, to)
-			count += n
-		default:
-			text = strings.Replace(text, old, to, 1)
-			count++
-		}
-		if len(text) > MaxEditFile {
+		case int64(len(text))+int64(times)*int64(len(to)-len(old)) > MaxEditFile:
+			// Before it is made: a short edit makes terabytes of a small file.
 			return "", 0, &UserError{Err: ErrLimit, Text: "the edited file would have more than 16,777,216 bytes; nothing was changed; use a command such as sed"}
 		}
+		text = strings.Replace(text, old, to, times)
+		count += times
 	}
 	return text, count, nil
 }
@@ -238,18 +238,28 @@ func nearest(text, old string) int {
 	return 0
 }
 
-// Bounds of a diff: lines around a change, and bytes in all.
+// Bounds of a diff: lines around a change, bytes in all, and lines of each text
+// that are compared, counted from the first change.
 const (
 	diffContext = 3
 	maxDiff     = 32 << 10
+	maxCompared = 50_000
+	longer      = "[the diff is longer; the file was changed as asked]\n"
 )
 
 // unifiedDiff shows what changed between two texts. It compares what lies
 // between the common beginning and end in pieces of equal lines, which is exact
-// enough for edits made by replacement, and linear for large files.
+// enough for edits made by replacement, and linear for large files. A text of
+// short lines takes many times its size in memory, so that not all is compared.
 func unifiedDiff(path, a, b string) string {
-	x, y := splitLines(a), splitLines(b)
+	a, b, before := differing(a, b)
+	x, xall := splitLines(a, maxCompared)
+	y, yall := splitLines(b, maxCompared)
 	ops := compareLines(x, y)
+	whole := xall && yall
+	if last := len(ops) - 1; !whole && last > 0 && (ops[last].x1 == len(x) || ops[last].y1 == len(y)) {
+		ops = ops[:last] // goes on, nobody knows how, where the comparison ends
+	}
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "--- %s\n+++ %s\n", path, path)
 	for i := 0; i < len(ops); {
@@ -260,7 +270,7 @@ func unifiedDiff(path, a, b string) string {
 		}
 		from, to := max(0, ops[i].x0-diffContext), min(len(x), ops[j].x1+diffContext)
 		yfrom, yto := ops[i].y0-(ops[i].x0-from), ops[j].y1+(to-ops[j].x1)
-		fmt.Fprintf(&out, "@@ -%s +%s @@\n", hunkRange(from, to), hunkRange(yfrom, yto))
+		fmt.Fprintf(&out, "@@ -%s +%s @@\n", hunkRange(before+from, before+to), hunkRange(before+yfrom, before+yto))
 		at := from
 		for ; i <= j; i++ {
 			writeLines(&out, ' ', x[at:ops[i].x0])
@@ -272,8 +282,11 @@ func unifiedDiff(path, a, b string) string {
 		if out.Len() > maxDiff {
 			cut := out.Bytes()[:maxDiff]
 			cut = cut[:headEnd(cut)]
-			return strings.ToValidUTF8(string(cut), "\uFFFD") + "[the diff is longer; the file was changed as asked]\n"
+			return strings.ToValidUTF8(string(cut), "\uFFFD") + longer
 		}
+	}
+	if !whole {
+		out.WriteString(longer)
 	}
 	return strings.ToValidUTF8(out.String(), "\uFFFD")
 }
@@ -288,17 +301,56 @@ func hunkRange(from, to int) string {
 	return fmt.Sprintf("%d,%d", from+1, to-from)
 }
 
-func splitLines(s string) []string {
-	var lines []string
+// differing leaves out what two texts have in common at their beginning and end,
+// but for the lines around a change, and counts the lines left out before.
+func differing(a, b string) (x, y string, before int) {
+	same := 0
+	for same < min(len(a), len(b)) && a[same] == b[same] {
+		same++
+	}
+	start := strings.LastIndexByte(a[:same], '\n') + 1
+	for i := 0; i < diffContext && start > 0; i++ {
+		start = strings.LastIndexByte(a[:start-1], '\n') + 1
+	}
+	before = strings.Count(a[:start], "\n")
+	rest := min(len(a), len(b)) - same
+	a, b = a[start:], b[start:]
+	for same = 0; same < rest && a[len(a)-1-same] == b[len(b)-1-same]; {
+		same++
+	}
+	tail := a[len(a)-same:]
+	for i := 0; i <= diffContext; i++ { // the first may be part of a line
+		n := strings.IndexByte(tail, '\n')
+		if n < 0 {
+			return a, b, before
+		}
+		tail = tail[n+1:]
+	}
+	return a[:len(a)-len(tail)], b[:len(b)-len(tail)], before
+}
+
+// splitLines are the first lines of s, at most most; all tells that there are
+// no more.
+func splitLines(s string, most int) (lines []string, all bool) {
 	for l := range strings.Lines(s) {
+		if len(lines) == most {
+			return lines, false
+		}
 		lines = append(lines, l)
 	}
-	return lines
+	return lines, true
 }
 
 func writeLines(out *bytes.Buffer, mark byte, lines []string) {
 	for _, l := range lines {
+		if out.Len() > maxDiff {
+			return // the rest would be cut
+		}
 		out.WriteByte(mark)
+		if len(l) > maxDiff {
+			out.WriteString(l[:maxDiff])
+			return
+		}
 		out.WriteString(l)
 		if !strings.HasSuffix(l, "\n") {
 			out.WriteString("\n\\ No newline at end of file\n")
