@@ -15,7 +15,7 @@ import (
 // there does not have is applied when it can be, else told as drift.
 func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
 	ctx = withDeadline(ctx)
-	if err := errors.Join(m.allowed(spec), m.checkImage(spec)); err != nil {
+	if err := errors.Join(spec.Validate(), m.allowed(spec), m.checkImage(spec)); err != nil {
 		return nil, err
 	}
 	b, err := m.ready(ctx, key, create, spec)

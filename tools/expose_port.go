@@ -17,7 +17,7 @@ type Previews interface {
 }
 
 type exposePortArguments struct {
-	Port   int   `json:"port" doc:"Inside." schema:"required;min=1;max=65535"`
+	Port   int   `json:"port" doc:"Of the server inside." schema:"required;min=1;max=65535"`
 	Public *bool `json:"public" doc:"No token needed. Default: the sandbox's."`
 	sessionArgument
 }

@@ -66,7 +66,7 @@ func readFile() tool {
 func (c *call) fileAnswer(f *sandbox.FileContent, asBase64 bool) *mcp.CallToolResult {
 	var b strings.Builder
 	var content []mcp.Content
-	about := fmt.Sprintf("%s, %d bytes", oneLine(f.File.Path), f.File.Size)
+	about := fmt.Sprintf("%s, %s", oneLine(f.File.Path), counted(f.File.Size, "byte"))
 	switch {
 	case asBase64:
 		b.WriteString(base64.StdEncoding.EncodeToString(f.Data) + "\n")
@@ -95,11 +95,19 @@ func (c *call) fileAnswer(f *sandbox.FileContent, asBase64 bool) *mcp.CallToolRe
 	return res
 }
 
+// counted is "1 byte", "2 bytes".
+func counted(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // linesShown says which lines of how many were returned, and how to go on.
 func linesShown(f *sandbox.FileContent) string {
 	total := "lines not counted"
 	if f.Lines >= 0 {
-		total = fmt.Sprintf("%d lines", f.Lines)
+		total = counted(int64(f.Lines), "line")
 	}
 	switch {
 	case f.Last < f.First || f.Last == 0:

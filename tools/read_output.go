@@ -15,7 +15,7 @@ type readOutputArguments struct {
 	WaitFor     string   `json:"wait_for" doc:"Exit ends any wait." schema:"enum=none|output|exit|pattern;default=output"`
 	Pattern     string   `json:"pattern" doc:"RE2, from the cursor on." schema:"bytes=4096"`
 	WaitSeconds *float64 `json:"wait_seconds" schema:"min=0;max=50;default=5"`
-	MaxBytes    *int64   `json:"max_bytes" schema:"min=1;max=1048576;default=30000"`
+	MaxBytes    *int64   `json:"max_bytes" schema:"min=16;max=1048576;default=30000"`
 	Base64      bool     `json:"base64" doc:"Exact bytes."`
 	sessionArgument
 }

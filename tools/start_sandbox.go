@@ -1,6 +1,7 @@
 package tools
 
 import (
+	"errors"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -25,7 +26,7 @@ type startSandboxArguments struct {
 	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default: home." schema:"bytes=4096"`
 	Resources          *resources        `json:"resources" doc:"Limits that must hold."`
 	Volumes            []volumeMount     `json:"volumes" doc:"Directories that outlive sandboxes, made at first use; of a new sandbox only." schema:"items=32;minitems=1"`
-	SessionID          *string           `json:"session_id" doc:"Default: a new one."`
+	SessionID          *string           `json:"session_id" doc:"Default: the one the operator fixed, or a new one."`
 	networkArguments
 }
 
@@ -93,7 +94,7 @@ func startSandbox() tool {
 	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {
 		spec, err := a.spec()
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, spec.Validate()) // all that is wrong at once
 		}
 		res, err := c.manager.StartSandbox(c.ctx, c.key, spec)
 		if err != nil {

@@ -58,7 +58,7 @@ func writeFile() tool {
 			verb = "appended to"
 		}
 		c.bytes = w.Bytes
-		return c.changed(fmt.Sprintf("%s %s, %d bytes written", verb, oneLine(w.Path), w.Bytes), w.Notice,
+		return c.changed(fmt.Sprintf("%s %s, %s written", verb, oneLine(w.Path), counted(w.Bytes, "byte")), w.Notice,
 			fileResult{Path: w.Path, Bytes: w.Bytes, Created: w.Created, SessionID: string(c.key.Session)}), nil
 	})
 	return t
