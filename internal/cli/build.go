@@ -45,6 +45,9 @@ func (c *snapshotCreateCommand) Run(a *App) error {
 	case !builds && len(c.Names) != 2:
 		return &usageError{fmt.Sprintf("%s are given; two are needed, the sandbox's and the snapshot's", count(len(c.Names), "name"))}
 	case builds:
+		if err := imagePath("snapshot create: --image", c.Image); err != nil {
+			return err
+		}
 		return c.build(a)
 	}
 	return a.each(c.Names[:1], c.Owner, func(b *bench, key sandbox.Key) error {

@@ -37,8 +37,8 @@ const (
 // commands is the whole command line. A flag with a key tag sets that key of
 // the config.
 type commands struct {
-	Config    string `help:"The config file." placeholder:"FILE"`
-	State     string `help:"The state directory." placeholder:"DIR" key:"state"`
+	Config    string `help:"The config file; else BERTH_CONFIG, ~/.config/berth/config.yaml or /etc/berth/config.yaml." placeholder:"FILE"`
+	State     string `help:"The state directory, which has the sandboxes; else BERTH_STATE, ~/.local/state/berth or, as root, /var/lib/berth." placeholder:"DIR" key:"state"`
 	LogLevel  string `help:"debug, info, warn or error." placeholder:"LEVEL" key:"log.level"`
 	LogFormat string `help:"auto, text or json." placeholder:"FORMAT" key:"log.format"`
 	// Its name must not be Version, which is the command.
@@ -210,7 +210,7 @@ func (a *App) code(err error) int {
 		fmt.Fprintln(a.Stderr, "berth: interrupted")
 		return code
 	}
-	text := err.Error()
+	text := forPeople(err)
 	if !strings.HasPrefix(text, "berth") {
 		text = "berth: " + text
 	}

@@ -35,8 +35,8 @@ var clientFiles = map[string]string{
 	"cursor":         ".cursor/mcp.json in the project, or ~/.cursor/mcp.json",
 	"vscode":         ".vscode/mcp.json in the project",
 	"codex":          "~/.codex/config.toml",
-	"sse":            "the client's list of servers; only for clients that cannot do Streamable HTTP",
-	"http":           "the client's list of servers, or .mcp.json of Claude Code",
+	"sse":            "the client's list of servers, where it cannot do Streamable HTTP",
+	"http":           "the client's list of servers",
 }
 
 type clientServer struct {
@@ -196,7 +196,7 @@ func (c *clientConfigCommand) explain(a *App, s clientServer) {
 	case "claude-code":
 		fmt.Fprintf(a.Stderr, "; or run:\n  claude mcp add berth -- %s\n", shellWords(append([]string{s.Command}, s.Args...)))
 	case "http", "sse":
-		fmt.Fprintf(a.Stderr, "; in Claude Code, or run:\n  claude mcp add --transport %s berth %s --header \"Authorization: Bearer ${BERTH_TOKEN}\"\n", c.Name, shellWords([]string{s.URL}))
+		fmt.Fprintf(a.Stderr, "; for Claude Code .mcp.json in the project, or run:\n  claude mcp add --transport %s berth %s --header \"Authorization: Bearer ${BERTH_TOKEN}\"\n", c.Name, shellWords([]string{s.URL}))
 		fmt.Fprintln(a.Stderr, "Write the token for ${BERTH_TOKEN} where the client does not fill variables in; leave headers out where berth asks for none.")
 	default:
 		fmt.Fprintln(a.Stderr)

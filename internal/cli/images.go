@@ -14,7 +14,7 @@ import (
 type imagesCommand struct {
 	List  imagesListCommand  `cmd:"" name:"ls" default:"1" help:"List the images that are here."`
 	Pull  imagesPullCommand  `cmd:"" help:"Fetch an image, or what its name leads to now."`
-	Prune imagesPruneCommand `cmd:"" help:"Remove images that no sandbox uses."`
+	Prune imagesPruneCommand `cmd:"" help:"Remove images that no sandbox or snapshot uses."`
 }
 
 type imagesListCommand struct {
@@ -94,14 +94,24 @@ func (a *App) remarkOn(i sandbox.ImageInfo) {
 	}
 }
 
-func imageTable() *table { return newTable("IMAGE", "DIGEST", "PLATFORM", "SIZE", "SANDBOXES", "USED") }
+func imageTable() *table {
+	return newTable("IMAGE", "DIGEST", "PLATFORM", "SIZE", "IN USE BY", "LAST USED")
+}
 
 func addImage(t *table, i sandbox.ImageInfo) {
 	name := "-"
 	if len(i.Names) > 0 {
 		name = strings.Join(i.Names, " ")
 	}
-	t.row(name, shortDigest(i.Digest), i.Platform, size(i.Disk), fmt.Sprint(i.Sandboxes), ago(i.Used))
+	t.row(name, shortDigest(i.Digest), i.Platform, size(i.Disk), countOf(i.Sandboxes), ago(i.Used))
+}
+
+// countOf is how many sandboxes and snapshots stand on an image.
+func countOf(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return fmt.Sprint(n)
 }
 
 func shortDigest(d string) string { return d[:min(len(d), len("sha256:")+12)] }
@@ -112,6 +122,9 @@ type imagesPullCommand struct {
 }
 
 func (c *imagesPullCommand) Run(a *App) error {
+	if err := imagePath("images pull", c.Image); err != nil {
+		return err
+	}
 	b, err := a.open()
 	if err != nil {
 		return err
@@ -140,7 +153,7 @@ type imagesPruneCommand struct {
 
 // Help is shown by --help.
 func (*imagesPruneCommand) Help() string {
-	return "Images that a sandbox stands on, running, stopped or archived, are never removed."
+	return "Images that a sandbox stands on, running, stopped or archived, or a snapshot, are never removed."
 }
 
 func (c *imagesPruneCommand) Run(a *App) error {
@@ -204,6 +217,20 @@ func (a *App) absoluteImage(name string) string {
 		}
 	}
 	return name
+}
+
+// imagePath refuses the path of an image where a name is meant, which would be
+// taken for one of a registry.
+func imagePath(flag, name string) error {
+	for _, prefix := range []string{"oci:", "docker-archive:"} {
+		if name == prefix {
+			return usagef("%s: no path after %s; allowed: oci:PATH[:TAG] for a directory, docker-archive:FILE for a docker save file", flag, prefix)
+		}
+	}
+	if strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "~") {
+		return usagef("%s: %q is a path; write oci:%s for an OCI layout, docker-archive:%s for a docker save file", flag, name, name, name)
+	}
+	return nil
 }
 
 // start starts a sandbox and waits however long that takes, with a bar.

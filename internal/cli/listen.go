@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"syscall"
 
 	"berth/internal/access"
 	"berth/internal/config"
@@ -41,7 +42,7 @@ func together(ctx context.Context, list []service) error {
 func (a *App) appendListener(list []service, address string, serve func(net.Listener) (service, error)) ([]service, error) {
 	l, err := (&net.ListenConfig{}).Listen(a.ctx, "tcp", address)
 	if err != nil {
-		err = fmt.Errorf("listen: %w", err)
+		err = cannotListen(address, err)
 	} else {
 		var s service
 		if s, err = serve(l); err == nil {
@@ -52,6 +53,19 @@ func (a *App) appendListener(list []service, address string, serve func(net.List
 	ctx, cancel := context.WithCancel(a.ctx)
 	cancel()
 	return nil, errors.Join(err, together(ctx, list))
+}
+
+// cannotListen says why nothing can listen at address, and what to do.
+func cannotListen(address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("cannot listen on %s: another program, perhaps another berth serve, listens there; stop it, or choose another port", address)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("cannot listen on %s: permission denied, since ports below 1024 are root's; choose another port", address)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("cannot listen on %s: this machine has no such address; choose one of its own, such as 127.0.0.1,", address)
+	}
+	return fmt.Errorf("cannot listen on %s: %w", address, err)
 }
 
 // stdio serves the client that started berth.

@@ -59,23 +59,31 @@ func (c *listCommand) Run(a *App) error {
 		fmt.Fprintln(a.Stderr, "No sandboxes. berth run -- CMD makes one for a command; an agent's first command makes one for its session.")
 		return nil
 	}
-	head := []string{"SESSION", "NAME", "STATUS", "CREATED", "MEMORY", "PROCESSES", "REMARK"}
+	head := []string{"SESSION", "STATUS", "CREATED", "MEMORY", "PROCESSES", "REMARK"}
+	named := func(i sandbox.Info) bool { return i.Name != string(i.Key.Session) }
+	names := slices.ContainsFunc(list, named) // most have none but their id
+	if names {
+		head = slices.Insert(head, 1, "NAME")
+	}
 	if owner == "" {
 		head = slices.Insert(head, 1, "OWNER")
 	}
 	t := newTable(head...)
 	for _, i := range list {
-		name := i.Name
-		if name == string(i.Key.Session) {
-			name = ""
-		}
-		row := []string{string(i.Key.Session), name, a.paint(a.Stdout, statusStyle[i.Status], string(i.Status)), ago(i.Created)}
+		row := []string{string(i.Key.Session), a.paint(a.Stdout, statusStyle[i.Status], string(i.Status)), ago(i.Created)}
 		if i.Usage != nil {
 			row = append(row, bytesOrNone(i.Usage.Memory), countOrNone(i.Usage.Processes))
 		} else {
 			row = append(row, "", "")
 		}
 		row = append(row, remarkOf(i))
+		if names {
+			name := ""
+			if named(i) {
+				name = i.Name
+			}
+			row = slices.Insert(row, 1, name)
+		}
 		if owner == "" {
 			row = slices.Insert(row, 1, string(i.Key.Owner))
 		}

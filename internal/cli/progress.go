@@ -61,14 +61,31 @@ func (r *progressReader) Read(b []byte) (int, error) {
 func (p *progress) report(r sandbox.Progress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now := time.Now(); p.on && r.Total > 0 && now.Sub(p.last) > 50*time.Millisecond && now.Sub(p.started) > 200*time.Millisecond {
-		p.last, p.drawn = now, true
-		line := []rune(oneLine(r.Text))
-		if w := p.app.width(p.app.Stderr); w > cells+2 && len(line) > w-cells-2 {
-			line = line[:w-cells-2]
-		}
-		fmt.Fprintf(p.app.Stderr, "\r\x1b[K%s %s", p.app.paint(p.app.Stderr, "36", bar(r.Done, r.Total)), string(line))
+	now := time.Now()
+	if !p.on || r.Log {
+		return
 	}
+	text := oneLine(r.Text)
+	if r.Total <= 0 {
+		// How far it is, nobody knows. It comes once, and is worth a line of its
+		// own whenever it comes: without, a first start looks like a hang.
+		p.last, p.drawn = now, true
+		fmt.Fprintf(p.app.Stderr, "\r\x1b[K%s", p.fit(text+" …", 0))
+		return
+	}
+	if now.Sub(p.last) > 50*time.Millisecond && now.Sub(p.started) > 200*time.Millisecond {
+		p.last, p.drawn = now, true
+		fmt.Fprintf(p.app.Stderr, "\r\x1b[K%s %s", p.app.paint(p.app.Stderr, "36", bar(r.Done, r.Total)), p.fit(text, cells+2))
+	}
+}
+
+// fit cuts a line so that it does not wrap beside what takes used columns.
+func (p *progress) fit(text string, used int) string {
+	line := []rune(text)
+	if w := p.app.width(p.app.Stderr); w > used && len(line) > w-used {
+		line = line[:w-used]
+	}
+	return string(line)
 }
 
 const cells = 24 // of a bar

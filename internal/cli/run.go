@@ -54,6 +54,9 @@ func (c *runCommand) Run(a *App) error {
 	if len(argv) == 0 {
 		return usagef("run: say which command to run: berth run -- CMD")
 	}
+	if err := imagePath("run: --image", c.Image); err != nil {
+		return err
+	}
 	a.flags = a.absoluteDirs(a.flags)
 	for _, f := range a.flags {
 		// Else it would be found when the sandbox starts, by the name of a

@@ -12,7 +12,7 @@ import (
 type snapshotCommand struct {
 	Create snapshotCreateCommand `cmd:"" help:"Keep the files of a sandbox under a name, or build a snapshot."`
 	List   snapshotListCommand   `cmd:"" name:"ls" default:"1" help:"List snapshots."`
-	Remove snapshotRemoveCommand `cmd:"" name:"rm" help:"Delete snapshots that no sandbox was made of."`
+	Remove snapshotRemoveCommand `cmd:"" name:"rm" help:"Delete snapshots that no sandbox stands on."`
 	Log    snapshotLogCommand    `cmd:"" help:"Show the log of a snapshot's build."`
 	Export snapshotExportCommand `cmd:"" help:"Write a snapshot as an image, for docker load and others."`
 	Import snapshotImportCommand `cmd:"" help:"Make a snapshot of an image in a file or directory."`
@@ -100,7 +100,7 @@ func (c *snapshotRemoveCommand) Run(a *App) error {
 	for _, name := range c.Name {
 		if err := b.DeleteSnapshot(a.ctx, sandbox.Owner(c.Owner), name); err != nil {
 			failed = true
-			fmt.Fprintf(a.Stderr, "berth: %s: %v\n", name, err)
+			fmt.Fprintf(a.Stderr, "berth: %s\n", printable(forPeople(withoutField(err))))
 			continue
 		}
 		fmt.Fprintf(a.Stdout, "%s deleted\n", name)

@@ -35,7 +35,7 @@ func (c *snapshotExportCommand) Run(a *App) error {
 	out, err := b.ExportSnapshot(sandbox.WithProgress(a.ctx, bar.report), sandbox.Owner(c.Owner), c.Name, o)
 	bar.end(false)
 	if err != nil {
-		return err
+		return withoutField(err)
 	}
 	for _, r := range out.Remarks {
 		fmt.Fprintf(a.Stderr, "berth: %s\n", r)

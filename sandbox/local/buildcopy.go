@@ -143,7 +143,7 @@ func (w *builder) match(name, clean string) ([]*placed, error) {
 		return out, nil
 	}
 	if len(w.b.Files) == 0 {
-		return nil, wrong("there is no file %.200q: no files are given; pass them as files {path: content}", name)
+		return nil, wrong("there is no file %.200q: no file for COPY is given; create_snapshot takes them as files {path: content}, berth snapshot create from the directory of --context", name)
 	}
 	names := slices.Sorted(maps.Keys(w.b.Files))
 	more := ""

@@ -187,7 +187,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 }
 
 // sayAfter is how long a step of a start takes before it is worth a word.
-const sayAfter = 3 * time.Second
+const sayAfter = time.Second
 
 // say tells whoever waits what takes long, if it does, until said is called.
 func say(ctx context.Context, what string) (said func()) {
