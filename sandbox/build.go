@@ -26,6 +26,8 @@ type Build struct {
 	// without an image is made of.
 	Image    string
 	Snapshot string
+	// Account is that of Spec.Account, where neither Image nor Snapshot is given.
+	Account string
 	// Origin is how the base was written, for people ("FROM debian:12").
 	Origin string
 	Steps  []BuildStep
@@ -128,6 +130,9 @@ func (b Build) Digest() string {
 	e := json.NewEncoder(h)
 	put := func(v any) { _ = e.Encode(v) } // plain text and numbers always encode
 	put([]string{"1", b.Image, b.Snapshot})
+	if b.Account != "" && b.Image == "" && b.Snapshot == "" {
+		put([]string{"account", b.Account})
+	}
 	for _, s := range b.Steps {
 		s.Line = 0
 		put(s)

@@ -205,7 +205,7 @@ func (m *Manager) runBuild(ctx context.Context, k buildKey, maker SnapshotBuilde
 	d := m.options.Defaults
 	// Neither the operator's variables, which may be secrets, nor volumes:
 	// what is built is for everybody who starts from it.
-	spec := Spec{Resources: d.Resources, Network: d.Network}.WithDefaults(Spec{})
+	spec := Spec{Resources: d.Resources, Network: d.Network, Account: b.Account}.WithDefaults(Spec{})
 	spec.Resources = spec.Resources.within(m.options.Limits.Resources)
 	spec.Network = networkOf(spec.Network, m.options.Limits.Network)
 	done, err := m.makeRoom(ctx, Key{Owner: k.owner, Session: SessionID("build " + k.name)}) // no session has a space
@@ -267,6 +267,7 @@ func (m *Manager) buildLog(ctx context.Context, owner Owner, name string) (strin
 
 // build checks what of a build no provider need see.
 func (f *faults) build(b *Build) {
+	f.account(b.Account)
 	f.image(b.Image)
 	if b.Snapshot != "" {
 		f.snapshot("snapshot", b.Snapshot)

@@ -112,18 +112,32 @@ func (f *faults) userName(user string) {
 // checkUser refuses a user that only a sandbox of an image can have, where the
 // key's sandbox is none or would be none.
 func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults) {
-	if user == "" || user == "agent" || user == "root" || !imageUser.MatchString(user) {
+	if user == "" || user == "root" || !imageUser.MatchString(user) {
 		return // or refused already
 	}
-	image := m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""
-	if inst, err := m.peek(ctx, key); err == nil {
-		if info, err := inst.Info(ctx); err == nil && info.Status != StatusDestroyed {
-			image = info.Spec.Image != "" || info.Image != nil
-		}
+	spec, image := m.options.Defaults, m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""
+	if info, ok := m.peekInfo(ctx, key); ok && info.Status != StatusDestroyed {
+		spec, image = info.Spec, info.Spec.Image != "" || info.Image != nil
 	}
 	if !image {
-		f.user(user)
+		f.user(user, spec.account())
 	}
+}
+
+// peekInfo is what is known of a sandbox, of late when it is believed to run.
+func (m *Manager) peekInfo(ctx context.Context, key Key) (Info, bool) {
+	m.mu.Lock()
+	b := m.boxes[key]
+	m.mu.Unlock()
+	if b != nil && time.Since(b.seen) < recheck {
+		return b.info, true
+	}
+	inst, err := m.peek(ctx, key)
+	if err != nil {
+		return Info{}, false
+	}
+	info, err := inst.Info(ctx)
+	return info, err == nil
 }
 
 func (f *faults) image(image string) {

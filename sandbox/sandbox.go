@@ -97,6 +97,9 @@ const (
 // itself.
 const Never time.Duration = -1
 
+// DefaultAccount is the ordinary user of the default root.
+const DefaultAccount = "agent"
+
 // The defaults and bounds of a Spec's intervals.
 const (
 	DefaultAutoStop    = 15 * time.Minute
@@ -125,7 +128,11 @@ type Spec struct {
 	// provider's default root. Its environment, user and working directory hold
 	// unless the spec says otherwise; its entrypoint is not run.
 	Image string
-	// User runs commands: "agent" when absent, or "root". With an image it is
+	// Account is the ordinary user of a sandbox of the default root, whose home
+	// is /home/NAME; DefaultAccount when absent. It stays what it is for what is
+	// made of that sandbox; an image and a snapshot have their own.
+	Account string
+	// User runs commands: the Account when absent, or "root". With an image it is
 	// one of the image's, or a number; absent: the one the image names, else root.
 	User string
 	// Ephemeral sandboxes are deleted as soon as they stop.

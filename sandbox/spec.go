@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,12 +71,12 @@ func clone[T any](p *T) *T {
 // name may still be empty; the Manager puts the session id there.
 func (s Spec) WithDefaults(d Spec) Spec {
 	out := s.over(d)
-	user := "agent"
+	user := out.account()
 	if out.Snapshot != "" {
 		out.Image = ""
 	}
 	if out.Image != "" || out.Snapshot != "" {
-		user = "" // the image's own
+		user, out.Account = "", "" // their own
 	}
 	out = out.over(Spec{Language: TypeScript, User: user, Ephemeral: new(bool), Public: new(bool),
 		AutoStop: ptr(DefaultAutoStop), AutoArchive: ptr(DefaultAutoArchive), AutoDelete: ptr(Never), Timeout: ptr(DefaultTimeout)})
@@ -92,6 +93,9 @@ func (s Spec) WithDefaults(d Spec) Spec {
 }
 
 func ptr[T any](v T) *T { return &v }
+
+// account is the ordinary user of the default root.
+func (s Spec) account() string { return cmp.Or(s.Account, DefaultAccount) }
 
 // over returns s with what it lacks taken from d.
 func (s Spec) over(d Spec) Spec {
@@ -110,9 +114,13 @@ func (s Spec) over(d Spec) Spec {
 	if s.Language == "" {
 		s.Language = d.Language
 	}
-	// Who runs commands in the default root says nothing of an image.
-	if s.User == "" && s.Snapshot == "" && (s.Image == "" || s.Image == d.Image) {
+	// Who runs commands in the default root says nothing of an image, and one
+	// ordinary user nothing of another.
+	if s.User == "" && s.Snapshot == "" && (s.Image == "" || s.Image == d.Image) && (s.Account == "" || d.User != d.account()) {
 		s.User = d.User
+	}
+	if s.Account == "" {
+		s.Account = d.Account
 	}
 	if s.Image == "" && s.Snapshot == "" {
 		s.Image, s.Snapshot = d.Image, d.Snapshot
@@ -143,9 +151,10 @@ func (s Spec) over(d Spec) Spec {
 }
 
 var (
-	envName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	labelPart = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	dnsPrefix = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
+	envName     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	accountName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	labelPart   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+	dnsPrefix   = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 )
 
 // Validate checks what is given in s. Its error joins a *FieldError for every
@@ -166,8 +175,9 @@ func (s Spec) Validate() error {
 		f.snapshot("snapshot", s.Snapshot)
 	}
 	f.image(s.Image)
+	f.account(s.Account)
 	if s.Image == "" && s.Snapshot == "" { // which may be an image's
-		f.user(s.User)
+		f.user(s.User, s.account())
 	} else {
 		f.userName(s.User)
 	}
@@ -233,9 +243,15 @@ func (f *faults) envSize(total int) {
 	}
 }
 
-func (f *faults) user(user string) {
-	if user != "" && user != "agent" && user != "root" {
-		f.add("user", fmt.Sprintf("there is no user %.40q", user), "agent, root", "")
+func (f *faults) user(user, account string) {
+	if user != "" && user != account && user != "root" {
+		f.add("user", fmt.Sprintf("there is no user %.40q", user), account+", root", "")
+	}
+}
+
+func (f *faults) account(name string) {
+	if name != "" && (!accountName.MatchString(name) || name == "root") {
+		f.add("account", fmt.Sprintf("%.40q is no name of an ordinary user", name), "1 to 32 lower-case letters, digits, '_' and '-', the first a letter or '_'", "")
 	}
 }
 
@@ -286,6 +302,7 @@ func (s Spec) updated(inForce, defaults Spec) Spec {
 	under.Env, under.Labels = nil, nil
 	want = want.over(under)
 	want.Ephemeral, want.Resources, want.Image, want.Snapshot = clone(inForce.Ephemeral), inForce.Resources, inForce.Image, inForce.Snapshot
+	want.Account = inForce.Account
 	if s.User == "" {
 		want.User = inForce.User
 	}
@@ -322,6 +339,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if want.User != inForce.User {
 		say("user", want.User, inForce.User)
+	}
+	if want.Account != inForce.Account {
+		say("account", want.account(), inForce.account())
 	}
 	if want.WorkingDirectory != inForce.WorkingDirectory {
 		say("working_directory", orNone(want.WorkingDirectory), orNone(inForce.WorkingDirectory))

@@ -3,6 +3,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 
+	"berth/sandbox"
 	"berth/sandbox/local/tree"
 	"golang.org/x/sys/unix"
 )
@@ -23,10 +25,13 @@ import (
 // baseFormat changes whenever the layers would be built differently.
 const baseFormat = "3"
 
-const (
-	agentHome = "/home/agent"
-	workspace = "/workspace"
-)
+const workspace = "/workspace"
+
+// homeOf is the home of the ordinary user of the default root.
+func homeOf(account string) string { return "/home/" + account }
+
+// accountOf is that user's name, where account is what a spec says.
+func accountOf(account string) string { return cmp.Or(account, sandbox.DefaultAccount) }
 
 // systemDirs may be links into /usr (the usual way) or directories of their own.
 var systemDirs = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}
@@ -40,6 +45,7 @@ type baseKind struct {
 	// must lie over the host's where something is to be written.
 	skeleton bool
 	single   bool
+	account  string // the ordinary user
 	// owner of the layers' files, for root without id-mapped mounts.
 	shift int
 	as    tree.As
@@ -84,6 +90,9 @@ func fingerprint(kind baseKind) baseName {
 	fmt.Fprintln(h, baseFormat, os.Geteuid(), os.Getegid(), kind.skeleton, kind.single, kind.shift, kind.extra, overDirs())
 	if m := kind.as.Map; m != nil {
 		fmt.Fprintln(h, *m)
+	}
+	if kind.account != sandbox.DefaultAccount {
+		fmt.Fprintln(h, kind.account)
 	}
 	return baseName{Fingerprint: hex.EncodeToString(h.Sum(nil)[:12]), Host: host, System: systemName()}
 }
@@ -205,7 +214,7 @@ func buildRoot(root string, kind baseKind) error {
 		path string
 		mode uint32
 	}{
-		{"", 0o755}, {"boot", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"home/agent", 0o750}, {"media", 0o755}, {"mnt", 0o755}, {"opt", 0o755},
+		{"", 0o755}, {"boot", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {homeOf(kind.account), 0o750}, {"media", 0o755}, {"mnt", 0o755}, {"opt", 0o755},
 		{"proc", 0o555}, {"root", 0o700}, {"run", 0o755}, {"run/lock", 0o1777}, {"srv", 0o755}, {"sys", 0o555}, {"tmp", 0o1777}, {"usr", 0o755}, {"workspace", 0o755},
 		{"var", 0o755}, {"var/backups", 0o755}, {"var/cache", 0o755}, {"var/cache/apt", 0o755}, {"var/cache/apt/archives", 0o755}, {"var/cache/apt/archives/partial", 0o755},
 		{"var/cache/debconf", 0o755}, {"var/cache/ldconfig", 0o700}, {"var/cache/fontconfig", 0o755}, {"var/cache/man", 0o755}, {"var/lib", 0o755}, {"var/lib/dpkg", 0o755}, {"var/lib/apt", 0o755},
@@ -238,10 +247,10 @@ func buildRoot(root string, kind baseKind) error {
 	if err := copyEtc(etc); err != nil {
 		return err
 	}
-	if err := writeEtc(etc, loginShell(), kind.single); err != nil {
+	if err := writeEtc(etc, loginShell(), kind.account, kind.single); err != nil {
 		return err
 	}
-	home := filepath.Join(root, "home/agent")
+	home := filepath.Join(root, homeOf(kind.account))
 	for _, f := range []string{".bashrc", ".profile", ".bash_logout"} {
 		for _, dir := range []string{home, filepath.Join(root, "root")} {
 			if err := copyShown("/etc/skel/"+f, filepath.Join(dir, f), 0); err != nil {
@@ -311,7 +320,7 @@ func (b base) own(ctx context.Context, kind baseKind) error {
 	if kind.single {
 		return nil
 	}
-	paths := []string{filepath.Join(root, agentHome), filepath.Join(root, workspace)}
+	paths := []string{filepath.Join(root, homeOf(kind.account)), filepath.Join(root, workspace)}
 	entries, err := os.ReadDir(paths[0])
 	if err != nil {
 		return err

@@ -172,7 +172,7 @@ func (w *builder) build(ctx context.Context, digest string) (sandbox.SnapshotInf
 func (w *builder) base(ctx context.Context) (*image.Pin, error) {
 	p, s := w.p, w.s
 	w.ids = p.idsNow(s)
-	w.o = &origin{}
+	w.o = &origin{account: w.spec.Account}
 	w.buildState = buildState{env: map[string]string{}, args: map[string]string{}, labels: map[string]string{}, shell: []string{"/bin/sh", "-c"}}
 	var pin *image.Pin
 	root := []string{buildFormat, string(w.in.key.Owner), layerForm(w.ids).Name}
@@ -220,12 +220,15 @@ func (w *builder) base(ctx context.Context) (*image.Pin, error) {
 		w.key = digestOf(root)
 		return pin, nil
 	}
-	now := fingerprint(p.kindFor(w.ids))
+	now := fingerprint(p.kindFor(w.ids, w.o.account))
 	if w.o.madeOn.Host == "" {
 		w.o.madeOn = now
 	}
 	root = append(root, now.Host)
-	w.user = "agent"
+	if w.o.account != "" {
+		root = append(root, w.o.account)
+	}
+	w.user = accountOf(w.o.account)
 	if c := w.o.root; c != nil {
 		for _, e := range c.Env {
 			setEnv(w.env, e)
@@ -290,7 +293,7 @@ func (w *builder) fault(i int, step *sandbox.BuildStep, err error) error {
 // record is that of the finished snapshot.
 func (w *builder) record(ctx context.Context, digest string) (*snapshotRecord, error) {
 	r := &snapshotRecord{Version: 1, Owner: string(w.in.key.Owner), Name: w.snapshot(), Created: time.Now().UTC(), IDs: w.ids, MadeOn: w.o.madeOn,
-		Sealed: w.o.sealed, ImageName: w.o.imageName, Build: digest, Labels: w.labels}
+		Sealed: w.o.sealed, ImageName: w.o.imageName, Account: w.o.account, Build: digest, Labels: w.labels}
 	if r.IDs.IDMapped {
 		r.IDs.Base = 0
 	}
@@ -357,10 +360,10 @@ func (in *Instance) ofBuild(key sandbox.Key) bool {
 // of an image.
 func (p *Provider) snapshotUser(ctx context.Context, s *store, o *origin, user string) error {
 	switch {
-	case user == "" || o.image == nil && (user == "agent" || user == "root"):
+	case user == "" || o.image == nil && (user == accountOf(o.account) || user == "root"):
 		return nil
 	case o.image == nil:
-		return &sandbox.FieldError{Field: "user", Problem: fmt.Sprintf("there is no user %.80q", user), Allowed: "agent, root"}
+		return &sandbox.FieldError{Field: "user", Problem: fmt.Sprintf("there is no user %.80q", user), Allowed: accountOf(o.account) + ", root"}
 	}
 	ids := o.ids
 	if ids.Mode == "" {

@@ -41,7 +41,7 @@ func setEnv(env map[string]string, pair string) {
 func (w *builder) vars() map[string]string {
 	vars := map[string]string{"PATH": searchPath}
 	if w.o.image == nil {
-		vars["PATH"] = baseEnv()["PATH"]
+		vars["PATH"] = baseEnv(homeOf(accountOf(w.o.account)))["PATH"]
 	}
 	maps.Copy(vars, w.args)
 	maps.Copy(vars, w.env)
@@ -77,8 +77,8 @@ func (w *builder) step(ctx context.Context, s *sandbox.BuildStep) error {
 			return wrong("%v", err)
 		case user == "":
 			return wrong("the user's name is empty")
-		case w.o.image == nil && user != "agent" && user != "root":
-			return wrong("there is no user %.80q; allowed: agent, root", user)
+		case w.o.image == nil && user != accountOf(w.o.account) && user != "root":
+			return wrong("there is no user %.80q; allowed: %s, root", user, accountOf(w.o.account))
 		}
 		w.user = user
 		return nil
@@ -135,7 +135,7 @@ func (w *builder) cwd() string {
 	case w.user == "root":
 		return "/root"
 	}
-	return agentHome
+	return homeOf(accountOf(w.o.account))
 }
 
 // absolute makes a word a path inside. A slash at the end stays.

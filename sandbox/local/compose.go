@@ -3,6 +3,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -19,10 +20,11 @@ import (
 // which the helper fills in.
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// baseEnv is the environment that every command begins with.
-func baseEnv() map[string]string {
+// baseEnv is the environment that every command begins with; home is that of
+// the sandbox's ordinary user.
+func baseEnv(home string) map[string]string {
 	return map[string]string{
-		"PATH":                          agentHome + "/.local/bin:" + searchPath,
+		"PATH":                          home + "/.local/bin:" + searchPath,
 		"LC_CTYPE":                      "C.UTF-8", // not LANG, for which every program would open a dozen files more
 		"TERM":                          "xterm-256color",
 		"DEBIAN_FRONTEND":               "noninteractive",
@@ -40,17 +42,19 @@ func baseEnv() map[string]string {
 	}
 }
 
-func users() []wire.User {
+func users(account string) []wire.User {
 	shell := loginShell()
 	return []wire.User{
-		{Name: "agent", UID: agentID, GID: agentID, Home: agentHome, Shell: shell},
+		{Name: account, UID: agentID, GID: agentID, Home: homeOf(account), Shell: shell},
 		{Name: "root", UID: 0, GID: 0, Home: "/root", Shell: shell},
 	}
 }
 
-// kindFor tells which layers a sandbox with these ids needs.
-func (p *Provider) kindFor(ids wire.IDs) baseKind {
+// kindFor tells which layers a sandbox with these ids, and of that account as a
+// spec has it, needs.
+func (p *Provider) kindFor(ids wire.IDs, account string) baseKind {
 	return baseKind{
+		account:  accountOf(account),
 		skeleton: ids.Mode != wire.IDsRange || !ids.IDMapped,
 		single:   ids.Mode == wire.IDsSingle,
 		shift:    layerShift(ids),
@@ -119,8 +123,8 @@ func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) 
 		Hostname:      hostname,
 		IDs:           r.IDs,
 		Mounts:        mounts,
-		Env:           baseEnv(),
-		Users:         users(),
+		Env:           baseEnv(homeOf(accountOf(r.Spec.Account))),
+		Users:         users(accountOf(r.Spec.Account)),
 		User:          userOf(r.Spec),
 		Network:       p.network(r.Spec),
 		Limits:        p.limits(r.Spec),
@@ -142,10 +146,7 @@ func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) 
 }
 
 func userOf(s specRecord) string {
-	if s.User == "" {
-		return "agent"
-	}
-	return s.User
+	return cmp.Or(s.User, accountOf(s.Account))
 }
 
 func intervals(s specRecord) wire.Intervals {
@@ -294,7 +295,7 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 		mounts = []wire.Mount{overlay(r.uppers(s.layersPath(id)), "/", layers...)}
 		hosts = p.hostDirs(ids, r.Image.Account.Name)
 	} else {
-		b, err := s.base(ctx, p.kindFor(ids), p.opts.step)
+		b, err := s.base(ctx, p.kindFor(ids, r.Spec.Account), p.opts.step)
 		if err != nil {
 			return nil, err
 		}
@@ -303,7 +304,7 @@ func (p *Provider) prepare(ctx context.Context, s *store, id string, r *record) 
 			r.MadeOn = b.name
 		}
 		mounts = p.mounts(r.uppers(s.layersPath(id)), b, ids)
-		hosts = p.hostDirs(ids, "agent")
+		hosts = p.hostDirs(ids, accountOf(r.Spec.Account))
 	}
 	if r.Build == "" { // what is built depends on nobody's folders, and changes none
 		mounts = append(mounts, hosts...)

@@ -315,7 +315,7 @@ func (p *Provider) tryOne(ctx context.Context) []Check {
 			_ = os.Remove(in.s.tombstonePath(in.id))
 		}
 	}()
-	proc, err := in.Spawn(ctx, sandbox.Command{ID: sandbox.NewProcessID(), Shell: "true", Display: "true", Cwd: agentHome, User: "agent", Timeout: 10 * time.Second})
+	proc, err := in.Spawn(ctx, sandbox.Command{ID: sandbox.NewProcessID(), Shell: "true", Display: "true", Cwd: homeOf(sandbox.DefaultAccount), User: sandbox.DefaultAccount, Timeout: 10 * time.Second})
 	if err == nil {
 		err = proc.Wait(ctx, sandbox.Cursor{}, true)
 	}

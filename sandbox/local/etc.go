@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"berth/sandbox"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,10 +133,11 @@ type account struct {
 
 const nologin = "/usr/sbin/nologin"
 
-// agentID is the user and group id of the user agent.
+// agentID is the user and group id of the ordinary user.
 const agentID = 1000
 
-func accounts(shell string) []account {
+// accounts are the users of the default root, the ordinary one of that name last.
+func accounts(shell, name string) []account {
 	list := []account{
 		{"root", 0, 0, "/root", shell}, {"daemon", 1, 1, "/usr/sbin", nologin}, {"bin", 2, 2, "/bin", nologin}, {"sys", 3, 3, "/dev", nologin},
 		{"sync", 4, 65534, "/bin", "/bin/sync"}, {"games", 5, 60, "/usr/games", nologin}, {"man", 6, 12, "/var/cache/man", nologin},
@@ -155,7 +157,17 @@ func accounts(shell string) []account {
 			list = append(list, account{name, id, 65534, "/nonexistent", nologin})
 		}
 	}
-	return append(list, account{"agent", agentID, agentID, agentHome, shell})
+	return append(list, account{name, agentID, agentID, homeOf(name), shell})
+}
+
+// checkAccount refuses the name of a user or group that the system has.
+func checkAccount(name string) error {
+	system := accounts("", sandbox.DefaultAccount)
+	if name != sandbox.DefaultAccount && slices.ContainsFunc(system, func(a account) bool { return a.name == name }) ||
+		slices.ContainsFunc(groupIDs, func(g groupID) bool { return g.name == name }) || overrideNames(1)[name] {
+		return &sandbox.FieldError{Field: "account", Problem: name + " is a user or group of the system", Allowed: "another name"}
+	}
+	return nil
 }
 
 // overrideNames are the users (field 0) or groups (field 1) that dpkg was told
@@ -228,9 +240,9 @@ func aptConf(single bool) string {
 }
 
 // writeEtc writes the files of /etc that are ours.
-func writeEtc(etc, shell string, single bool) error {
+func writeEtc(etc, shell, name string, single bool) error {
 	var passwd, group strings.Builder
-	for _, a := range accounts(shell) {
+	for _, a := range accounts(shell, name) {
 		passwd.WriteString(a.name + ":x:" + strconv.Itoa(a.uid) + ":" + strconv.Itoa(a.gid) + ":" + a.name + ":" + a.home + ":" + a.shell + "\n")
 	}
 	host := hostIDs("/etc/group")
@@ -246,7 +258,7 @@ func writeEtc(etc, shell string, single bool) error {
 		}
 		group.WriteString(g.name + ":x:" + strconv.Itoa(g.gid) + ":\n")
 	}
-	group.WriteString("agent:x:" + strconv.Itoa(agentID) + ":\n")
+	group.WriteString(name + ":x:" + strconv.Itoa(agentID) + ":\n")
 	files := map[string]string{
 		"passwd":        passwd.String(),
 		"group":         group.String(),
@@ -254,7 +266,7 @@ func writeEtc(etc, shell string, single bool) error {
 		"mtab":          "", // a link, below
 		"fstab":         "# nothing is mounted by hand here\n",
 		// So that a first commit works; ~/.gitconfig wins.
-		"gitconfig": "[user]\n\tname = agent\n\temail = agent@berth.invalid\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n",
+		"gitconfig": "[user]\n\tname = " + name + "\n\temail = " + name + "@berth.invalid\n[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n",
 	}
 	if _, err := os.Stat("/etc/apt"); err == nil {
 		files["apt/apt.conf.d/99berth"] = aptConf(single)

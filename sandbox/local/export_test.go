@@ -61,7 +61,7 @@ func (p *Provider) Base(ids wire.IDs) (layer func(string) string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.base(context.Background(), p.kindFor(ids), p.opts.step)
+	b, err := s.base(context.Background(), p.kindFor(ids, ""), p.opts.step)
 	return b.layer, err
 }
 
@@ -137,7 +137,7 @@ func StandOnLayers(x sandbox.Instance, n int) error {
 		if err != nil {
 			return err
 		}
-		home := filepath.Join(in.layers(), "root", "upper", agentHome)
+		home := filepath.Join(in.layers(), "root", "upper", homeOf(sandbox.DefaultAccount))
 		if err := os.MkdirAll(home, 0o755); err != nil {
 			return err
 		}

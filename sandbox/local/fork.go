@@ -25,6 +25,7 @@ type origin struct {
 	madeOn   baseName
 	diskKind string
 	image    *imageRecord
+	account  string // as a spec has it
 	// imageName is what the spec calls it; for snapshots.
 	imageName string
 	// dir holds what becomes the new sandbox's own: its layers, and the image
@@ -66,7 +67,7 @@ func (in *Instance) bringToDisk(ctx context.Context, o *shared, to string) {
 }
 
 func originOf(r *record) *origin {
-	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image, root: r.Root}
+	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image, account: r.Spec.Account, root: r.Root}
 	if o.ids.IDMapped {
 		o.ids.Base = 0 // each has a range of its own
 	}

@@ -328,7 +328,7 @@ func (b base) buildTop(ctx context.Context, r *record, v image.View, as tree.As)
 
 // imageEnv is the environment that commands of an image sandbox begin with.
 func imageEnv(im *image.Image) map[string]string {
-	env := baseEnv()
+	env := baseEnv(homeOf(sandbox.DefaultAccount))
 	env["PATH"] = searchPath
 	for _, e := range im.Env {
 		if k, v, ok := strings.Cut(e, "="); ok && k != "" {

@@ -171,7 +171,7 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 		v.rec.Image.tell(&info)
 	} else if v.rec.MadeOn.Host != v.rec.Base.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, v.rec.Base)
-	} else if now := fingerprint(in.p.kindFor(v.rec.IDs)); now.Host != v.rec.MadeOn.Host {
+	} else if now := fingerprint(in.p.kindFor(v.rec.IDs, v.rec.Spec.Account)); now.Host != v.rec.MadeOn.Host {
 		info.BaseChanged = changed(v.rec.MadeOn, now)
 	}
 	switch v.status {

@@ -125,8 +125,11 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 	if err != nil {
 		return nil, err
 	}
+	if err := checkAccount(accountOf(spec.Account)); err != nil {
+		return nil, err
+	}
 	in := p.instance(s, key)
-	o := &origin{}
+	o := &origin{account: spec.Account}
 	if spec.Snapshot != "" {
 		// Only as long as that takes, or all sandboxes of one would be started
 		// one after the other: its layers stay for a while, by whomever it is
@@ -205,7 +208,7 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	if im != nil && r.Spec.WorkingDirectory == "" {
 		r.Spec.WorkingDirectory = im.WorkDir
 	}
-	r.Build, r.Root = o.build, o.root
+	r.Spec.Account, r.Build, r.Root = o.account, o.build, o.root
 	if c := o.root; c != nil {
 		r.Spec.WorkingDirectory, r.Spec.User = cmp.Or(r.Spec.WorkingDirectory, c.WorkDir), cmp.Or(r.Spec.User, c.User)
 	}
@@ -387,7 +390,7 @@ func (p *Provider) Describe(_ context.Context, spec sandbox.Spec) (sandbox.Info,
 
 func (p *Provider) describe(r specRecord) sandbox.Info {
 	user := userOf(r)
-	home := agentHome
+	home := homeOf(accountOf(r.Account))
 	if user == "root" {
 		home = "/root"
 	}

@@ -93,6 +93,7 @@ type specRecord struct {
 	Env              map[string]string `json:"env,omitempty"`
 	Image            string            `json:"image,omitempty"`
 	Snapshot         string            `json:"snapshot,omitempty"`
+	Account          string            `json:"account,omitempty"`
 	User             string            `json:"user,omitempty"`
 	Ephemeral        *bool             `json:"ephemeral,omitempty"`
 	Public           *bool             `json:"public,omitempty"`
@@ -109,13 +110,13 @@ type specRecord struct {
 }
 
 func fromSpec(s sandbox.Spec) specRecord {
-	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, User: s.User,
+	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, Account: s.Account, User: s.User,
 		Ephemeral: s.Ephemeral, Public: s.Public, Volumes: fromVolumes(s.Volumes), AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
 		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk, Network: fromNetwork(s.Network)}
 }
 
 func (r specRecord) spec() sandbox.Spec {
-	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, User: r.User,
+	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, Account: r.Account, User: r.User,
 		Ephemeral: r.Ephemeral, Public: r.Public, Volumes: toVolumes(r.Volumes), AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
 		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}, Network: toNetwork(r.Network)}
 }

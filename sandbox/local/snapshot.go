@@ -35,6 +35,8 @@ type snapshotRecord struct {
 	Image   *imageRecord `json:"image,omitempty"`
 	// ImageName is what the sandbox's spec said.
 	ImageName string `json:"image_name,omitempty"`
+	// Account is the ordinary user of the default root; "": the usual one.
+	Account string `json:"account,omitempty"`
 	// Root is what a build said of the default root; Build the digest of the
 	// build, and Labels what that gave it.
 	Root   *rootConfig       `json:"root,omitempty"`
@@ -93,7 +95,7 @@ func (s *store) snapshotOrigin(owner sandbox.Owner, name string) (*origin, error
 		return nil, &sandbox.UserError{Text: "the snapshot " + name + " is damaged: " + gone + " is missing; delete_snapshot it and make it anew", Err: sandbox.ErrUnavailable}
 	}
 	s.useSealed(r.Sealed)
-	return &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, image: r.Image, root: r.Root}, nil
+	return &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, image: r.Image, account: r.Account, root: r.Root}, nil
 }
 
 // Snapshot keeps what the sandbox is at this moment under a name.
@@ -129,7 +131,7 @@ func (in *Instance) Snapshot(ctx context.Context, name string) (sandbox.Snapshot
 		return sandbox.SnapshotInfo{}, full(s, err)
 	}
 	r := snapshotRecord{Version: 1, Owner: string(owner), Name: name, Created: time.Now().UTC(), From: string(in.key.Session),
-		IDs: o.ids, MadeOn: o.madeOn, Sealed: o.sealed, Image: o.image, ImageName: o.imageName, Root: o.root}
+		IDs: o.ids, MadeOn: o.madeOn, Sealed: o.sealed, Image: o.image, ImageName: o.imageName, Account: o.account, Root: o.root}
 	if r.Digest, r.Size, err = s.digest(ctx, &r); err != nil {
 		return sandbox.SnapshotInfo{}, full(s, err)
 	}
@@ -199,6 +201,9 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 		fmt.Fprintln(sum, r.Image.Digest)
 	} else {
 		fmt.Fprintln(sum, r.MadeOn.Host)
+		if r.Account != "" {
+			fmt.Fprintln(sum, r.Account)
+		}
 	}
 	if r.Build != "" {
 		var settings any = r.Root

@@ -141,7 +141,7 @@ func (f *Fake) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spec) (
 	if err != nil {
 		return nil, err
 	}
-	b := &fakeBox{store: s, key: key, seq: s.made, root: root, home: filepath.Join(root, "home", "agent"), spec: spec,
+	b := &fakeBox{store: s, key: key, seq: s.made, root: root, home: filepath.Join(root, "home", accountOf(spec)), spec: spec,
 		status: sandbox.StatusRunning, created: s.options.Now(), procs: map[sandbox.ProcessID]*fakeProcess{}}
 	if err := s.fill(ctx, b); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(root))
@@ -192,7 +192,7 @@ func (f *Fake) Describe(ctx context.Context, spec sandbox.Spec) (sandbox.Info, e
 		return sandbox.Info{}, err
 	}
 	return sandbox.Info{Provider: f.Name(), Name: spec.Name, Status: sandbox.StatusPending, Spec: spec,
-		Home: "/home/agent", User: "agent", Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees()}, nil
+		Home: "/home/" + accountOf(spec), User: accountOf(spec), Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees()}, nil
 }
 
 // Sweep does nothing: nothing of the fake's has intervals.

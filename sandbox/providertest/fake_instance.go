@@ -43,7 +43,7 @@ func (b *fakeBox) info() sandbox.Info {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := sandbox.Info{Key: b.key, Name: b.spec.Name, Provider: b.store.options.Name, Status: b.status, Reason: b.reason,
-		Created: b.created, Stopped: b.stopped, StopReason: b.stopReason, Spec: b.spec, Home: b.home, User: "agent",
+		Created: b.created, Stopped: b.stopped, StopReason: b.stopReason, Spec: b.spec, Home: b.home, User: accountOf(b.spec),
 		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees(), Ports: slices.Clone(b.ports)}
 	if i.Name == "" {
 		i.Name = string(b.key.Session)

@@ -67,8 +67,8 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 	if c.TTY != nil {
 		return nil, fmt.Errorf("terminals: %w", sandbox.ErrUnsupported)
 	}
-	if c.User != "" && c.User != "agent" && c.User != "root" {
-		return nil, &sandbox.FieldError{Field: "user", Problem: fmt.Sprintf("there is no user %q", c.User), Allowed: "agent, root"}
+	if c.User != "" && c.User != accountOf(b.spec) && c.User != "root" {
+		return nil, &sandbox.FieldError{Field: "user", Problem: fmt.Sprintf("there is no user %q", c.User), Allowed: accountOf(b.spec) + ", root"}
 	}
 	argv := c.Argv
 	if c.Shell != "" {
@@ -87,7 +87,7 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 			argv = []string{shell, f.Name()}
 		}
 	}
-	env := map[string]string{"HOME": b.home, "PATH": os.Getenv("PATH"), "USER": "agent", "LANG": "C.UTF-8", "TERM": "dumb"}
+	env := map[string]string{"HOME": b.home, "PATH": os.Getenv("PATH"), "USER": accountOf(b.spec), "LANG": "C.UTF-8", "TERM": "dumb"}
 	for k, v := range c.Env {
 		env[k] = v
 	}

@@ -3,6 +3,7 @@
 package providertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -23,8 +24,12 @@ var (
 // fakeSnapshot is a copy of a sandbox's root.
 type fakeSnapshot struct {
 	sandbox.SnapshotInfo
-	dir string
+	dir     string
+	account string // as a spec has it
 }
+
+// accountOf is the ordinary user of a sandbox.
+func accountOf(s sandbox.Spec) string { return cmp.Or(s.Account, sandbox.DefaultAccount) }
 
 func copyRoot(ctx context.Context, from, to string) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", from+"/.", to).CombinedOutput(); err != nil {
@@ -63,7 +68,7 @@ func (i *fakeInstance) Snapshot(ctx context.Context, name string) (sandbox.Snaps
 	}
 	made := sandbox.SnapshotInfo{Owner: i.box.key.Owner, Name: name, Created: s.options.Now(), State: sandbox.SnapshotActive, From: i.box.key.Session, Image: info.Spec.Image,
 		Digest: fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(dir)))}
-	s.snapshots = append(s.snapshots, fakeSnapshot{made, dir})
+	s.snapshots = append(s.snapshots, fakeSnapshot{made, dir, info.Spec.Account})
 	return made, nil
 }
 
@@ -125,6 +130,8 @@ func (s *fakeStore) fill(ctx context.Context, b *fakeBox) error {
 		if err := copyRoot(ctx, s.snapshots[i].dir, b.root); err != nil {
 			return err
 		}
+		b.spec.Account = s.snapshots[i].account
+		b.home = filepath.Join(b.root, "home", accountOf(b.spec))
 	}
 	for _, d := range []string{b.home, filepath.Join(b.root, "tmp"), filepath.Join(b.root, "workspace"), filepath.Join(b.root, "etc")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {

@@ -51,6 +51,7 @@ const (
 	Isolation  Ability = "isolation"  // the host cannot be reached
 	RootUser   Ability = "root user"  // Command.User root
 	RootsOwn   Ability = "root's own" // what root closes is closed to the sandbox's user
+	Accounts   Ability = "accounts"   // Spec.Account
 	Archives   Ability = "archives"   // Archiver
 	Updates    Ability = "updates"    // Updater
 	Retirement Ability = "retirement" // Retirer
@@ -92,7 +93,7 @@ func Run(t *testing.T, h Harness) {
 		name string
 		test func(*testing.T, *suite)
 	}{
-		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec},
+		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec}, {"account", testAccount},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
 		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes},
