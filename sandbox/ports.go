@@ -29,6 +29,16 @@ type Port struct {
 	Listen uint16
 }
 
+// PortLink is where a port is reached at an address of the provider's own.
+type PortLink struct {
+	URL    string
+	Public bool
+	// Token opens it when it is not Public: programs send it in Header, people
+	// open VisitURL.
+	Token, Header, VisitURL string
+	Until                   string // in words
+}
+
 // NewPort makes the label and the token of a port.
 func NewPort(number uint16) Port {
 	var b [30]byte
@@ -45,7 +55,10 @@ type PortRequest struct {
 
 // PortResult of ExposePort.
 type PortResult struct {
-	Port   Port
+	Port Port
+	// Link is where a provider with addresses of its own shows the port; of Port
+	// then only Number and Public count.
+	Link   *PortLink
 	Info   Info
 	Notice Notice
 }
@@ -61,6 +74,13 @@ func (m *Manager) ExposePort(ctx context.Context, key Key, r PortRequest) (*Port
 	b, err := m.ready(ctx, key, startOnly, Spec{})
 	if err != nil {
 		return nil, sayNoSession(err, key)
+	}
+	if l, can := b.inst.(PortLinker); can {
+		link, err := l.LinkPort(ctx, uint16(r.Port), r.Public)
+		if err != nil {
+			return nil, fmt.Errorf("expose the port: %w", err)
+		}
+		return &PortResult{Port: Port{Number: uint16(r.Port), Public: link.Public}, Link: &link, Info: b.info, Notice: b.notice}, nil
 	}
 	keeper, can := b.inst.(PortKeeper)
 	if _, dials := b.inst.(PortDialer); !can || !dials {

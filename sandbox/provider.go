@@ -174,6 +174,12 @@ type (
 	PortKeeper interface {
 		KeepPort(ctx context.Context, p Port) (Port, error)
 	}
+	// PortLinker tells where a port is reached by way of the provider's own
+	// addresses, in place of PortDialer and PortKeeper. public nil is as the
+	// sandbox's spec says. An Instance ability.
+	PortLinker interface {
+		LinkPort(ctx context.Context, number uint16, public *bool) (PortLink, error)
+	}
 	// PortFinder finds the sandbox of an exposed port; ErrNotFound when there
 	// is none. A Provider ability.
 	PortFinder interface {

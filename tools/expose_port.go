@@ -51,6 +51,9 @@ func exposePort() tool {
 		if err != nil {
 			return nil, err
 		}
+		if l := res.Link; l != nil {
+			return recordAnswer(linkAnswer(c, res, l))
+		}
 		urls, err := c.options.Previews.Open(c.ctx, res.Port)
 		if err != nil {
 			return nil, err
@@ -64,6 +67,17 @@ func exposePort() tool {
 		return recordAnswer(out)
 	})
 	return t
+}
+
+// linkAnswer is the answer about a port that the provider itself shows.
+func linkAnswer(c *call, res *sandbox.PortResult, l *sandbox.PortLink) exposeAnswer {
+	out := exposeAnswer{SessionID: string(c.key.Session), Notice: c.noticeText(res.Notice), Until: l.Until,
+		exposedPort: exposedPort{Port: int(res.Port.Number), URL: l.URL, Public: l.Public}}
+	if !l.Public {
+		out.Token, out.VisitURL = l.Token, l.VisitURL
+		out.HowToPass = "people open visit_url once; programs send the header " + l.Header
+	}
+	return out
 }
 
 func exposedPortOf(p sandbox.Port, urls []string) exposedPort {

@@ -36,8 +36,12 @@ func (c *Client) Create(ctx context.Context, n NewSandbox) (*Sandbox, error) {
 // Sandbox finds one by id or exact name.
 func (c *Client) Sandbox(ctx context.Context, idOrName string) (*Sandbox, error) {
 	out := &Sandbox{}
-	if err := c.do(ctx, request{method: "GET", path: sandboxPath(idOrName), again: true}, out); err != nil {
+	h, err := c.ask(ctx, request{method: "GET", path: sandboxPath(idOrName), again: true}, out)
+	if err != nil {
 		return nil, err
+	}
+	if at, err := http.ParseTime(h.Get("Date")); err == nil {
+		out.Seen = at
 	}
 	if out.ID == "" {
 		return nil, &Error{Method: "GET", Path: sandboxPath(idOrName), Status: http.StatusOK, Message: "the answer is no sandbox", kind: ErrUnavailable}
@@ -287,18 +291,7 @@ func (c *Client) buildLog(ctx context.Context, of string, follow bool) (io.ReadC
 	if err != nil {
 		return nil, err
 	}
-	return body{resp.Body, cancel}, nil
-}
-
-// body is an answer that is read as it comes.
-type body struct {
-	io.ReadCloser
-	cancel func()
-}
-
-func (b body) Close() error {
-	b.cancel()
-	return b.ReadCloser.Close()
+	return &closing{resp.Body, cancel}, nil
 }
 
 // Volumes lists the organization's volumes.

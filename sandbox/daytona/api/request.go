@@ -46,31 +46,37 @@ type request struct {
 
 // do sends r and decodes the answer into out, unless that is nil.
 func (c *Client) do(ctx context.Context, r request, out any) error {
+	_, err := c.ask(ctx, r, out)
+	return err
+}
+
+// ask is do for who wants to see the answer's header, too.
+func (c *Client) ask(ctx context.Context, r request, out any) (http.Header, error) {
 	resp, cancel, err := c.send(ctx, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer cancel()
 	defer resp.Body.Close()
 	if out == nil {
 		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxFault)) // so that the connection can be used again
-		return nil
+		return resp.Header, nil
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	switch {
 	case err != nil:
-		return c.broken(ctx, r, fmt.Errorf("read the answer: %w", err), true)
+		return nil, c.broken(ctx, r, fmt.Errorf("read the answer: %w", err), true)
 	case len(b) > maxAnswer:
-		return &Error{Method: r.method, Path: r.path, Status: resp.StatusCode, Message: "the answer is longer than 64 MiB", kind: r.doubt()}
+		return nil, &Error{Method: r.method, Path: r.path, Status: resp.StatusCode, Message: "the answer is longer than 64 MiB", kind: r.doubt()}
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		e := &Error{Method: r.method, Path: r.path, Status: resp.StatusCode, Message: "the answer is no JSON of the expected form", kind: r.doubt()}
 		if page(resp, b) {
 			e.Message = "a web page answers and not the API: its address must be complete, such as " + DefaultURL
 		}
-		return e
+		return nil, e
 	}
-	return nil
+	return resp.Header, nil
 }
 
 // get sends r and returns what the answer says.

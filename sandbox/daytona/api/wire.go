@@ -37,6 +37,9 @@ type Sandbox struct {
 	LastActivity time.Time `json:"lastActivityAt"`
 	// ToolboxURL is where toolboxes are; the sandbox's id is put after it.
 	ToolboxURL string `json:"toolboxProxyUrl"`
+
+	// Seen is when the server told this, by its own clock; zero: not known.
+	Seen time.Time `json:"-"`
 }
 
 // State of a sandbox. Others than these may come.

@@ -7,19 +7,17 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"berth/internal/imagename"
 	"berth/sandbox"
 )
 
 // MaxName bounds an image's name, in bytes.
-const MaxName = 1024
+const MaxName = imagename.Most
 
 // Name is a parsed name of an image.
 type Name struct {
@@ -45,9 +43,6 @@ const (
 	archivePrefix = "docker-archive:"
 )
 
-// hub is Docker's registry: by the name that people know, and its own.
-const hub, hubHost = "docker.io", name.DefaultRegistry
-
 // Parse reads an image's name, and looks aliases up. It touches neither network
 // nor, but for the place where an OCI layout's path ends, files. Its error is a
 // *sandbox.FieldError for the field image.
@@ -71,26 +66,15 @@ func (s *Store) alias(text string) (string, bool) {
 	if to, ok := s.o.Aliases[text]; ok {
 		return to, true
 	}
-	bare, tag := cutTag(text)
+	bare, tag := imagename.CutTag(text)
 	to, ok := s.o.Aliases[bare]
 	if !ok || tag == "" || isFile(to) {
 		return to, ok
 	}
-	if b, t := cutTag(to); t == "" {
+	if b, t := imagename.CutTag(to); t == "" {
 		return b + tag, true
 	}
 	return to, true
-}
-
-// cutTag separates ":tag" or "@digest" from a name.
-func cutTag(text string) (bare, tag string) {
-	if i := strings.IndexByte(text, '@'); i >= 0 {
-		return text[:i], text[i:]
-	}
-	if i := strings.LastIndexByte(text, ':'); i > strings.LastIndexByte(text, '/') && i > 0 {
-		return text[:i], text[i:]
-	}
-	return text, ""
 }
 
 func isFile(text string) bool {
@@ -98,13 +82,8 @@ func isFile(text string) bool {
 }
 
 func (s *Store) parse(text string) (Name, error) {
-	switch {
-	case text == "":
-		return Name{}, fmt.Errorf("it is empty")
-	case len(text) > MaxName:
-		return Name{}, fmt.Errorf("it has %d bytes, and at most %d are allowed", len(text), MaxName)
-	case !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) && !isFile(text) }):
-		return Name{}, fmt.Errorf("%.80q holds white space or control characters", text)
+	if err := imagename.Check(text, isFile(text)); err != nil {
+		return Name{}, err
 	}
 	if p, ok := strings.CutPrefix(text, archivePrefix); ok {
 		if !filepath.IsAbs(p) {
@@ -129,30 +108,11 @@ func (s *Store) parse(text string) (Name, error) {
 		}
 		return n, nil
 	}
-	text = strings.TrimPrefix(text, "docker://")
-	ref, err := name.ParseReference(text)
+	ref, full, err := imagename.Parse(text)
 	if err != nil {
-		if strings.Contains(text, "://") {
-			return Name{}, fmt.Errorf("%.80q is a URL", text)
-		}
-		return Name{}, fmt.Errorf("%.80q is no name of an image", text)
+		return Name{}, err
 	}
-	// The registry, or whatever stands before it, could take one of these for a
-	// way to another repository than the one that was allowed.
-	for part := range strings.SplitSeq(ref.Context().RepositoryStr(), "/") {
-		if part == "" || strings.ContainsAny(part[:1], "._-") {
-			return Name{}, fmt.Errorf("%.80q has a part that does not begin with a letter or digit", text)
-		}
-	}
-	return Name{Full: fullName(ref), ref: ref}, nil
-}
-
-func fullName(ref name.Reference) string {
-	full := ref.Name()
-	if rest, ok := strings.CutPrefix(full, hubHost+"/"); ok {
-		full = hub + "/" + rest
-	}
-	return full
+	return Name{Full: full, ref: ref}, nil
 }
 
 // Match tells whether one of patterns, in which * stands for any text, is the
@@ -160,63 +120,17 @@ func fullName(ref name.Reference) string {
 // are also known without its name, and aliases as they were asked for. Files of
 // this machine are matched only by patterns that begin like them.
 func (n Name) Match(patterns []string) bool {
-	full, short := []string{n.Full}, []string(nil)
-	if !n.File {
-		bare, _ := cutTag(n.Full)
-		full = append(full, bare)
-		for _, f := range full {
-			if f, ok := strings.CutPrefix(f, hub+"/"); ok {
-				short = append(short, f, strings.TrimPrefix(f, "library/"))
-			}
-		}
-	}
+	var also []string
 	if n.Alias {
-		short = append(short, n.Text)
+		also = []string{n.Text}
 	}
-	for _, p := range patterns {
-		if isFile(p) != n.File {
-			continue
-		}
-		same := func(s string) bool { return match(p, s) }
-		if slices.ContainsFunc(short, same) || (n.File || namesHost(p)) && slices.ContainsFunc(full, same) {
-			return true
-		}
+	patterns = slices.DeleteFunc(slices.Clone(patterns), func(p string) bool { return isFile(p) != n.File })
+	if !n.File {
+		return imagename.Match(n.Full, also, patterns)
 	}
-	return false
-}
-
-var hostPort = regexp.MustCompile(`^[^/:*]+:[0-9]+/`)
-
-// namesHost tells whether a pattern says which registry it means, or that any
-// will do, as "*" does. One that does not means Docker's: what people write for
-// all tags, debian:*, would else also be the port of a host, debian:5000/x.
-func namesHost(pattern string) bool {
-	first := pattern
-	if i := strings.IndexAny(pattern, "/:@*"); i >= 0 {
-		first = pattern[:i]
-	}
-	return first == "" && strings.HasPrefix(pattern, "*") || first == "localhost" || strings.Contains(first, ".") ||
-		strings.HasPrefix(first, "[") || hostPort.MatchString(pattern)
-}
-
-// match is a comparison in which * in p stands for any text.
-func match(p, s string) bool {
-	parts := strings.Split(p, "*")
-	if len(parts) == 1 {
-		return p == s
-	}
-	if !strings.HasPrefix(s, parts[0]) {
-		return false
-	}
-	s = s[len(parts[0]):]
-	for _, part := range parts[1 : len(parts)-1] {
-		i := strings.Index(s, part)
-		if i < 0 {
-			return false
-		}
-		s = s[i+len(part):]
-	}
-	return strings.HasSuffix(s, parts[len(parts)-1])
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		return imagename.Glob(p, n.Full) || n.Alias && imagename.Glob(p, n.Text)
+	})
 }
 
 // mirror is where a registry's images are looked for.
