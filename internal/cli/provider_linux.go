@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,21 +13,14 @@ import (
 	"berth/sandbox/local"
 )
 
-// provider opens the machine's own provider. It touches nothing yet.
-func (a *App) provider(c *config.Config, log *slog.Logger) (sandbox.Provider, string, error) {
+// local opens the machine's own provider. It touches nothing yet.
+func (a *App) local(c *config.Config, log *slog.Logger, reason string) (sandbox.Provider, string, error) {
 	o, err := localOptions(a, c, log)
 	if err != nil {
 		return nil, "", err
 	}
 	p, err := local.New(o)
-	if err != nil {
-		return nil, "", err
-	}
-	reason := "provider: auto means local on Linux"
-	if c.Provider != "auto" {
-		reason = "the settings say provider: " + c.Provider
-	}
-	return p, reason, nil
+	return p, reason, err
 }
 
 func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, error) {
@@ -95,15 +87,4 @@ func stateDir(a *App, c *config.Config) (string, error) {
 		return c.State, nil
 	}
 	return local.DefaultDir(a.getenv, os.Getuid())
-}
-
-// usable reports whether the state directory can hold sandboxes; doctor finds
-// out the rest, which costs more than a health check may.
-func (a *App) usable(c *config.Config) error {
-	p, _, err := a.provider(c, a.logger(c, true))
-	if err != nil {
-		return err
-	}
-	_, err = p.List(a.ctx, sandbox.LocalOwner)
-	return errors.Join(err, p.Close())
 }

@@ -14,10 +14,10 @@ import (
 )
 
 // remedies is what a call is told where no sandbox can be made.
-const remedies = "berth makes sandboxes on Linux only, and this machine runs " + runtime.GOOS + ". Either run berth in a Linux container and reach " +
-	"it through docker (berth client-config NAME --container CONTAINER prints how), or, on Windows, in WSL (berth client-config NAME --wsl)"
+const remedies = "berth makes sandboxes of its own on Linux only, and this machine runs " + runtime.GOOS + ". Either set DAYTONA_API_KEY to have them made at Daytona, " +
+	"or run berth in a Linux container and reach it through docker (berth client-config NAME --container CONTAINER prints how), or, on Windows, in WSL (berth client-config NAME --wsl)"
 
-func (a *App) provider(*config.Config, *slog.Logger) (sandbox.Provider, string, error) {
+func (a *App) local(*config.Config, *slog.Logger, string) (sandbox.Provider, string, error) {
 	return nowhere{errors.New(remedies)}, remedies, nil
 }
 
@@ -32,12 +32,4 @@ func stateDir(a *App, c *config.Config) (string, error) {
 	return filepath.Join(dir, "berth", "state"), nil
 }
 
-// usable reports whether sandboxes can be made here.
-func (a *App) usable(*config.Config) error { return errors.New(remedies) }
-
-type doctorCommand struct {
-	Fix  bool `help:"Do what can be done."`
-	JSON bool `help:"One JSON object."`
-}
-
-func (*doctorCommand) Run(*App) error { return errors.New(remedies) }
+func (a *App) diagnoseLocal(*config.Config) ([]check, error) { return nil, errors.New(remedies) }

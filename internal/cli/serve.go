@@ -32,7 +32,7 @@ type serveCommand struct {
 	Toolsets string   `help:"default, all, or some of default,core,sandbox,files,snapshots,volumes,network." placeholder:"NAMES" key:"toolsets"`
 	ReadOnly bool     `help:"Offer only tools that change nothing." key:"read_only"`
 	Dir      []string `sep:"none" help:"Show a folder of this machine in every sandbox, HOST:PATH[:ro]; may be repeated." placeholder:"HOST:PATH" key:"limits.host_dirs"`
-	Provider string   `help:"auto or local." placeholder:"NAME" key:"provider"`
+	Provider string   `help:"auto, local or daytona." placeholder:"NAME" key:"provider"`
 	Insecure bool     `help:"Listen beyond this machine without asking for a token." key:"insecure"`
 }
 

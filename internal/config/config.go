@@ -27,7 +27,7 @@ import (
 // Config is everything that an operator can set. Zero and empty mean "the
 // default" where the comment says so. Its yaml tags are the file's keys.
 type Config struct {
-	// Provider is "auto" or "local".
+	// Provider is "auto", "local" or "daytona".
 	Provider string `yaml:"provider"`
 	// State is the state directory, absolute; empty: see StateDir of the provider.
 	State string `yaml:"state"`
@@ -58,6 +58,7 @@ type Config struct {
 	Defaults Defaults `yaml:"defaults"`
 	Limits   Limits   `yaml:"limits"`
 	Local    Local    `yaml:"local"`
+	Daytona  Daytona  `yaml:"daytona"`
 	Ports    Ports    `yaml:"ports"`
 	// BestEffort starts sandboxes also where a limit that was asked for cannot be held.
 	BestEffort bool `yaml:"best_effort"`
@@ -188,6 +189,28 @@ type Local struct {
 	Images Images `yaml:"images"`
 }
 
+// Daytona holds the settings of the Daytona provider. What is empty here is taken
+// from the DAYTONA_* variables of the environment and of .env files; see
+// Config.DaytonaAccess.
+type Daytona struct {
+	APIKey secret.Text `yaml:"api_key"`
+	// JWT is used where there is no key, with Organization.
+	JWT          secret.Text `yaml:"jwt"`
+	Organization string      `yaml:"organization"`
+	// URL of the control plane, its path included.
+	URL string `yaml:"url"`
+	// Target is the region of new sandboxes.
+	Target string `yaml:"target"`
+	// Adopt lets a session be a sandbox that berth did not make: "auto" (where
+	// berth serves stdio), "yes", "no".
+	Adopt string `yaml:"adopt"`
+	// Seal is what sessions' environment variables are sealed with, which are
+	// kept with their sandboxes; empty: the key.
+	Seal secret.Text `yaml:"seal"`
+	// Probe is an address that no sandbox with a limited network may reach.
+	Probe string `yaml:"probe"`
+}
+
 // Images are the settings of images.
 type Images struct {
 	// Aliases are names of the operator's own for images.
@@ -226,8 +249,9 @@ func Default() *Config {
 			AutoDeleteMinutes:  -1,
 			TimeoutSeconds:     300,
 		},
-		Limits: Limits{MaxSandboxes: 1000, MaxProcesses: 512, AllowedImages: []string{"*"}},
-		Local:  Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024, Images: Images{KeepDays: 30, MaxGiB: 64}},
+		Limits:  Limits{MaxSandboxes: 1000, MaxProcesses: 512, AllowedImages: []string{"*"}},
+		Local:   Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024, Images: Images{KeepDays: 30, MaxGiB: 64}},
+		Daytona: Daytona{Adopt: "auto", Probe: "1.1.1.1:443"},
 	}
 }
 

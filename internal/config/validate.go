@@ -43,7 +43,7 @@ func (l *loader) validate() {
 		}
 	}
 
-	oneOf("provider", c.Provider, "auto", "local")
+	oneOf("provider", c.Provider, "auto", "local", "daytona")
 	if c.State != "" && !filepath.IsAbs(c.State) {
 		bad("state", l.quote("state", c.State)+" is not absolute", "an absolute path, or ~/ and one below your home directory", "")
 	}
@@ -59,6 +59,8 @@ func (l *loader) validate() {
 		oneOf(fmt.Sprintf("toolsets[%d]", i), t, Toolsets...)
 	}
 	l.validateHTTP()
+	oneOf("daytona.adopt", c.Daytona.Adopt, "auto", "yes", "no")
+	l.validateDaytona()
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "auto", "text", "json")
 

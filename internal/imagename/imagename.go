@@ -16,8 +16,11 @@ import (
 // Most bounds an image's name, in bytes.
 const Most = 1024
 
-// hub is Docker's registry: by the name that people know, and its own.
-const hub, hubHost = "docker.io", name.DefaultRegistry
+// Hub is Docker's registry by the name that people know, HubHost its own.
+const (
+	Hub     = "docker.io"
+	HubHost = name.DefaultRegistry
+)
 
 // Check refuses what is no name of any kind. blanks: it may hold white space.
 func Check(text string, blanks bool) error {
@@ -53,8 +56,8 @@ func Parse(text string) (ref name.Reference, full string, err error) {
 		}
 	}
 	full = ref.Name()
-	if rest, ok := strings.CutPrefix(full, hubHost+"/"); ok {
-		full = hub + "/" + rest
+	if rest, ok := strings.CutPrefix(full, HubHost+"/"); ok {
+		full = Hub + "/" + rest
 	}
 	return ref, full, nil
 }
@@ -77,7 +80,7 @@ func Match(full string, also, patterns []string) bool {
 	bare, _ := CutTag(full)
 	whole, short := []string{full, bare}, slices.Clone(also)
 	for _, f := range whole {
-		if f, ok := strings.CutPrefix(f, hub+"/"); ok {
+		if f, ok := strings.CutPrefix(f, Hub+"/"); ok {
 			short = append(short, f, strings.TrimPrefix(f, "library/"))
 		}
 	}

@@ -26,6 +26,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"berth/internal/imagename"
 )
 
 // How long a registry is waited for.
@@ -58,8 +60,8 @@ func (s *Store) remote(_ context.Context, n Name) (source, error) {
 	r := &registry{s: s, n: n}
 	repo := n.ref.Context()
 	host := repo.RegistryStr()
-	if host == hubHost {
-		host = hub
+	if host == imagename.HubHost {
+		host = imagename.Hub
 	}
 	for _, text := range s.o.Mirrors[host] {
 		m, err := parseMirror(text)
@@ -181,8 +183,8 @@ func (r *registry) once(ctx context.Context, e *endpoint, what, accept, bytesFro
 // answered.
 func (r *registry) explain(e *endpoint, what string, err error) error {
 	host := e.repo.RegistryStr()
-	if host == hubHost {
-		host = hub
+	if host == imagename.HubHost {
+		host = imagename.Hub
 	}
 	var te *transport.Error
 	var private *privateError
@@ -418,8 +420,8 @@ func (s *Store) credentials(repo name.Repository) (authn.Authenticator, error) {
 		keys = append(keys, full)
 	}
 	keys = append(keys, repo.RegistryStr())
-	if repo.RegistryStr() == hubHost {
-		keys = append(keys, authn.DefaultAuthKey, hub)
+	if repo.RegistryStr() == imagename.HubHost {
+		keys = append(keys, authn.DefaultAuthKey, imagename.Hub)
 	}
 	for _, file := range s.o.AuthFiles {
 		f, err := os.Open(file)

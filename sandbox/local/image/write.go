@@ -24,6 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
+
+	"berth/internal/imagename"
 )
 
 // Writer writes an image as an OCI layout, into a tar file or a directory. What
@@ -278,7 +280,7 @@ func (w *Writer) Finish(c Config) (digest string, size int64, err error) {
 		return "", 0, err
 	}
 	manifest.Platform = &v1.Platform{Architecture: p.Architecture, OS: p.OS, Variant: p.Variant}
-	manifest.Annotations = map[string]string{refName: c.Tag, "io.containerd.image.name": hub + "/" + c.Name + ":" + c.Tag}
+	manifest.Annotations = map[string]string{refName: c.Tag, "io.containerd.image.name": imagename.Hub + "/" + c.Name + ":" + c.Tag}
 	index, err := json.Marshal(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: []v1.Descriptor{manifest}})
 	if err != nil {
 		return "", 0, err
