@@ -171,6 +171,8 @@ func handRows(ok map[string]args) []badRow {
 		{name: "cursor_nonsense", tool: "list_sandboxes", args: args{"cursor": "zzz"}, want: []string{"cursor"}},
 		{name: "never_seen", tool: "reconnect", args: args{"session_id": "never-seen"}, want: []string{"never-seen", "list_sandboxes", "start_sandbox"}},
 		{name: "relative_working_directory", tool: "start_sandbox", args: with(ok["start_sandbox"], "working_directory", "here"), want: []string{"working_directory", "absolute"}},
+		{name: "network_and_more", tool: "start_sandbox", args: args{"session_id": "base", "network_allow_list": []any{"300.1.1.1/8"}, "user": "bob", "env": args{"1A": "x"}, "volumes": []any{args{"volume": "a b", "path": "here"}}},
+			want: []string{"network_allow_list", "user: ", "1A", "volumes[0].volume", "volumes[0].path"}},
 		{name: "label_key", tool: "start_sandbox", args: with(ok["start_sandbox"], "labels", args{"a b": "x"}), want: []string{"labels"}},
 		{name: "env_name", tool: "start_sandbox", args: with(ok["start_sandbox"], "env", args{"1A": "x"}), want: []string{"env", "1A"}},
 		{name: "missing_file", tool: "read_file", args: with(ok["read_file"], "path", "nope"), want: []string{"nope"}},
