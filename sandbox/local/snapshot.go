@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/tree"
 	"berth/sandbox/local/wire"
 )
 
@@ -222,6 +223,9 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 		if l.SHA256 == "" {
 			h := sha256.New()
 			content, err := treeAs(l.IDs).Pack(ctx, h, filepath.Join(s.sealedDir(id), layersDir))
+			if errors.Is(err, tree.ErrTooDeep) {
+				return "", 0, &sandbox.UserError{Err: sandbox.ErrLimit, Text: "no snapshot was made: " + err.Error() + "; remove the deepest ones and make the same call again"}
+			}
 			if err != nil {
 				return "", 0, fmt.Errorf("digest of the files: %w", err)
 			}

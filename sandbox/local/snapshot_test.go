@@ -3,6 +3,7 @@
 package local_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -55,6 +56,28 @@ func TestServerKilledInASnapshot(t *testing.T) {
 				w.gone(t, dir)
 			})
 		}
+	}
+}
+
+// What no archive holds, no snapshot has, and whoever made it is told.
+func TestSnapshotOfDirectoriesTooDeep(t *testing.T) {
+	ctx := t.Context()
+	p := provider(t, local.Options{Dir: stateDir(t)})
+	in, err := p.Create(ctx, testKey, sandbox.Spec{})
+	must(t, err)
+	wantRun(t, in, "agent", "cd; mkdir -p $(printf d/%.0s $(seq 1000))", "")
+	_, err = in.(sandbox.Snapshotter).Snapshot(ctx, "deep")
+	var said *sandbox.UserError
+	if !errors.As(err, &said) || !strings.Contains(err.Error(), "nested too deep") {
+		t.Errorf("Snapshot of 1000 nested directories: %v; want a *UserError that says so", err)
+	}
+	list, err := p.Snapshots(ctx, testKey.Owner)
+	if err != nil || len(list) != 0 {
+		t.Errorf("Snapshots afterwards: %v, %v; want none", list, err)
+	}
+	wantRun(t, in, "agent", "cd; rm -r d; echo works", "works")
+	if _, err := in.(sandbox.Snapshotter).Snapshot(ctx, "deep"); err != nil {
+		t.Errorf("Snapshot once they are removed: %v", err)
 	}
 }
 
