@@ -224,7 +224,7 @@ func (s *store) digest(ctx context.Context, r *snapshotRecord) (string, int64, e
 			h := sha256.New()
 			content, err := treeAs(l.IDs).Pack(ctx, h, filepath.Join(s.sealedDir(id), layersDir))
 			if errors.Is(err, tree.ErrTooDeep) {
-				return "", 0, &sandbox.UserError{Err: sandbox.ErrLimit, Text: "no snapshot was made: " + err.Error() + "; remove the deepest ones and make the same call again"}
+				return "", 0, &sandbox.UserError{Err: sandbox.ErrLimit, Text: "no snapshot was made: " + err.Error() + "; layers keep them once that was tried: copy what is to be kept into another sandbox, and make the snapshot of that one"}
 			}
 			if err != nil {
 				return "", 0, fmt.Errorf("digest of the files: %w", err)
