@@ -22,6 +22,7 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local/journal"
+	"berth/sandbox/local/terms"
 	"berth/sandbox/local/wire"
 )
 
@@ -224,7 +225,7 @@ func (l *link) call(ctx context.Context, op string, body any, data []byte, out a
 	}
 	if f.Error != nil {
 		closeFiles(f.Files)
-		return nil, convert(f.Error)
+		return nil, terms.Error(f.Error)
 	}
 	if out != nil {
 		if err := json.Unmarshal(f.Body, out); err != nil {
@@ -362,16 +363,7 @@ func (c *Conn) Network(ctx context.Context, set *wire.Network) (wire.NetworkStat
 }
 
 // Refusals puts what a monitor tells into the domain's terms.
-func Refusals(list []wire.Refusal) []sandbox.Refusal { return refusals(list) }
-
-func refusals(list []wire.Refusal) []sandbox.Refusal {
-	var out []sandbox.Refusal
-	for _, r := range list {
-		out = append(out, sandbox.Refusal{Host: r.Host, Port: int(r.Port), Protocol: r.Proto, Rule: r.Rule, Allow: r.Allow,
-			Count: r.Count, First: time.Unix(0, r.First), Process: sandbox.ProcessID(r.Process)})
-	}
-	return out
-}
+func Refusals(list []wire.Refusal) []sandbox.Refusal { return terms.Refusals(list) }
 
 // Touch counts as activity.
 func (c *Conn) Touch(ctx context.Context) error {

@@ -10,13 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strconv"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"berth/sandbox"
+	"berth/sandbox/local/terms"
 	"berth/sandbox/local/wire"
 )
 
@@ -39,7 +37,7 @@ func (f files) Stat(ctx context.Context, name string) (sandbox.FileInfo, error) 
 	if _, err := f.c.call(ctx, wire.OpStat, wire.Path{Path: name}, &i); err != nil {
 		return sandbox.FileInfo{}, at("stat", name, err)
 	}
-	return fileInfo(&i), nil
+	return terms.File(&i), nil
 }
 
 func (f files) Open(ctx context.Context, name string) (io.ReadCloser, sandbox.FileInfo, error) {
@@ -52,7 +50,7 @@ func (f files) Open(ctx context.Context, name string) (io.ReadCloser, sandbox.Fi
 	if err != nil {
 		return nil, sandbox.FileInfo{}, at("open", name, err)
 	}
-	return file, fileInfo(&i), nil
+	return file, terms.File(&i), nil
 }
 
 // regular takes the one descriptor out of fr, which must be a regular file's:
@@ -84,7 +82,7 @@ func (f files) ReadDir(ctx context.Context, name string) ([]sandbox.FileInfo, er
 	}
 	list := make([]sandbox.FileInfo, len(all.Files))
 	for i := range all.Files {
-		list[i] = fileInfo(&all.Files[i])
+		list[i] = terms.File(&all.Files[i])
 	}
 	return list, nil
 }
@@ -92,7 +90,7 @@ func (f files) ReadDir(ctx context.Context, name string) ([]sandbox.FileInfo, er
 func (f files) Write(ctx context.Context, name string, r io.Reader, o sandbox.WriteOptions) (sandbox.WriteResult, error) {
 	req := wire.Create{Path: name, Append: o.Append, Mode: -1}
 	if o.Mode != nil {
-		req.Mode = int64(unixMode(*o.Mode))
+		req.Mode = int64(terms.UnixMode(*o.Mode))
 	}
 	// The write belongs to one connection: its token ends with it.
 	l, err := f.c.current(ctx)
@@ -131,7 +129,7 @@ func (f files) Write(ctx context.Context, name string, r io.Reader, o sandbox.Wr
 }
 
 func (f files) Mkdir(ctx context.Context, name string, mode fs.FileMode) error {
-	_, err := f.c.call(ctx, wire.OpMkdir, wire.Mkdir{Path: name, Mode: unixMode(mode)}, nil)
+	_, err := f.c.call(ctx, wire.OpMkdir, wire.Mkdir{Path: name, Mode: terms.UnixMode(mode)}, nil)
 	return at("mkdir", name, err)
 }
 
@@ -153,7 +151,7 @@ func (f files) Rename(ctx context.Context, from, to string) error {
 func (f files) Permit(ctx context.Context, name string, p sandbox.Permissions) error {
 	r := wire.Permit{Path: name, Mode: -1, Owner: p.Owner, Group: p.Group}
 	if p.Mode != nil {
-		r.Mode = int64(unixMode(*p.Mode))
+		r.Mode = int64(terms.UnixMode(*p.Mode))
 	}
 	_, err := f.c.call(ctx, wire.OpPermit, r, nil)
 	return at("chmod", name, err)
@@ -187,7 +185,7 @@ func at(op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var k *kindError
+	var k *terms.KindError
 	if errors.As(err, &k) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
@@ -199,55 +197,4 @@ func at(op, name string, err error) error {
 		return fmt.Errorf("%s %s: the disk is full; free some space and try again: %w", op, name, err)
 	}
 	return fmt.Errorf("%s %s: %w", op, name, err)
-}
-
-func fileInfo(i *wire.File) sandbox.FileInfo {
-	return sandbox.FileInfo{Path: path.Clean("/" + i.Path), Mode: fileMode(i.Mode), Size: max(0, i.Size), ModTime: time.Unix(0, i.ModTime),
-		Owner: strconv.FormatUint(uint64(i.UID), 10), Group: strconv.FormatUint(uint64(i.GID), 10)}
-}
-
-// fileMode makes Go's mode of st_mode.
-func fileMode(m uint32) fs.FileMode {
-	mode := fs.FileMode(m & 0o777)
-	switch m & unix.S_IFMT {
-	case unix.S_IFDIR:
-		mode |= fs.ModeDir
-	case unix.S_IFLNK:
-		mode |= fs.ModeSymlink
-	case unix.S_IFIFO:
-		mode |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		mode |= fs.ModeSocket
-	case unix.S_IFCHR:
-		mode |= fs.ModeDevice | fs.ModeCharDevice
-	case unix.S_IFBLK:
-		mode |= fs.ModeDevice
-	case unix.S_IFREG:
-	default:
-		mode |= fs.ModeIrregular
-	}
-	if m&unix.S_ISUID != 0 {
-		mode |= fs.ModeSetuid
-	}
-	if m&unix.S_ISGID != 0 {
-		mode |= fs.ModeSetgid
-	}
-	if m&unix.S_ISVTX != 0 {
-		mode |= fs.ModeSticky
-	}
-	return mode
-}
-
-func unixMode(m fs.FileMode) uint32 {
-	u := uint32(m.Perm())
-	if m&fs.ModeSetuid != 0 {
-		u |= unix.S_ISUID
-	}
-	if m&fs.ModeSetgid != 0 {
-		u |= unix.S_ISGID
-	}
-	if m&fs.ModeSticky != 0 {
-		u |= unix.S_ISVTX
-	}
-	return u
 }

@@ -9,6 +9,7 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local/journal"
 	"berth/sandbox/local/logs"
+	"berth/sandbox/local/terms"
 	"berth/sandbox/local/wire"
 )
 
@@ -19,7 +20,7 @@ func History(dir string) ([]sandbox.ProcessInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	return infos(ps), nil
+	return terms.Processes(ps), nil
 }
 
 // HistoryProcess finds a process of a sandbox that does not run;
@@ -39,7 +40,7 @@ func recall(dir string, id sandbox.ProcessID) (sandbox.ProcessInfo, error) {
 	if len(ps) == 0 {
 		return sandbox.ProcessInfo{}, sandbox.ErrNoProcess
 	}
-	return info(&ps[0]), nil
+	return terms.Process(&ps[0]), nil
 }
 
 // past reads the journal, and from the logs what it cannot know; of process

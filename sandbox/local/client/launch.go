@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/sandbox/local/journal"
+	"berth/sandbox/local/terms"
 	"berth/sandbox/local/wire"
 )
 
@@ -239,7 +240,7 @@ func awaitReady(ctx context.Context, ready *wire.Conn, cmd *exec.Cmd, dir string
 	}
 	closeFiles(f.Files)
 	if f.Error != nil {
-		return nil, convert(f.Error)
+		return nil, terms.Error(f.Error)
 	}
 	r := &wire.Ready{}
 	if err := json.Unmarshal(f.Body, r); err != nil {

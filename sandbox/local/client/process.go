@@ -12,26 +12,18 @@ import (
 	"berth/sandbox"
 	"berth/sandbox/local/journal"
 	"berth/sandbox/local/logs"
+	"berth/sandbox/local/terms"
 	"berth/sandbox/local/wire"
 )
 
 // Spawn starts a process; see sandbox.Instance.Spawn.
 func (c *Conn) Spawn(ctx context.Context, cmd sandbox.Command) (sandbox.Process, error) {
-	w := wire.Command{ID: string(cmd.ID), Shell: cmd.Shell, Argv: cmd.Argv, Display: cmd.Display, Cwd: cmd.Cwd, Env: cmd.Env, Unset: cmd.Unset,
-		User: cmd.User, HasStdin: len(cmd.Stdin) > 0 || cmd.OpenStdin, OpenStdin: cmd.OpenStdin, TimeoutMS: cmd.Timeout.Milliseconds(), Busy: cmd.Busy,
-		Merge: cmd.Merge, Note: cmd.Note}
-	if cmd.Timeout > 0 && w.TimeoutMS == 0 {
-		w.TimeoutMS = 1
-	}
-	if cmd.TTY != nil {
-		w.Cols, w.Rows = max(1, cmd.TTY.Cols), max(1, cmd.TTY.Rows)
-	}
 	l, err := c.current(ctx)
 	if err != nil {
 		return nil, err
 	}
 	state := &wire.Process{}
-	_, err = l.call(ctx, wire.OpSpawn, w, cmd.Stdin, state)
+	_, err = l.call(ctx, wire.OpSpawn, terms.Command(&cmd), cmd.Stdin, state)
 	switch {
 	case err == nil:
 		p := &process{c: c, dir: c.dir, id: cmd.ID}
@@ -81,7 +73,7 @@ func (c *Conn) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Proce
 	if _, err := c.call(ctx, wire.OpProcess, wire.ProcessRef{ID: string(id)}, &p); err != nil {
 		return sandbox.ProcessInfo{}, err
 	}
-	return info(&p), nil
+	return terms.Process(&p), nil
 }
 
 // Forget drops an ended process and its output.
@@ -96,31 +88,7 @@ func (c *Conn) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error) {
 	if _, err := c.call(ctx, wire.OpProcesses, nil, &ps); err != nil {
 		return nil, err
 	}
-	return infos(ps.Processes), nil
-}
-
-func infos(ps []wire.Process) []sandbox.ProcessInfo {
-	list := make([]sandbox.ProcessInfo, len(ps))
-	for i := range ps {
-		list[i] = info(&ps[i])
-	}
-	return list
-}
-
-func info(p *wire.Process) sandbox.ProcessInfo {
-	i := sandbox.ProcessInfo{
-		ID: sandbox.ProcessID(p.ID), Command: p.Display, Note: p.Note, Cwd: p.Cwd, User: p.User, State: sandbox.ProcessState(p.State),
-		ExitCode: p.ExitCode, Signal: p.Signal, TimedOut: p.TimedOut, Killed: p.Killed, Reason: p.Reason,
-		Started: time.Unix(0, p.Started), TTY: p.TTY, StdinOpen: p.StdinOpen,
-		Produced:  sandbox.Cursor{Stdout: p.Stdout, Stderr: p.Stderr},
-		Kept:      sandbox.Cursor{Stdout: p.StdoutKept, Stderr: p.StderrKept},
-		Lost:      sandbox.Cursor{Stdout: p.StdoutLost, Stderr: p.StderrLost},
-		Leftovers: p.Leftovers, Struck: p.Struck, Refused: refusals(p.Refused), Processes: p.Count, CPU: time.Duration(p.CPUNS), Memory: p.Memory,
-	}
-	if p.Ended != 0 {
-		i.Ended = time.Unix(0, p.Ended)
-	}
-	return i
+	return terms.Processes(ps.Processes), nil
 }
 
 // Handle is a handle on process id, which need not exist. It goes on to work
@@ -160,7 +128,7 @@ func (p *process) Info(ctx context.Context) (sandbox.ProcessInfo, error) {
 	p.last = nil // the next one sees what is kept by then
 	p.mu.Unlock()
 	if last != nil {
-		return info(last), nil
+		return terms.Process(last), nil
 	}
 	if p.c != nil {
 		i, err := p.c.Process(ctx, p.id)
@@ -256,10 +224,7 @@ func (p *process) Resize(ctx context.Context, w sandbox.WindowSize) error {
 func (p *process) Kill(ctx context.Context, sig string, grace time.Duration, reason string) error {
 	var err error
 	if p.c != nil {
-		k := wire.Kill{ID: string(p.id), Signal: sig, GraceMS: grace.Milliseconds(), Reason: reason}
-		if grace > 0 && k.GraceMS == 0 {
-			k.GraceMS = 1
-		}
+		k := wire.Kill{ID: string(p.id), Signal: sig, GraceMS: terms.Milliseconds(grace), Reason: reason}
 		_, err = p.c.call(ctx, wire.OpKill, k, nil)
 	}
 	if err = p.late(ctx, err); errors.Is(err, sandbox.ErrExited) {

@@ -88,6 +88,8 @@ func (g *guest) startError(c *command, e raw.Event) error {
 	switch {
 	case e.Stage == stageCgroup:
 		return &wire.Error{Code: wire.CodeUnsupported, Text: "a cgroup namespace was refused: " + errno.Error() + "; as root: sysctl user.max_cgroup_namespaces=100000"}
+	case errno == unix.EAGAIN && g.launch.Limits.PIDs <= 0:
+		return &wire.Error{Code: wire.CodeLimit, Text: "the sandbox has as many processes and threads as it may have; end some of them"}
 	case errno == unix.EAGAIN:
 		return &wire.Error{Code: wire.CodeLimit, Text: "process limit " + strconv.FormatInt(g.launch.Limits.PIDs, 10) + " reached: the sandbox has as many processes and threads as it may have; end some of them"}
 	case errno == unix.ENOMEM:

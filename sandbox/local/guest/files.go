@@ -44,6 +44,9 @@ func errnoIn(err error) error {
 // as runs f with u's rights to files and no others. It uses a thread of its
 // own for that; should the rights not come back, the thread ends.
 func (g *guest) as(u *wire.User, f func() error) error {
+	if g.free != nil && u.UID == g.free.uid {
+		return f()
+	}
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -86,7 +89,7 @@ func (g *guest) become(u *wire.User) (*rights, error) {
 	}
 	caps := r.caps
 	caps[0].Effective, caps[1].Effective = 0, 0
-	if u.UID == 0 {
+	if u.UID == 0 { // init alone: a resident that is root is root already
 		caps[0].Effective = commandCaps & 0xffffffff
 	}
 	return r, unix.Capset(&header, &caps[0])
@@ -100,11 +103,17 @@ func (g *guest) restore(r *rights) error {
 		if err := unix.Capset(&header, &r.caps[0]); err != nil {
 			return err
 		}
-		_ = perThread(unix.SYS_SETFSUID, 0, 0)
-		_ = perThread(unix.SYS_SETFSGID, 0, 0)
-		if err := perThread(unix.SYS_SETGROUPS, 0, 0); err != nil {
+		var uid, gid uint32
+		var groups []uint32
+		if g.free != nil {
+			uid, gid, groups = g.free.uid, g.free.gid, g.free.groups
+		}
+		_ = perThread(unix.SYS_SETFSUID, uintptr(uid), 0)
+		_ = perThread(unix.SYS_SETFSGID, uintptr(gid), 0)
+		if err := perThread(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups)))); err != nil {
 			return err
 		}
+		runtime.KeepAlive(groups)
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	return unix.Capset(&header, &r.caps[0])
@@ -264,6 +273,7 @@ type write struct {
 	temp   string // beside it; empty: the bytes are in file and get copied
 	file   int
 	append bool
+	source bool        // file holds what is to be appended
 	old    unix.Stat_t // of the target, when there was one
 	fresh  bool
 	mode   int64
@@ -343,7 +353,7 @@ func (g *guest) locate(w *write) error {
 	return unix.ELOOP
 }
 
-func (g *guest) create(r *wire.Create) (body any, files []*os.File, err error) {
+func (g *guest) create(r *wire.Create, from []*os.File) (body any, files []*os.File, err error) {
 	u, err := g.user(r.User)
 	if err != nil {
 		return nil, nil, err
@@ -361,6 +371,15 @@ func (g *guest) create(r *wire.Create) (body any, files []*os.File, err error) {
 		return nil, nil, &wire.Error{Code: wire.CodeLimit, Text: "256 files are being written already; wait for some of them"}
 	}
 	w := &write{user: u, path: r.Path, append: r.Append, mode: r.Mode, dir: -1, file: -1}
+	if r.Source {
+		if len(from) != 1 || !r.Append {
+			return nil, nil, invalid("source: goes with append and one file")
+		}
+		if w.file, err = unix.FcntlInt(from[0].Fd(), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+			return nil, nil, pathError("", err)
+		}
+		w.source = true
+	}
 	err = g.as(u, func() error {
 		err := g.locate(w)
 		if err == nil {
@@ -404,6 +423,12 @@ func (g *guest) open(w *write) (err error) {
 	mode := uint32(0o644)
 	if w.mode >= 0 {
 		mode = uint32(w.mode)
+	}
+	if w.source {
+		if !w.fresh {
+			return unix.Faccessat2(w.dir, w.name, unix.W_OK, unix.AT_EACCESS|unix.AT_SYMLINK_NOFOLLOW)
+		}
+		return nil
 	}
 	if w.append {
 		w.file, err = unix.Openat(w.dir, w.name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|flags, mode&0o777)
@@ -477,6 +502,7 @@ func (g *guest) finish(w *write, abort bool) (*wire.File, error) {
 			return err
 		}
 		*out = fileOf(path.Join(g.nameOf(w.dir), w.name), &st)
+		out.Fresh = w.fresh
 		return nil
 	})
 	if err != nil {
@@ -487,6 +513,9 @@ func (g *guest) finish(w *write, abort bool) (*wire.File, error) {
 
 // put makes the bytes written the target's.
 func (g *guest) put(w *write) error {
+	if w.source {
+		return w.appendAll()
+	}
 	if w.append {
 		return nil
 	}

@@ -80,9 +80,7 @@ func Main() {
 	if err != nil {
 		return
 	}
-	g := &guest{
-		conn: conn, trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1), owners: allowance{used: threadTime},
-	}
+	g := newGuest(conn)
 	if err := g.setup(); err != nil {
 		return
 	}
@@ -95,6 +93,12 @@ func Main() {
 			return // and the kernel ends all that is inside
 		}
 		go g.serve(f)
+	}
+}
+
+func newGuest(conn *wire.Conn) *guest {
+	return &guest{
+		conn: conn, pid: os.Getpid(), trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1), owners: allowance{used: threadTime},
 	}
 }
 
@@ -119,6 +123,8 @@ func harden() {
 
 type guest struct {
 	conn    *wire.Conn
+	free    *free // not init, but a part of a resident; nil in init
+	pid     int   // our own
 	launch  wire.Launch
 	nproc   int64
 	perProc int64
@@ -146,6 +152,7 @@ type guest struct {
 	trees    map[string]*tree
 	crowding bool // crowdLook will be called
 	shims    map[int]*shim
+	helpers  map[int]chan unix.WaitStatus // programs of ours, in a resident
 	halting  bool
 	nested   map[[2]uint32]int // user namespaces of single mode, by the user's and group's id in them
 	writes   map[uint64]*write
@@ -341,6 +348,10 @@ func (g *guest) serve(f *wire.Frame) {
 	)
 	switch f.Op {
 	case wire.OpFreeze:
+		if g.free != nil {
+			err = &wire.Error{Code: wire.CodeUnsupported, Text: "a foreign sandbox cannot be stopped for a moment"}
+			break
+		}
 		err = g.freeze()
 	case wire.OpThaw:
 		g.thaw()
@@ -379,7 +390,7 @@ func (g *guest) serve(f *wire.Frame) {
 		var r wire.Create
 		if err = decode(f, &r); err == nil {
 			g.hold.RLock()
-			body, files, err = g.create(&r)
+			body, files, err = g.create(&r, f.Files)
 			g.hold.RUnlock()
 		}
 	case wire.OpCommit:

@@ -102,8 +102,12 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 	}()
 
 	t := &tree{id: r.ID, shims: map[*shim]bool{}, oom: count(g.oom, "oom_kill "), forks: count(g.pidsMax, "max ")}
-	if len(c.shell) > longText {
-		if t.file, err = longFile(c.shell, u, g.single()); err != nil {
+	if g.free != nil {
+		if err := g.free.prepare(g, t, c); err != nil {
+			return nil, nil, nil, err
+		}
+	} else if len(c.shell) > longText {
+		if t.file, err = longFile(rootfs.RunDir, c.shell, u, g.single()); err != nil {
 			return nil, nil, nil, err
 		}
 	}
@@ -128,6 +132,17 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 		g.mu.Unlock()
 		t.clean()
 		return nil, nil, nil, err
+	}
+	if t.become != "" {
+		if err := g.becomes(t, s); err != nil {
+			g.killAll(func() []proc { return g.members(t) })
+			s.ended = func(unix.WaitStatus, int64, bool) {}
+			g.mu.Lock()
+			delete(g.trees, r.ID)
+			g.mu.Unlock()
+			t.clean()
+			return nil, nil, func() { g.watch(s) }, err
+		}
 	}
 	s.ended = func(ws unix.WaitStatus, cpu int64, left bool) {
 		t.clean()
@@ -159,8 +174,10 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 }
 
 func (t *tree) clean() {
-	if t.file != "" {
-		_ = unix.Unlink(t.file)
+	for _, name := range []string{t.file, t.become} {
+		if name != "" {
+			_ = unix.Unlink(name)
+		}
 	}
 }
 
@@ -208,6 +225,21 @@ func candidates(program, list string) []string {
 	return out
 }
 
+// FindProgram finds a program in the directories of list, or the usual ones when
+// that is empty; empty when there is none.
+func FindProgram(name, list string) string {
+	if list == "" {
+		list = defaultPath
+	}
+	for _, file := range candidates(name, list) {
+		var st unix.Stat_t
+		if unix.Stat(file, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && unix.Access(file, unix.X_OK) == nil {
+			return file
+		}
+	}
+	return ""
+}
+
 // program is what shim and command do.
 func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	p := &raw.Program{}
@@ -215,7 +247,7 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 
 	// The shim.
 	zero := p.String("0")
-	join := func(files []int) {
+	join := func(files []int) { // none in a resident
 		for _, fd := range files {
 			p.Must(stageShim, unix.SYS_WRITE, uintptr(fd), zero, 1)
 		}
@@ -235,9 +267,10 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	join(g.member)
 	// So that its own cgroup is all that it sees of them. Init has no such
 	// namespace where commands are born in their cgroups.
-	if g.run >= 0 {
+	switch {
+	case g.run >= 0:
 		p.Must(stageCgroup, unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-	} else {
+	case g.free == nil:
 		p.Try(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	if userns >= 0 {
@@ -259,6 +292,34 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
 	p.Try(unix.SYS_WRITE, raw.Saved, p.Bytes(score), uintptr(len(score)))
 	p.Try(unix.SYS_CLOSE, raw.Saved)
+	if g.free != nil {
+		g.free.program(p, c)
+	} else {
+		g.walls(p, c)
+	}
+	var none uint64
+	p.Must(stageGuard, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, raw.Keep(p, &none), 0, unsafe.Sizeof(none))
+	g.execs(p, t, c)
+
+	parent()
+	keep := report
+	if c.tty {
+		// Without this the terminal would be gone, and whoever is on it hung up,
+		// as soon as its programs have all closed theirs, which many do a moment
+		// before they exit.
+		keep = report + 1
+		if c.in != keep { // dup3 refuses a descriptor that is there already
+			p.Must(stageShim, unix.SYS_DUP3, uintptr(c.in), uintptr(keep), unix.O_CLOEXEC)
+		}
+	}
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 0, uintptr(report-1), 0)
+	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(keep+1), ^uintptr(0)>>32, 0)
+	p.Watch()
+	return p
+}
+
+// walls takes from a command what it is not to have, and makes it its user's.
+func (g *guest) walls(p *raw.Program, c *command) {
 	for lim, v := range map[uintptr]int64{unix.RLIMIT_NPROC: g.nproc, unix.RLIMIT_DATA: g.perProc} {
 		if v > 0 {
 			p.Must(stageGuard, unix.SYS_PRLIMIT64, 0, lim, raw.Keep(p, &unix.Rlimit{Cur: uint64(v), Max: uint64(v)}), 0)
@@ -300,25 +361,6 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	}
 	prog := &unix.SockFprog{Len: uint16(len(rules)), Filter: &rules[0]}
 	p.Must(stageGuard, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, raw.Keep(p, prog))
-	var none uint64
-	p.Must(stageGuard, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, raw.Keep(p, &none), 0, unsafe.Sizeof(none))
-	g.execs(p, t, c)
-
-	parent()
-	keep := report
-	if c.tty {
-		// Without this the terminal would be gone, and whoever is on it hung up,
-		// as soon as its programs have all closed theirs, which many do a moment
-		// before they exit.
-		keep = report + 1
-		if c.in != keep { // dup3 refuses a descriptor that is there already
-			p.Must(stageShim, unix.SYS_DUP3, uintptr(c.in), uintptr(keep), unix.O_CLOEXEC)
-		}
-	}
-	p.Must(stageShim, unix.SYS_CLOSE_RANGE, 0, uintptr(report-1), 0)
-	p.Must(stageShim, unix.SYS_CLOSE_RANGE, uintptr(keep+1), ^uintptr(0)>>32, 0)
-	p.Watch()
-	return p
 }
 
 func padGroups(groups []uint32) []uint32 {
@@ -360,8 +402,8 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 }
 
 // longFile holds a long command's text, readable by its user alone.
-func longFile(text string, u *wire.User, single bool) (string, error) {
-	name := rootfs.RunDir + "/command-" + random()
+func longFile(dir, text string, u *wire.User, single bool) (string, error) {
+	name := dir + "/command-" + random()
 	fd, err := unix.Open(name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
 	if err != nil {
 		return "", pathError(name, err)
@@ -412,7 +454,11 @@ func full() bool {
 // terminal makes a terminal of the sandbox's own, in u's hands.
 func (g *guest) terminal(u *wire.User, cols, rows uint16) (*os.File, int, error) {
 	fail := func(err error) (*os.File, int, error) { return nil, -1, pathError("a terminal", err) }
-	fd, err := unix.Openat(g.pts, "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	name := "ptmx"
+	if g.free != nil {
+		name = "/dev/ptmx"
+	}
+	fd, err := unix.Openat(g.pts, name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fail(err)
 	}
@@ -428,7 +474,7 @@ func (g *guest) terminal(u *wire.User, cols, rows uint16) (*os.File, int, error)
 	}
 	slave := int(r)
 	_ = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: cols, Row: rows})
-	if !g.single() {
+	if !g.single() && (g.free == nil || g.free.uid == 0 && u.UID != 0) {
 		if err := unix.Fchown(slave, int(u.UID), 5); err != nil {
 			_ = master.Close()
 			_ = unix.Close(slave)

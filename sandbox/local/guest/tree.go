@@ -26,6 +26,7 @@ type tree struct {
 	forks  int64  // and refused forks
 	crowd  bool   // the limit on a user's processes was met since
 	file   string // the command's text, when it was too long for an argument
+	become string // what is left for the part of us that becomes another user
 }
 
 // shim is the watcher of one command: all the command's descendants stay below it.
@@ -85,7 +86,7 @@ func (g *guest) reap() {
 			<-g.children
 		case err == nil && ws.Stopped():
 			g.mu.Lock()
-			if !g.frozen {
+			if !g.frozen && (g.free == nil || g.shims[pid] != nil) {
 				_ = unix.Kill(pid, unix.SIGCONT) // a shim's work must go on
 			}
 			g.mu.Unlock()
@@ -94,6 +95,10 @@ func (g *guest) reap() {
 			if s := g.shims[pid]; s != nil {
 				delete(g.shims, pid)
 				s.dead <- ws
+			}
+			if ended := g.helpers[pid]; ended != nil {
+				delete(g.helpers, pid)
+				ended <- ws
 			}
 			g.mu.Unlock()
 		}
@@ -209,21 +214,38 @@ func (g *guest) members(t *tree) []proc {
 }
 
 // send signals p, unless its number has meanwhile gone to another process.
-func send(p proc, sig unix.Signal) bool {
+func send(p proc, sig unix.Signal) error {
 	fd, err := unix.PidfdOpen(p.pid, 0)
 	if err != nil {
-		return false
+		return err
 	}
 	defer unix.Close(fd)
 	if now, ok := readProc(p.pid); !ok || now.start != p.start {
-		return false
+		return unix.ESRCH
 	}
-	return unix.PidfdSendSignal(fd, sig, nil, 0) == nil
+	return unix.PidfdSendSignal(fd, sig, nil, 0)
+}
+
+// send signals all of list, and tells how many it has reached.
+func (g *guest) send(list []proc, sig unix.Signal) (count int) {
+	var foreign []proc
+	for _, p := range list {
+		switch err := send(p, sig); {
+		case err == nil:
+			count++
+		case err == unix.EPERM && g.free != nil:
+			foreign = append(foreign, p)
+		}
+	}
+	if len(foreign) > 0 {
+		count += g.sendAsRoot(foreign, sig)
+	}
+	return count
 }
 
 // killAll ends all processes that list tells, however fast they fork: first
 // each is stopped, until there is no new one.
-func killAll(list func() []proc) (count int) {
+func (g *guest) killAll(list func() []proc) (count int) {
 	type key struct {
 		pid   int
 		start uint64
@@ -231,24 +253,22 @@ func killAll(list func() []proc) (count int) {
 	seen := map[key]bool{}
 	for range 1000 {
 		found := list()
-		fresh := false
+		var fresh []proc
 		for _, p := range found {
 			k := key{p.pid, p.start}
 			if !seen[k] {
-				fresh = true
+				fresh = append(fresh, p)
 				seen[k] = true
-				send(p, unix.SIGSTOP)
 			}
 		}
-		if fresh {
+		if len(fresh) > 0 {
+			g.send(fresh, unix.SIGSTOP)
 			continue
 		}
 		if len(found) == 0 {
 			break
 		}
-		for _, p := range found {
-			send(p, unix.SIGKILL)
-		}
+		g.send(found, unix.SIGKILL)
 		time.Sleep(time.Millisecond) // they take a moment to die
 	}
 	return len(seen)
@@ -256,13 +276,13 @@ func killAll(list func() []proc) (count int) {
 
 // killStrays ends processes that are init's children but nobody's shim.
 func (g *guest) killStrays() {
-	killAll(func() []proc {
+	g.killAll(func() []proc {
 		table := processes()
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		roots := map[int]bool{}
 		for pid, p := range table {
-			if p.ppid == 1 && !p.dead() && g.shims[pid] == nil {
+			if p.ppid == g.pid && !p.dead() && g.shims[pid] == nil && g.helpers[pid] == nil {
 				roots[pid] = true
 			}
 		}
@@ -294,15 +314,9 @@ func (g *guest) signal(r *wire.Signal) (*wire.Signalled, error) {
 	}
 	sig := unix.Signal(r.Signal)
 	if sig == unix.SIGKILL {
-		return &wire.Signalled{Count: killAll(func() []proc { return g.members(t) })}, nil
+		return &wire.Signalled{Count: g.killAll(func() []proc { return g.members(t) })}, nil
 	}
-	n := 0
-	for _, p := range g.members(t) {
-		if send(p, sig) {
-			n++
-		}
-	}
-	return &wire.Signalled{Count: n}, nil
+	return &wire.Signalled{Count: g.send(g.members(t), sig)}, nil
 }
 
 const maxNamed = 20
@@ -382,6 +396,14 @@ func (g *guest) halt(grace time.Duration) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		var out []proc
+		if g.free != nil {
+			for _, p := range below(table, map[int]bool{g.pid: true}) {
+				if g.shims[p.pid] == nil && g.helpers[p.pid] == nil {
+					out = append(out, p)
+				}
+			}
+			return out
+		}
 		for pid, p := range table {
 			if pid != 1 && !p.dead() && g.shims[pid] == nil && p.ppid != 0 {
 				out = append(out, p)
@@ -390,17 +412,16 @@ func (g *guest) halt(grace time.Duration) {
 		return out
 	}
 	if grace > 0 {
-		for _, p := range alive() {
-			send(p, unix.SIGTERM)
-			send(p, unix.SIGCONT)
-		}
+		list := alive()
+		g.send(list, unix.SIGTERM)
+		g.send(list, unix.SIGCONT)
 		for end := time.Now().Add(grace); time.Now().Before(end) && len(alive()) > 0; {
 			time.Sleep(2 * time.Millisecond)
 		}
 	}
-	killAll(alive)
+	g.killAll(alive)
 	for range 1000 {
-		if len(alive()) == 0 {
+		if len(alive()) == 0 || g.free != nil {
 			return
 		}
 		// The kernel walks all of the namespace at once: nothing outruns that.

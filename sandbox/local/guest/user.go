@@ -43,8 +43,14 @@ func (g *guest) maxID() uint64 {
 	if n := g.launch.IDs.Count; n > 0 {
 		return uint64(n) - 1
 	}
+	if g.free != nil {
+		return 1<<32 - 2
+	}
 	return 65535
 }
+
+// PasswdUser finds a user of this machine by name or number; nil when there is none.
+func PasswdUser(name string) *wire.User { return passwdUser(name) }
 
 // passwdUser reads files that may hold anything.
 func passwdUser(name string) *wire.User {

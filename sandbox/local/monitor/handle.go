@@ -15,6 +15,9 @@ import (
 // of one connection do not hold each other up.
 func (p *peer) handle(f *wire.Frame) {
 	m := p.m
+	if f.Once != "" && !m.onces.first(p, f) {
+		return
+	}
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
 	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork:
 	default:
@@ -25,6 +28,9 @@ func (p *peer) handle(f *wire.Frame) {
 	switch f.Op {
 	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink, wire.OpRemove, wire.OpRename, wire.OpPermit, wire.OpDial:
 		p.forward(f)
+		return
+	case wire.OpKeep:
+		p.answer(f.ID, nil, m.files.keep(f))
 		return
 	}
 	closeFiles(f.Files) // no other takes any
@@ -104,6 +110,22 @@ func (p *peer) handle(f *wire.Frame) {
 		}
 	case wire.OpMakeWay:
 		m.makeWay(func(busy bool, e *wire.Error) { p.answer(f.ID, wire.MadeWay{Busy: busy}, e) })
+	case wire.OpKept:
+		var k wire.Kept
+		if p.decode(f, &k) {
+			file, e := m.files.find(k.Token)
+			if e != nil {
+				done(e)
+				return
+			}
+			p.answer(f.ID, nil, nil, file)
+		}
+	case wire.OpUnkeep:
+		var k wire.Kept
+		if p.decode(f, &k) {
+			m.files.drop(k.Token)
+			done(nil)
+		}
 	case wire.OpFreeze:
 		go func() { done(p.freeze()) }()
 	case wire.OpThaw:
@@ -203,7 +225,7 @@ func (p *peer) stdin(id uint64, s *wire.Stdin, data []byte) {
 		case in == nil:
 			return &wire.Error{Code: wire.CodeStdinClosed, Text: "stdin was never open; start the process with open_stdin"}
 		}
-		return in.write(data, s.End)
+		return in.write(data, s.End, s.At)
 	}
 	m.mu.Lock()
 	q := m.procs[s.ID]

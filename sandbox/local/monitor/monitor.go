@@ -79,6 +79,12 @@ type monitor struct {
 	freezer   *peer               // who has the sandbox frozen,
 	freezing  bool                // or is just about to
 	melts     *time.Timer         // thaws it, come what may
+
+	// Of a resident.
+	foreign   bool
+	forgotten ring // processes that are kept no more
+	onces     onces
+	files     keeper
 }
 
 // Run is the program: it reads the Launch from FDLaunch, starts the sandbox,
@@ -106,12 +112,7 @@ func Run(start Starter) int {
 		_ = ready.Close()
 		return 1
 	}
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, unix.SIGTERM)
-	go func() {
-		<-term
-		m.stop("the monitor was told to end by SIGTERM", nil)
-	}()
+	m.heedTerm()
 	// A creator that was killed meanwhile does not matter: the record says that
 	// the sandbox runs, and whoever comes next uses it.
 	_ = ready.Send(wire.Header{}, m.record.Ready, nil)
@@ -119,6 +120,16 @@ func Run(start Starter) int {
 	m.rest()
 	<-m.quit
 	return 0
+}
+
+// heedTerm ends the sandbox in order when this program is told to end.
+func (m *monitor) heedTerm() {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, unix.SIGTERM)
+	go func() {
+		<-term
+		m.stop("the monitor was told to end by SIGTERM", nil)
+	}()
 }
 
 // closeStrays closes what this program was started with beyond its own
@@ -151,42 +162,47 @@ func launch(start Starter) (*monitor, error) {
 	if err != nil {
 		return nil, err
 	}
+	m := newMonitor(l)
+	return m, m.open(listen, start)
+}
+
+func (m *monitor) open(listen *os.File, start Starter) error {
+	// A resident is told from others by its lock.
 	boot, err := journal.BootID()
-	if err != nil {
-		return nil, err
+	if err != nil && !m.foreign {
+		return err
 	}
 	self, err := journal.StartTime(os.Getpid())
-	if err != nil {
-		return nil, err
+	if err != nil && !m.foreign {
+		return err
 	}
-	m := newMonitor(l)
 	if err := os.MkdirAll(m.logDir, 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	// The record comes before the sandbox, so that whoever finds a sandbox
 	// half started finds its monitor too.
 	m.record = wire.Record{Version: wire.Version, Boot: boot, MonitorPID: os.Getpid(), MonitorStart: self, Started: time.Now().UnixNano()}
 	old, _ := journal.ReadRecord(m.dir)
 	if err := journal.WriteRecord(m.dir, &m.record); err != nil {
-		return nil, err
+		return err
 	}
 	if err := m.remember(old); err != nil {
-		return nil, err
+		return err
 	}
-	m.box, err = start(l)
+	m.box, err = start(m.launch)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.record.Ready = m.box.Ready()
 	if err := journal.WriteRecord(m.dir, &m.record); err != nil {
 		m.box.Kill()
 		_ = m.box.Wait()
 		_ = m.box.Close()
-		return nil, err
+		return err
 	}
 	m.begin()
 	go m.accept(listen)
-	return m, nil
+	return nil
 }
 
 func newMonitor(l *wire.Launch) *monitor {
@@ -243,7 +259,7 @@ func (m *monitor) remember(old *wire.Record) error {
 	if err != nil {
 		return err
 	}
-	journal.Lose(ps, journal.LostReason(old))
+	journal.Lose(ps, m.lostReason(old))
 	for _, i := range ps {
 		p := recorded(i, m.logDir)
 		m.procs[i.ID] = p
@@ -318,6 +334,9 @@ func (m *monitor) reap() {
 // forget drops p from the table, with its logs; m.mu is held.
 func (m *monitor) forget(p *proc) {
 	delete(m.procs, p.info.ID)
+	if m.foreign && p.failed == nil {
+		m.forgotten.add(p.info.ID)
+	}
 	m.order = slices.DeleteFunc(m.order, func(o *proc) bool { return o == p })
 	for _, s := range []*stream{p.out, p.err} {
 		if s != nil {

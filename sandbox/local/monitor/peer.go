@@ -33,6 +33,7 @@ type peer struct {
 	queue    []outgoing
 	unsent   int
 	open     int // requests not yet answered
+	onces    map[uint64]*once
 	sending  bool
 	dead     bool
 	finished *sync.Cond
@@ -182,6 +183,13 @@ func (p *peer) answer(id uint64, body any, e *wire.Error, files ...*os.File) {
 	o := outgoing{h: wire.Header{ID: id, Error: e}, body: body, files: files}
 	if raw, ok := body.(json.RawMessage); ok {
 		o.h.Body, o.body = raw, nil
+	}
+	p.mu.Lock()
+	entry := p.onces[id]
+	delete(p.onces, id)
+	p.mu.Unlock()
+	if entry != nil {
+		p.m.onces.settle(entry, o.body, o.h.Body, e)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

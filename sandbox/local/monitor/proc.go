@@ -63,7 +63,9 @@ func (p *proc) state() wire.Process {
 	if p.running() && p.gate != nil {
 		i.Refused = p.gate.of(&i)
 	}
-	i.StdinOpen = i.State == journal.Running && p.in != nil && p.in.open()
+	if i.State == journal.Running && p.in != nil {
+		i.StdinOpen, i.StdinBytes = p.in.counts()
+	}
 	return i
 }
 

@@ -28,6 +28,11 @@ func (m *monitor) spawn(c *wire.Command, data []byte, answer func(*wire.Process,
 		m.whenStarted(p, answer)
 		return
 	}
+	if m.forgotten.has(c.ID) {
+		m.mu.Unlock()
+		answer(nil, &wire.Error{Code: wire.CodeMaybe, Text: "process " + c.ID + " was started before, and is kept no more"})
+		return
+	}
 	if m.stopping {
 		m.mu.Unlock()
 		answer(nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; the command was not started"})
@@ -248,7 +253,7 @@ func (m *monitor) isStarted(p *proc, c *wire.Command, data []byte, in, out, errs
 	}
 	if in != nil {
 		p.in = &stdin{file: in, tty: c.Cols > 0}
-		_ = p.in.write(data, !c.OpenStdin)
+		_ = p.in.write(data, !c.OpenStdin, nil)
 	}
 	if c.TimeoutMS > 0 {
 		after := time.Duration(min(c.TimeoutMS, int64(1<<62)/int64(time.Millisecond))) * time.Millisecond

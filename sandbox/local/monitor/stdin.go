@@ -4,6 +4,7 @@ package monitor
 
 import (
 	"os"
+	"strconv"
 	"sync"
 
 	"berth/sandbox/local/wire"
@@ -20,23 +21,28 @@ type stdin struct {
 
 	mu      sync.Mutex
 	queue   []byte
-	last    byte // the last byte queued
-	end     bool // nothing more is accepted
+	taken   int64 // bytes ever queued
+	last    byte  // the last byte queued
+	end     bool  // nothing more is accepted
 	closed  bool
 	feeding bool
 }
 
-// write queues all of p, or nothing, and then the end.
-func (s *stdin) write(p []byte, end bool) *wire.Error {
+// write queues all of p, or nothing, and then the end. at, when given, is how
+// much must have been queued before.
+func (s *stdin) write(p []byte, end bool, at *int64) *wire.Error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case at != nil && *at != s.taken:
+		return &wire.Error{Code: wire.CodeStdinMoved, Text: "stdin has taken another number of bytes meanwhile", Path: strconv.FormatInt(s.taken, 10)}
 	case s.end || s.closed:
 		return &wire.Error{Code: wire.CodeStdinClosed, Text: "stdin is closed"}
 	case len(s.queue) > 0 && len(s.queue)+len(p) > stdinBacklog:
 		return &wire.Error{Code: wire.CodeLimit, Text: "the process does not read its stdin, and 1 MiB is waiting; nothing of this was written: read its output, then send again"}
 	}
 	s.queue = append(s.queue, p...)
+	s.taken += int64(len(p))
 	if len(p) > 0 {
 		s.last = p[len(p)-1]
 	}
@@ -100,8 +106,9 @@ func (s *stdin) close() {
 	}
 }
 
-func (s *stdin) open() bool {
+// counts tells whether stdin is open, and how many bytes it has taken.
+func (s *stdin) counts() (open bool, taken int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.end && !s.closed
+	return !s.end && !s.closed, s.taken
 }

@@ -31,6 +31,10 @@ type Header struct {
 	ID    uint64 `json:"id,omitempty"` // 0: an event, not to be answered
 	Op    string `json:"op,omitempty"` // empty in an answer
 	Error *Error `json:"error,omitempty"`
+	// Once makes a request that is sent again, also over another connection, be
+	// carried out once: the first one's answer is given again. Residents know it
+	// for OpStdin, OpKill, OpCommit and OpRecall.
+	Once string `json:"once,omitempty"`
 	// Body is the op's request or answer; see the types named after the ops.
 	Body json.RawMessage `json:"body,omitempty"`
 }
@@ -103,6 +107,19 @@ const (
 	OpDial      = "dial"      // Dial -> one descriptor, a connected TCP socket (init)
 )
 
+// Ops from box call to a resident.
+const (
+	OpRecall = "recall" // -> what the request of that Header.Once was answered, or CodeNotExist
+	OpKeep   = "keep"   // Kept + one descriptor -> ; holds it for a time
+	OpKept   = "kept"   // Kept -> one descriptor; CodeNotExist when it is kept no more
+	OpUnkeep = "unkeep" // Kept ->
+)
+
+// Kept names a descriptor that a resident holds between calls.
+type Kept struct {
+	Token string `json:"token"`
+}
+
 // Ops between the monitor and init.
 const (
 	OpSetup  = "setup"  // Launch -> Ready; the monitor's first request
@@ -161,7 +178,8 @@ type Process struct {
 	Ended      int64  `json:"ended,omitempty"`
 	TTY        bool   `json:"tty,omitempty"`
 	StdinOpen  bool   `json:"stdin_open,omitempty"`
-	Stdout     int64  `json:"stdout"` // bytes produced
+	StdinBytes int64  `json:"stdin_bytes,omitempty"` // taken so far, also those not read yet
+	Stdout     int64  `json:"stdout"`                // bytes produced
 	Stderr     int64  `json:"stderr"`
 	StdoutKept int64  `json:"stdout_kept,omitempty"` // oldest offset
 	StderrKept int64  `json:"stderr_kept,omitempty"`
@@ -209,6 +227,10 @@ type Cancel struct {
 type Stdin struct {
 	ID  string `json:"id"`
 	End bool   `json:"end,omitempty"`
+	// At, when given, is how many bytes stdin must have taken before; with another
+	// count nothing is written, and the error is CodeStdinMoved. So a write that
+	// comes late, after others, does no harm.
+	At *int64 `json:"at,omitempty"`
 }
 
 // Resize a terminal.
@@ -274,6 +296,8 @@ type File struct {
 	ModTime int64  `json:"mod_time"` // unix nanoseconds
 	UID     uint32 `json:"uid"`
 	GID     uint32 `json:"gid"`
+	// Fresh, in the answer to Commit: there was no such file.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // Files lists a directory by name, at most 10,000 entries.
@@ -289,6 +313,9 @@ type Create struct {
 	User   string `json:"user,omitempty"`
 	Append bool   `json:"append,omitempty"`
 	Mode   int64  `json:"mode"` // permission bits; -1: keep, or 0644
+	// Source, with Append, says that the frame brings a file: its bytes are added by
+	// Commit, all of them. The descriptor that is answered is that file.
+	Source bool `json:"source,omitempty"`
 }
 
 // Mkdir makes a directory, and its parents with 0755; one that is there stays

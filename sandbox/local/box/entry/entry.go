@@ -7,7 +7,9 @@ package entry
 import (
 	"os"
 	"path/filepath"
+	"strings"
 
+	"berth/sandbox/local/box/resident"
 	"berth/sandbox/local/gate"
 	"berth/sandbox/local/guest"
 	"berth/sandbox/local/monitor"
@@ -36,6 +38,11 @@ func Main(args []string) bool {
 			return false
 		}
 		os.Exit(gate.Main())
+	case "resident", "call", "as", "signal", "nothing":
+		if !strings.HasPrefix(filepath.Base(args[0]), "box") {
+			return false // as above; as a resident, box has a name of its own
+		}
+		os.Exit(inside(args[1], args[2:]))
 	case "settle":
 		if args[0] != "box" {
 			return false // as above
@@ -49,4 +56,19 @@ func Main(args []string) bool {
 		os.Exit(0)
 	}
 	return false
+}
+
+// inside are the parts of box in a foreign sandbox.
+func inside(part string, args []string) int {
+	switch part {
+	case "resident":
+		return resident.Main(args)
+	case "call":
+		return resident.Call()
+	case "as":
+		return guest.BecomeMain(args)
+	case "signal":
+		return guest.SignalMain(args)
+	}
+	return 0 // nothing: whoever runs it learns that it can be run
 }
