@@ -60,6 +60,11 @@ type Command struct {
 	// Busy processes keep the sandbox from idling out; all that a caller
 	// starts are, unless it says that they only wait.
 	Busy bool
+	// Await is how long the caller will wait for the exit right after the start. A
+	// provider to which each request is a journey may answer Spawn only at the exit,
+	// at most so much later, and then knows the end and the output without asking
+	// again. 0: the start is to be answered at once. Others pass it over.
+	Await time.Duration
 }
 
 // MaxNote bounds Command.Note, in bytes.

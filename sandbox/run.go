@@ -22,6 +22,12 @@ const (
 	maxArgs    = 1 << 20   // all of argv
 )
 
+// Command.Await of commands whose caller waits for the exit.
+const (
+	awaitExit    = time.Second
+	awaitWatched = 100 * time.Millisecond
+)
+
 // killWait is for how long a kill is waited for.
 const killWait = 5 * time.Second
 
@@ -53,6 +59,11 @@ func (m *Manager) foreground(ctx context.Context, key Key, r RunRequest, wait ti
 		}
 		if r.Timeout == nil && info.Spec.Timeout != nil {
 			c.Timeout = *info.Spec.Timeout
+		}
+		// No longer than a cancellation may wait, and than output that is watched.
+		c.Await = min(wait, awaitExit)
+		if r.OnOutput != nil {
+			c.Await = min(wait, awaitWatched)
 		}
 		return r.complete(info, c)
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,8 @@ type Harness struct {
 	Cannot map[Ability]string
 	// Timeout bounds one operation; 0 = 30 s.
 	Timeout time.Duration
+	// Only names the groups that are run, for what is a part of a provider; nil: all.
+	Only []string
 }
 
 // Ability is something that a provider may be unable to do.
@@ -98,6 +101,9 @@ func Run(t *testing.T, h Harness) {
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
 		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes},
 	} {
+		if h.Only != nil && !slices.Contains(h.Only, g.name) {
+			continue
+		}
 		t.Run(g.name, func(t *testing.T) {
 			s := &suite{h: h}
 			s.p = h.Open(t)

@@ -75,6 +75,8 @@ type CallWatch struct {
 	Stderr int64 `json:"stderr"`
 	Most   int64 `json:"most,omitempty"`
 	Ends   bool  `json:"ends,omitempty"`
+	// Bare leaves the state out where it need not be known.
+	Bare bool `json:"bare,omitempty"`
 }
 
 // CallFacts asks for Facts. It needs no resident.
@@ -182,7 +184,6 @@ type Resident struct {
 // Codes of errors that box call itself has.
 const (
 	CodeNoResident = "no_resident" // none runs; nothing was done
-	CodeOtherBox   = "other_box"   // the resident needs the box at Path
 	CodeMaybe      = "maybe"       // what became of the request will never be known
 	CodeStdinMoved = "stdin_moved" // Stdin.At is not where stdin is; Path is, in decimal digits
 	CodeTorn       = "torn"        // the call did not come whole; nothing was done

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path"
 	"runtime"
 	"strings"
 	"time"
@@ -187,6 +188,9 @@ func (r *caller) watch() error {
 	p := r.answer.Process
 	if p == nil {
 		p = &wire.Process{}
+		if w.Bare && w.WaitMS <= 0 && !w.Ends {
+			return r.output(w, p)
+		}
 		if w.WaitMS <= 0 {
 			if err := r.ask(wire.OpProcess, wire.ProcessRef{ID: w.ID}, p); err != nil {
 				return err
@@ -298,7 +302,7 @@ func (r *caller) facts() {
 	if conn, dir := awaitConnect(c, time.Duration(c.Facts.WaitMS)*time.Millisecond); conn != nil {
 		_ = conn.Close()
 		if f.Resident = readRecord(dir); f.Resident == nil {
-			f.Resident = &wire.Resident{}
+			f.Resident = &wire.Resident{Version: wire.CallVersion, Base: path.Dir(dir)}
 		}
 	}
 	r.answer.Facts = f

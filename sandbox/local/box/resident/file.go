@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,14 +81,11 @@ func (r *caller) readFile(f *wire.CallFile) error {
 		return failed("read", err)
 	}
 	r.out, r.answer.More = buf[:n], err == nil
-	switch {
-	case r.answer.More && f.Path != "":
+	if r.answer.More && f.Path != "" {
 		_, err = r.request(wire.Header{Op: wire.OpKeep}, kept, nil, file)
 		return err
-	case !r.answer.More && f.Path == "":
-		return r.ask(wire.OpUnkeep, kept, nil)
 	}
-	return nil
+	return nil // kept until it is closed: an answer may be lost, and be asked for again
 }
 
 func (r *caller) writeFile(f *wire.CallFile) error {
@@ -100,6 +98,9 @@ func (r *caller) writeFile(f *wire.CallFile) error {
 		if e, ok := err.(*wire.Error); !ok || e.Code != wire.CodeNotExist {
 			return err
 		}
+	}
+	if f.Staged != "" {
+		clearTemp(r.dir+"/"+tempDir, staleUpload)
 	}
 	source, err := r.source(f)
 	if err != nil {
@@ -153,6 +154,9 @@ func (r *caller) written(f *wire.CallFile, fr *wire.Frame) error {
 	}
 	return nil
 }
+
+// staleUpload is how old an upload is that nobody will come back for.
+const staleUpload = time.Hour
 
 // source is a file that holds what is to be written, all of it, from its
 // beginning.

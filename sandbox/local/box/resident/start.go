@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"strconv"
 	"strings"
@@ -212,7 +211,6 @@ func Main(args []string) int {
 	for fd := fdListen; fd < fdEnd; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	signal.Ignore(unix.SIGPIPE)
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	umask := unix.Umask(0o022)
 	ready := os.NewFile(fdReady, "ready")
@@ -230,7 +228,7 @@ func Main(args []string) int {
 		say(err)
 		return 1
 	}
-	clearTemp(dir + "/" + tempDir)
+	clearTemp(dir+"/"+tempDir, 0)
 	l := launchOf(dir, &conf)
 	monitor.Serve(l, os.NewFile(fdListen, "listener"), func(l *wire.Launch) (monitor.Sandbox, error) {
 		return open(l, guest.Free{Program: record.Program, Dir: dir + "/" + tempDir, Umask: umask})
@@ -238,11 +236,14 @@ func Main(args []string) int {
 	return 0
 }
 
-// clearTemp removes what commands and uploads of an earlier resident have left.
-func clearTemp(dir string) {
+// clearTemp removes what was left in dir so long ago: texts of commands, and
+// uploads that came to nothing.
+func clearTemp(dir string, ago time.Duration) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		_ = os.Remove(dir + "/" + e.Name())
+		if i, err := e.Info(); err == nil && time.Since(i.ModTime()) >= ago {
+			_ = os.Remove(dir + "/" + e.Name())
+		}
 	}
 }
 
