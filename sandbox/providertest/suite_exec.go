@@ -509,7 +509,7 @@ func testTerminals(t *testing.T, s *suite) {
 		t.Errorf("got %+v, stderr %q", info, errs)
 	}
 	// Closing the terminal is not leaving it.
-	d := b.command("exec </dev/null >/tmp/closed 2>&1; sleep 0.2; echo late >/dev/tty; exit 4")
+	d := b.command("exec </dev/null >closed 2>&1; sleep 0.2; echo late >/dev/tty; exit 4")
 	d.TTY = &sandbox.WindowSize{Cols: 80, Rows: 24}
 	if info, out, _ := b.ended(b.spawn(d)); code(info) != 4 || out != "late\r\n" {
 		t.Errorf("a program that closes its terminal: got %+v and %q, want exit 4 and its last line", info, out)

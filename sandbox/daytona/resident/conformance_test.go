@@ -97,7 +97,7 @@ func (p *places) Create(ctx context.Context, key sandbox.Key, _ sandbox.Spec) (s
 	pl := &place{key: key, shell: s, home: s.home, user: p.user}
 	pl.box = resident.New(s, resident.Options{ID: string(key.Session), User: p.user, LogBytes: logLimit, Program: program})
 	if p.user != "" {
-		pl.home = filepath.Join(p.t.TempDir(), "users")
+		pl.home = filepath.Join(openDir(p.t), "users")
 		c := credential(p.t, p.user)
 		if err := os.Mkdir(pl.home, 0o755); err != nil {
 			return nil, err

@@ -91,11 +91,29 @@ type fault struct {
 
 var _ resident.Transport = (*shell)(nil)
 
+// openDir is t.TempDir for what other users are to enter.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "berth-resident-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // newShell makes a place for a sandbox that cred lives in, in a home of its own,
 // and ends all that is left in it at the end.
 func newShell(t *testing.T, cred *syscall.Credential) *shell {
 	t.Helper()
-	home := filepath.Join(t.TempDir(), "ho'me") // a name that must be quoted
+	home := filepath.Join(openDir(t), "ho'me") // a name that must be quoted
 	if err := os.Mkdir(home, 0o755); err != nil {
 		t.Fatal(err)
 	}
