@@ -167,7 +167,7 @@ func (b *Box) byFile(ctx context.Context, at *place, c *wire.Call, data []byte) 
 	name := b.temp(at, "call")
 	if err := b.t.Upload(ctx, name, 0o600, bytes.NewReader(p), int64(len(p))); err != nil {
 		if ctx.Err() == nil && maybe(err) {
-			err = fmt.Errorf("%w: %v", api.ErrUnavailable, err) // nothing has seen the file
+			err = fmt.Errorf("%w: %s", api.ErrUnavailable, err.Error()) // nothing has seen the file
 		}
 		return "", err
 	}

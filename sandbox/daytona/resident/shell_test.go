@@ -94,7 +94,7 @@ var _ resident.Transport = (*shell)(nil)
 // openDir is t.TempDir for what other users are to enter.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "berth-resident-")
+	dir, err := os.MkdirTemp("", "berth-resident-") //nolint:usetesting // what t.TempDir makes lies in a directory that is closed to others
 	if err == nil {
 		err = os.Chmod(dir, 0o755)
 	}

@@ -96,18 +96,17 @@ func BecomeMain(args []string) int {
 	if len(args) != 1 {
 		return 2
 	}
-	if err := becomeIt(args[0]); err != nil {
-		_ = syscall.Setresuid(0, 0, 0) // the directory is not open to the user
-		e := wireError(err)
-		b, _ := json.Marshal(e)
-		temp := errName(args[0]) + "-new"
-		if werr := os.WriteFile(temp, b, 0o644); werr == nil {
-			_ = os.Rename(temp, errName(args[0]))
-		}
+	err := becomeIt(args[0])
+	_ = syscall.Setresuid(0, 0, 0) // the directory is not open to the user
+	b, _ := json.Marshal(wireError(err))
+	temp := errName(args[0]) + "-new"
+	if werr := os.WriteFile(temp, b, 0o644); werr == nil {
+		_ = os.Rename(temp, errName(args[0]))
 	}
 	return 127
 }
 
+// becomeIt executes the command that the file tells of, or tells why it cannot.
 func becomeIt(name string) error {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -180,7 +179,7 @@ func becomeIt(name string) error {
 	err = syscall.Exec(file, argv, env)
 	_, _ = os.Stderr.WriteString(file + ": " + err.Error() + "\n")
 	os.Exit(126) //nolint:forbidigo // it is as if the shell said so
-	return nil
+	return err
 }
 
 // becomeProgram finds what is to be executed, with the user's rights.
