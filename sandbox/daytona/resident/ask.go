@@ -59,12 +59,15 @@ func (b *Box) ask(ctx context.Context, c *wire.Call, data []byte, wait time.Dura
 	pause := tryPause
 	for try := 1; ; try++ {
 		at, err := b.ready(ctx)
-		if err != nil {
+		var a *wire.Answer
+		var out []byte
+		if err == nil {
+			a, out, err = b.once(ctx, at, c, data, wait)
+			if err == nil && a.Error == nil {
+				return a, out, nil
+			}
+		} else if ctx.Err() != nil || !errors.Is(err, sandbox.ErrUnavailable) {
 			return fail(err)
-		}
-		a, out, err := b.once(ctx, at, c, data, wait)
-		if err == nil && a.Error == nil {
-			return a, out, nil
 		}
 		switch {
 		case err == nil && a.Error.Code == wire.CodeNoResident:
@@ -88,7 +91,7 @@ func (b *Box) ask(ctx context.Context, c *wire.Call, data []byte, wait time.Dura
 			return fail(ctx.Err())
 		case maybe(err):
 			doubt, c.Again = true, true
-		case errors.Is(err, api.ErrUnavailable):
+		case errors.Is(err, api.ErrUnavailable), errors.Is(err, sandbox.ErrUnavailable):
 		default:
 			return fail(kind(err))
 		}

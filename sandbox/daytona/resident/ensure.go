@@ -90,7 +90,7 @@ const noneMark = "berth-none"
 // absent is what a probe tells where there is no helper.
 type absent struct {
 	machine string
-	bases   []string // directories that the helper may live in
+	base    string // a directory that it may live in; empty: there is none
 }
 
 // probe runs the helper that is there, if there is one.
@@ -113,8 +113,7 @@ func (b *Box) probe(ctx context.Context) (*place, *absent, error) {
 		"for b in " + b.bases() + "; do for n in " + strings.Join(names, " ") + "; do " +
 		"if [ -x \"$b/$n\" ] && [ -O \"$b/$n\" ]; then exec \"$b/$n\" call </dev/null; fi; done; done\n" +
 		"if [ -x " + wire.PrebakedName + " ]; then exec " + wire.PrebakedName + " call </dev/null; fi\n" +
-		"echo " + noneMark + " \"$(uname -m)\"\n" +
-		"for b in " + b.bases() + "; do mkdir -p \"$b\" 2>/dev/null; if [ -d \"$b\" ] && [ -O \"$b\" ] && [ -w \"$b\" ]; then echo \"$b\"; fi; done"
+		"echo " + noneMark + " \"$(uname -m)\"\n" + b.room(nil)
 	if len(names) == 0 {
 		text = strings.Replace(text, "for n in ; do", "for n in none; do", 1)
 	}
@@ -131,13 +130,7 @@ func (b *Box) probe(ctx context.Context) (*place, *absent, error) {
 		}
 		if _, rest, ok := strings.Cut(out, noneMark+" "); ok {
 			lines := strings.Split(strings.TrimRight(rest, "\n"), "\n")
-			none := &absent{machine: strings.TrimSpace(lines[0])}
-			for _, l := range lines[1:] {
-				if l = strings.TrimRight(l, "\r"); strings.HasPrefix(l, "/") {
-					none.bases = append(none.bases, l)
-				}
-			}
-			return nil, none, nil
+			return nil, &absent{machine: strings.TrimSpace(lines[0]), base: firstPath(lines[1:])}, nil
 		}
 		if code == 126 || try == 3 {
 			return nil, nil, refusal("", code, out)
@@ -152,6 +145,25 @@ func (b *Box) bases() string {
 		return quote(b.o.Base)
 	}
 	return `"${HOME:-/nonexistent}/.berth" "/var/tmp/berth-$u" "/tmp/berth-$u"`
+}
+
+// room is shell text that makes, and prints, the first directory that the helper may
+// live in, none of refused.
+func (b *Box) room(refused []string) string {
+	skip := ""
+	for _, r := range refused {
+		skip += "if [ \"$b\" = " + quote(r) + " ]; then continue; fi; "
+	}
+	return "for b in " + b.bases() + "; do " + skip + "mkdir -p \"$b\" 2>/dev/null; if [ -d \"$b\" ] && [ -O \"$b\" ] && [ -w \"$b\" ]; then echo \"$b\"; break; fi; done"
+}
+
+func firstPath(lines []string) string {
+	for _, l := range lines {
+		if l = strings.TrimRight(l, "\r"); strings.HasPrefix(l, "/") {
+			return l
+		}
+	}
+	return ""
 }
 
 // exec is Transport.Exec for what can be sent again as it is.
@@ -181,11 +193,12 @@ func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
 	if len(program) == 0 {
 		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "this berth was built without its helper for linux/" + goarch + ": build it by make (or go generate ./sandbox/local/boxbin before go build), or have the helper in the image as " + wire.PrebakedName}
 	}
-	if len(none.bases) == 0 {
+	if none.base == "" {
 		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "berth's helper finds no directory in the sandbox that it may write to: neither the home directory nor /var/tmp nor /tmp; use an image where one of them can be written, or that has the helper as " + wire.PrebakedName + " and a /tmp"}
 	}
 	var errs []error
-	for _, base := range none.bases {
+	var refused []string
+	for base := none.base; base != ""; {
 		at, err := b.bringTo(ctx, base, "box-"+b.build(goarch), program)
 		if err == nil {
 			return at, nil
@@ -193,11 +206,17 @@ func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", base, err))
+		errs = append(errs, err)
 		var r *refusedError
 		if !errors.As(err, &r) {
 			break // the platform's fault, and not the directory's
 		}
+		refused = append(refused, base)
+		out, _, err := b.exec(ctx, "u=$(id -u); umask 077\n"+b.room(refused), callTime)
+		if err != nil {
+			return nil, err
+		}
+		base = firstPath(strings.Split(out, "\n"))
 	}
 	return nil, errors.Join(errs...)
 }

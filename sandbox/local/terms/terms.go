@@ -45,6 +45,7 @@ var kinds = map[string]error{
 	wire.CodeNotEmpty:    sandbox.ErrNotEmpty,
 	wire.CodeOtherDevice: syscall.EXDEV,
 	wire.CodeBusy:        syscall.EBUSY,
+	wire.CodeDied:        sandbox.ErrUnavailable,
 }
 
 // Error makes an error of package sandbox or io/fs of one that crossed the wire.

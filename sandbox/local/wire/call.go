@@ -186,6 +186,7 @@ const (
 	CodeNoResident = "no_resident" // none runs; nothing was done
 	CodeMaybe      = "maybe"       // what became of the request will never be known
 	CodeStdinMoved = "stdin_moved" // Stdin.At is not where stdin is; Path is, in decimal digits
+	CodeDied       = "died"        // the resident died at its start
 	CodeTorn       = "torn"        // the call did not come whole; nothing was done
 )
 

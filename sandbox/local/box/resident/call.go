@@ -299,8 +299,7 @@ func (r *caller) facts() {
 			f.Programs[name] = file
 		}
 	}
-	if conn, dir := awaitConnect(c, time.Duration(c.Facts.WaitMS)*time.Millisecond); conn != nil {
-		_ = conn.Close()
+	if dir := serving(c, time.Duration(c.Facts.WaitMS)*time.Millisecond); dir != "" {
 		if f.Resident = readRecord(dir); f.Resident == nil {
 			f.Resident = &wire.Resident{Version: wire.CallVersion, Base: path.Dir(dir)}
 		}

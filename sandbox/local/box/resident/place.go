@@ -94,19 +94,27 @@ func owned(dir string) error {
 	return nil
 }
 
-// connect connects to the sandbox's resident, wherever it lives; nil when none
-// runs. It changes the working directory.
+// connect connects to the sandbox's resident; nil when none runs. It changes the
+// working directory.
 func connect(c *wire.Call) (*wire.Conn, string) {
+	base := settled(c)
+	if base == "" {
+		return nil, ""
+	}
+	dir := dirIn(base, c.Sandbox)
+	return connectIn(dir), dir
+}
+
+// settled is the base that the sandbox's residents live below, since one has lived
+// there before: what it has started is known there, and nowhere else. Empty when
+// there was none.
+func settled(c *wire.Call) string {
 	for _, base := range bases(c) {
-		dir := dirIn(base, c.Sandbox)
-		if owned(dir) != nil {
-			continue
-		}
-		if conn := connectIn(dir); conn != nil {
-			return conn, dir
+		if owned(dirIn(base, c.Sandbox)) == nil {
+			return base
 		}
 	}
-	return nil, ""
+	return ""
 }
 
 func connectIn(dir string) *wire.Conn {
@@ -135,12 +143,20 @@ func connectIn(dir string) *wire.Conn {
 	return conn
 }
 
-// awaitConnect is connect for a resident that may be just starting.
-func awaitConnect(c *wire.Call, wait time.Duration) (*wire.Conn, string) {
+// serving is the directory of the resident, which may be just starting, once it
+// answers; empty when there is none. Its socket is there before it is.
+func serving(c *wire.Call, wait time.Duration) string {
 	for end := time.Now().Add(wait); ; time.Sleep(2 * time.Millisecond) {
-		conn, dir := connect(c)
-		if conn != nil || time.Now().After(end) {
-			return conn, dir
+		if conn, dir := connect(c); conn != nil {
+			r := &caller{conn: conn}
+			err := r.ask(wire.OpHello, wire.Hello{Version: wire.Version}, nil)
+			_ = conn.Close()
+			if err == nil {
+				return dir
+			}
+		}
+		if time.Now().After(end) {
+			return ""
 		}
 	}
 }

@@ -48,15 +48,32 @@ func start(c *wire.Call) *wire.Error {
 	if e := fit(); e != nil {
 		return e
 	}
+	if base := settled(c); base != "" {
+		if _, err := startIn(base, c); err != nil {
+			return notStarted(dirIn(base, c.Sandbox), err)
+		}
+		return nil
+	}
 	var reasons []string
 	for _, base := range bases(c) {
-		err := startIn(base, c)
+		fits, err := startIn(base, c)
 		if err == nil {
 			return nil
+		}
+		if fits {
+			return notStarted(dirIn(base, c.Sandbox), err)
 		}
 		reasons = append(reasons, err.Error())
 	}
 	return &wire.Error{Code: wire.CodeInternal, Text: "berth's helper finds no place to live in the sandbox: " + strings.Join(reasons, "; ")}
+}
+
+func notStarted(dir string, err error) *wire.Error {
+	e := failed("berth's helper cannot be started in "+dir, err)
+	if err == errDied {
+		e.Code = wire.CodeDied
+	}
+	return e
 }
 
 // fit tells what this machine lacks.
@@ -85,13 +102,39 @@ func fit() *wire.Error {
 	return nil
 }
 
-func startIn(base string, c *wire.Call) error {
+// startIn tells whether the base can hold a resident, and why none was started.
+func startIn(base string, c *wire.Call) (fits bool, err error) {
 	dir := dirIn(base, c.Sandbox)
-	for _, d := range []string{base, dir, dir + "/" + tempDir} {
+	if err := tryOut(base); err != nil {
+		return false, err
+	}
+	for _, d := range []string{dir, dir + "/" + tempDir} {
 		if err := private(d); err != nil {
-			return err
+			return true, err
 		}
 	}
+	return true, startThere(base, dir, c)
+}
+
+// tryOut sees whether base can be made, and can hold files and sockets: a bucket
+// that is mounted there may not.
+func tryOut(base string) error {
+	if err := private(base); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(base, "try-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	listen, err := listenIn(dir)
+	if err != nil {
+		return err
+	}
+	return listen.Close()
+}
+
+func startThere(base, dir string, c *wire.Call) error {
 	lock, err := os.OpenFile(dir+"/"+lockName, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -112,6 +155,7 @@ func startIn(base string, c *wire.Call) error {
 			return &os.PathError{Op: "lock", Path: lock.Name(), Err: err}
 		}
 	}
+	clearTemp(dir+"/"+tempDir, 0) // before anybody can be told that it serves
 	listen, err := listenIn(dir)
 	if err != nil {
 		return err
@@ -145,6 +189,10 @@ func listenIn(dir string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// errDied is of a resident that said nothing: what it printed is in its log, and more
+// likely somebody killed it.
+var errDied = &wire.Error{Code: wire.CodeDied, Text: "it died at its start; " + journal.LogName + " there may say why"}
 
 // launch runs the resident, which has nothing of ours but what it is given, and
 // waits until it serves.
@@ -190,7 +238,7 @@ func launch(base, dir string, c *wire.Call, listen, lock *os.File) error {
 		return nil
 	}
 	if len(answer) == 0 {
-		return &wire.Error{Text: "it died at its start; " + dir + "/" + journal.LogName + " may say why"}
+		return errDied
 	}
 	return &wire.Error{Text: string(answer)}
 }
@@ -228,7 +276,6 @@ func Main(args []string) int {
 		say(err)
 		return 1
 	}
-	clearTemp(dir+"/"+tempDir, 0)
 	l := launchOf(dir, &conf)
 	monitor.Serve(l, os.NewFile(fdListen, "listener"), func(l *wire.Launch) (monitor.Sandbox, error) {
 		return open(l, guest.Free{Program: record.Program, Dir: dir + "/" + tempDir, Umask: umask})
