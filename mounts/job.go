@@ -36,6 +36,9 @@ type Job struct {
 	// Staging is a private directory for data on its way into the bucket;
 	// empty: an unnamed file in the system's directory for temporary files.
 	Staging string `json:"staging,omitempty"`
+	// Log is a file that "bucketd mount" lets the daemon log into; empty: it
+	// does not log. What is served for another program logs to standard error.
+	Log string `json:"log,omitempty"`
 }
 
 // Service is where a bucket is, and who asks.
@@ -85,7 +88,10 @@ type View struct {
 	// AttrTimeout is for how long names and attributes may be out of date; 0:
 	// 5 s. Nanoseconds on the wire.
 	AttrTimeout time.Duration `json:"attr_timeout,omitempty"`
-	// CacheBytes bounds the blocks kept in memory; 0: 16 MiB.
+	// ImplicitDirs makes no objects for directories: one that mkdir made is
+	// gone with the mount unless something was put into it.
+	ImplicitDirs bool `json:"implicit_dirs,omitempty"`
+	// CacheBytes bounds the blocks kept in memory; 0: 12 MiB.
 	CacheBytes int64 `json:"cache_bytes,omitempty"`
 	// StagingBytes bounds what waits on disk to be uploaded; 0: no bound but
 	// the disk's.

@@ -1,0 +1,242 @@
+package objects
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+
+	"berth/mounts"
+)
+
+// Check opens a job's bucket and finds out whether it can be used as the job
+// says: that it resolves, answers, takes the signature, lists, reads, and
+// writes unless it is read-only. It leaves nothing behind.
+func Check(ctx context.Context, j mounts.Job) (Bucket, *mounts.Fault) {
+	b, err := Open(ctx, j)
+	if err != nil {
+		if j := (*JobError)(nil); errors.As(err, &j) {
+			return nil, &mounts.Fault{Kind: mounts.FaultJob, Message: err.Error()}
+		}
+		return nil, &mounts.Fault{Kind: mounts.FaultCredentials, Message: errText(err)}
+	}
+	b, region, fault := checkList(ctx, b, j)
+	if fault != nil {
+		return nil, fault
+	}
+	if region != "" {
+		j.Service.Region = region
+	}
+	if f := checkRead(ctx, b, j); f != nil {
+		return nil, f
+	}
+	if !j.ReadOnly {
+		if f := checkWrite(ctx, b, j); f != nil {
+			return nil, f
+		}
+	}
+	return b, nil
+}
+
+// checker lets the drivers say what a raw error of theirs means.
+type checker interface {
+	// list asks for one key and returns the vendor's error.
+	list(ctx context.Context, prefix string) error
+}
+
+func checkList(ctx context.Context, b Bucket, j mounts.Job) (Bucket, string, *mounts.Fault) {
+	err := b.(checker).list(ctx, j.Prefix)
+	if err == nil {
+		return b, "", nil
+	}
+	a := answerOf(err)
+	// Where no region was given, the service may tell it.
+	if r := a.region; r != "" && j.Service.Kind == mounts.S3 && r != j.Service.Region && (j.Service.Region == "" || j.Service.Region == "auto") {
+		j.Service.Region = r
+		if b, err := Open(ctx, j); err == nil {
+			if err := b.(checker).list(ctx, j.Prefix); err == nil {
+				return b, r, nil
+			}
+		}
+	}
+	return nil, "", a.fault(j, mounts.FaultListDenied, "list")
+}
+
+func checkRead(ctx context.Context, b Bucket, j mounts.Job) *mounts.Fault {
+	p, err := b.List(ctx, j.Prefix, true, "", 1)
+	if err != nil {
+		return answerOf(err).fault(j, mounts.FaultListDenied, "list")
+	}
+	for _, o := range p.Objects {
+		if o.Size == 0 {
+			continue
+		}
+		r, err := b.Read(ctx, o.Key, o.Version, 0, 1)
+		if err == nil {
+			_, err = io.ReadFull(r, make([]byte, 1))
+			r.Close()
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return &mounts.Fault{Kind: mounts.FaultReadDenied, Message: fmt.Sprintf("the keys may list %s but not read from it; allow reading objects", where(j))}
+		}
+	}
+	return nil
+}
+
+// checkWrite asks to replace an object that is not there. Who may write is told
+// that the condition does not hold; who may not, that. A service that knows no
+// conditions stores it, and it is removed.
+func checkWrite(ctx context.Context, b Bucket, j mounts.Job) *mounts.Fault {
+	key := j.Prefix + ".berth-check-" + randomText()
+	_, err := b.Put(ctx, key, bytes.NewReader(nil), 0, Options{Cond: Cond{Version: b.(interface{ impossible() string }).impossible()}})
+	switch {
+	case errors.Is(err, ErrChanged), errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil:
+		if c, ok := b.(interface{ noConditions() }); ok {
+			c.noConditions()
+		}
+		if err := b.Delete(ctx, key, ""); err != nil {
+			return &mounts.Fault{Kind: mounts.FaultWriteDenied, Message: fmt.Sprintf("the keys may write to %s but not delete: the object %s stays; allow deleting, or mount read-only", where(j), key)}
+		}
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return &mounts.Fault{Kind: mounts.FaultWriteDenied, Message: fmt.Sprintf("the keys may not write to %s; allow it, or mount read-only", where(j))}
+	}
+	return &mounts.Fault{Kind: mounts.FaultOther, Message: fmt.Sprintf("writing to %s fails: %s", where(j), errText(err))}
+}
+
+func where(j mounts.Job) string {
+	if j.Prefix != "" {
+		return fmt.Sprintf("bucket %q below %q", j.Bucket, j.Prefix)
+	}
+	return fmt.Sprintf("bucket %q", j.Bucket)
+}
+
+func endpoint(j mounts.Job) string {
+	if j.Service.Endpoint != "" {
+		return j.Service.Endpoint
+	}
+	return "the " + string(j.Service.Kind) + " service"
+}
+
+// answer is what a failed request tells, whichever the service.
+type answer struct {
+	status  int
+	code    string
+	region  string
+	expects string // the region that the service says it expects
+	err     error
+}
+
+var expecting = regexp.MustCompile(`expecting '([a-z0-9-]+)'`)
+
+func answerOf(err error) answer {
+	a := answer{err: err}
+	if api := smithy.APIError(nil); errors.As(err, &api) {
+		a.code = api.ErrorCode()
+		if m := expecting.FindStringSubmatch(api.ErrorMessage()); m != nil {
+			a.region = m[1]
+		}
+	}
+	if r := (*awshttp.ResponseError)(nil); errors.As(err, &r) {
+		a.status = r.HTTPStatusCode()
+		if region := r.Response.Header.Get("X-Amz-Bucket-Region"); region != "" {
+			a.region = region
+		}
+	}
+	if r := (*azcore.ResponseError)(nil); errors.As(err, &r) {
+		a.status, a.code = r.StatusCode, r.ErrorCode
+	}
+	if r := (*gcsAnswer)(nil); errors.As(err, &r) {
+		a.status, a.code = r.status, r.reason
+	}
+	return a
+}
+
+// fault says in words what to mend. denied is the kind of a missing right.
+func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mounts.Fault {
+	f := func(k mounts.FaultKind, format string, args ...any) *mounts.Fault {
+		return &mounts.Fault{Kind: k, Message: fmt.Sprintf(format, args...)}
+	}
+	var dns *net.DNSError
+	var cert *tls.CertificateVerificationError
+	var op *net.OpError
+	switch {
+	case errors.As(a.err, &dns):
+		return f(mounts.FaultResolve, "the name of %s is not known (%s); check the endpoint, the region and this machine's name servers", endpoint(j), dns.Name)
+	case errors.As(a.err, &cert):
+		return f(mounts.FaultEndpoint, "the certificate of %s is not trusted: %s", endpoint(j), errText(cert.Err))
+	case errors.As(a.err, new(tls.RecordHeaderError)):
+		return f(mounts.FaultEndpoint, "%s does not speak TLS; is it http instead of https?", endpoint(j))
+	case errors.As(a.err, &op) || errors.As(a.err, new(stalledError)) || errors.Is(a.err, context.DeadlineExceeded) || a.status == 0 && errors.Is(a.err, ErrUnavailable):
+		return f(mounts.FaultUnreachable, "nobody answers at %s: %s", endpoint(j), errText(root(a.err)))
+	}
+	switch a.code {
+	case "InvalidAccessKeyId", "InvalidSecurity":
+		return f(mounts.FaultCredentials, "the service does not know the access key; check access_key_id")
+	case "SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthenticationInfo":
+		return f(mounts.FaultCredentials, "the service does not accept the signature; check the secret key")
+	case "ExpiredToken", "TokenRefreshRequired":
+		return f(mounts.FaultCredentials, "the session token has expired; get new credentials")
+	case "InvalidToken":
+		return f(mounts.FaultCredentials, "the service does not accept the session token")
+	case "invalid_grant", "invalid_client", "unauthorized_client":
+		return f(mounts.FaultCredentials, "Google does not accept the service account's key (%s); make a new one", a.code)
+	case "RequestTimeTooSkewed", "RequestExpired":
+		return f(mounts.FaultClock, "this machine's clock is off by too much; set it")
+	case "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "IncorrectEndpoint":
+		if a.region != "" {
+			return f(mounts.FaultRegion, "the bucket is in region %q, not %q; set region: %s", a.region, j.Service.Region, a.region)
+		}
+		return f(mounts.FaultRegion, "the service does not accept the region %q; set the bucket's own", j.Service.Region)
+	case "NoSuchBucket", "ContainerNotFound", "ResourceNotFound", "NotFound", "notFound":
+		return f(mounts.FaultNoBucket, "there is no bucket %q at %s; check the name, or make it", j.Bucket, endpoint(j))
+	case "AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "AuthorizationFailure", "forbidden", "insufficientPermissions", "Forbidden", "PublicAccessNotPermitted", "NoAuthenticationInformation":
+		return f(denied, "the keys may not %s %s; allow it for them", verb, where(j))
+	case "authError", "required":
+		return f(mounts.FaultCredentials, "the service does not accept the credentials")
+	}
+	switch a.status {
+	case http.StatusMovedPermanently, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		if a.region != "" {
+			return f(mounts.FaultRegion, "the bucket is in region %q, not %q; set region: %s", a.region, j.Service.Region, a.region)
+		}
+		return f(mounts.FaultEndpoint, "%s points elsewhere (status %d); check the endpoint", endpoint(j), a.status)
+	case http.StatusUnauthorized:
+		return f(mounts.FaultCredentials, "the service does not accept the credentials (%d %s)", a.status, a.code)
+	case http.StatusForbidden:
+		return f(denied, "the keys may not %s %s (%s)", verb, where(j), a.code)
+	}
+	if a.status >= 500 {
+		return f(mounts.FaultUnreachable, "%s answers with an error (%d %s); try again later", endpoint(j), a.status, a.code)
+	}
+	return f(mounts.FaultEndpoint, "what answers at %s does not look like %s (status %d): %s", endpoint(j), j.Service.Kind, a.status, errText(root(a.err)))
+}
+
+// root is the innermost error, without the SDKs' stories around it.
+func root(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		if op := (*net.OpError)(nil); errors.As(err, &op) && err == error(op) {
+			return err
+		}
+		err = next
+	}
+}
+
+func randomText() string { return strings.ToLower(newText()) }

@@ -1,0 +1,203 @@
+package objects
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// transport is shared by all that one process asks of one service.
+func transport() *http.Transport {
+	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           dialer.DialContext,
+		TLSHandshakeTimeout:   5 * time.Second,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		ExpectContinueTimeout: time.Second,
+		MaxIdleConns:          64,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       30 * time.Second,
+		// HTTP/2 would put all reads on one connection, and its windows in
+		// our memory.
+		ForceAttemptHTTP2:  false,
+		TLSNextProto:       map[string]func(string, *tls.Conn) http.RoundTripper{},
+		DisableCompression: true,
+		WriteBufferSize:    32 << 10,
+		ReadBufferSize:     8 << 10,
+	}
+}
+
+// watched ends the attempts that stand still, so that they are tried again, and
+// tells the call's patience of bytes that move.
+type watched struct{ next http.RoundTripper }
+
+// An attempt that shows no sign of life for this long is ended. One with a long
+// body gets all of Patience, since megabytes of it may wait in the kernel.
+const (
+	stall    = 3500 * time.Millisecond
+	longBody = 256 << 10
+)
+
+var errSilent = errors.New("the service fell silent")
+
+func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	p, _ := r.Context().Value(patienceKey{}).(*patience)
+	watch := &watch{limit: stall, ctx: ctx, cancel: cancel, patience: p}
+	switch {
+	case p != nil && p.probe != nil:
+		watch.limit = slowLimit
+	case r.ContentLength > longBody || r.ContentLength < 0:
+		watch.limit = Patience
+	}
+	watch.timer = time.AfterFunc(watch.limit, func() { cancel(errSilent) })
+	r = r.Clone(ctx)
+	if r.Body != nil && r.Body != http.NoBody && (r.ContentLength > longBody || r.ContentLength < 0) {
+		r.Body = &sending{ReadCloser: r.Body, w: watch}
+	}
+	resp, err := w.next.RoundTrip(r)
+	if err != nil {
+		err = watch.err(err)
+		watch.stop()
+		cancel(nil)
+		return nil, err
+	}
+	// An answer that says no is no sign of life: those come in storms.
+	watch.well = resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests
+	watch.alive()
+	resp.Body = &receiving{ReadCloser: resp.Body, w: watch}
+	return resp, nil
+}
+
+// stalledError is a time-out in the eyes of the SDKs, which retry those.
+type stalledError struct{}
+
+func (stalledError) Error() string   { return errSilent.Error() }
+func (stalledError) Timeout() bool   { return true }
+func (stalledError) Temporary() bool { return true }
+
+type watch struct {
+	limit    time.Duration
+	timer    *time.Timer
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	patience *patience
+	well     bool
+	last     atomic.Int64
+}
+
+// alive starts the time limits anew, at most every tenth of a second.
+func (w *watch) alive() {
+	now := time.Now().UnixNano()
+	if last := w.last.Load(); now-last > int64(100*time.Millisecond) && w.last.CompareAndSwap(last, now) {
+		w.timer.Reset(w.limit)
+		if w.well && w.patience != nil {
+			w.patience.extend()
+		}
+	}
+}
+
+func (w *watch) stop() { w.timer.Stop() }
+
+func (w *watch) err(err error) error {
+	if errors.Is(context.Cause(w.ctx), errSilent) {
+		return stalledError{}
+	}
+	return err
+}
+
+type sending struct {
+	io.ReadCloser
+	w *watch
+}
+
+func (s *sending) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	s.w.well = true
+	s.w.alive()
+	return n, err
+}
+
+type receiving struct {
+	io.ReadCloser
+	w *watch
+}
+
+func (r *receiving) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if n > 0 {
+		r.w.alive()
+	}
+	if err != nil {
+		r.w.stop()
+		if err != io.EOF {
+			err = r.w.err(err)
+		}
+	}
+	return n, err
+}
+
+func (r *receiving) Close() error {
+	r.w.stop()
+	err := r.ReadCloser.Close()
+	r.w.cancel(nil)
+	return err
+}
+
+// patience is how long a call goes on although nothing moves.
+type patience struct {
+	timer  *time.Timer
+	begin  time.Time
+	cancel context.CancelCauseFunc
+	// probe asks the service something small; set for calls that a live
+	// service works on for long before it answers.
+	probe func(context.Context) error
+}
+
+type patienceKey struct{}
+
+// Calls that a service works on for long, such as copies and the completion of
+// uploads, may take this long while it answers others.
+const slowLimit = 10 * time.Minute
+
+// patient returns a context that ends when the service has been silent for
+// Patience, with a probe: when it does not answer that either.
+func patient(ctx context.Context, probe func(context.Context) error) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &patience{begin: time.Now(), cancel: cancel, probe: probe}
+	ctx = context.WithValue(ctx, patienceKey{}, p)
+	wait := Patience
+	if probe != nil {
+		wait = Patience / 2
+	}
+	p.timer = time.AfterFunc(wait, func() { p.expired(ctx) })
+	return ctx, func() {
+		p.timer.Stop()
+		cancel(nil)
+	}
+}
+
+func (p *patience) extend() {
+	if p.probe == nil {
+		p.timer.Reset(Patience)
+	}
+}
+
+func (p *patience) expired(ctx context.Context) {
+	if p.probe != nil && time.Since(p.begin) < slowLimit && ctx.Err() == nil {
+		// Without the value of ctx: the probe has little patience.
+		short, cancel := context.WithTimeout(context.Background(), Patience/2)
+		defer cancel()
+		if p.probe(short) == nil && ctx.Err() == nil {
+			p.timer.Reset(Patience / 2)
+			return
+		}
+	}
+	p.cancel(errSilent)
+}
