@@ -19,7 +19,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=container
-RUN go generate ./sandbox/local/boxbin && \
+RUN go generate ./sandbox/local/boxbin ./mounts/bucketbin && \
     CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /berth .
 
 # Debian's newuidmap is set-user-id root, and as such lacks CAP_SYS_ADMIN in a

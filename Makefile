@@ -1,6 +1,6 @@
 # The targets are short commands around go; make alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help box build install demo test check bench conformance update fuzz cover vuln lint chaos
+.PHONY: help box bucketd build install demo test check bench conformance update fuzz cover vuln lint chaos
 
 # Tool versions are pinned here, not in go.mod.
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -19,7 +19,10 @@ box: ## build the helper program that is embedded
 	@echo "compiling; a few minutes the first time"
 	go generate ./sandbox/local/boxbin
 
-build: box ## build bin/berth
+bucketd: ## build the program that serves buckets, which is embedded too
+	go generate ./mounts/bucketbin
+
+build: box bucketd ## build bin/berth
 	CGO_ENABLED=0 go build $(BUILDFLAGS) -o bin/berth .
 
 install: build ## install berth below PREFIX (/usr/local)
@@ -28,10 +31,10 @@ install: build ## install berth below PREFIX (/usr/local)
 demo: build ## see the whole thing work: a real server, driven by a real MCP client
 	go run ./internal/demo bin/berth
 
-test: box ## run the tests
+test: box bucketd ## run the tests
 	go test ./...
 
-check: box lint ## all that must pass before a change is proposed
+check: box bucketd lint ## all that must pass before a change is proposed
 	go mod tidy -diff
 	test -z "$$(gofmt -l .)"
 	go vet ./...
@@ -47,7 +50,7 @@ fuzz: ## run every fuzz target for FUZZTIME each
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
 		go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$p || exit 1; done; done
 
-cover: box ## write coverage.out and show what is covered
+cover: box bucketd ## write coverage.out and show what is covered
 	go test -coverprofile=coverage.out ./...
 	go tool cover -func=coverage.out | tail -1
 

@@ -1,0 +1,14 @@
+//go:build !linux
+
+package main
+
+import (
+	"errors"
+	"io"
+)
+
+var errLinux = errors.New("buckets are mounted on Linux only")
+
+func serve() error { return errLinux }
+
+func mount(string, io.Writer) error { return errLinux }
