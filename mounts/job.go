@@ -55,6 +55,10 @@ type Service struct {
 	// workload identity, the vendor's own variables and files). Never the
 	// default.
 	Ambient bool `json:"ambient,omitempty"`
+	// PublicOnly refuses, whatever the endpoint's name leads to, all addresses
+	// but those of the internet: an agent has chosen the endpoint, and bucketd
+	// runs where it would reach more than the sandbox may.
+	PublicOnly bool `json:"public_only,omitempty"`
 
 	// Keys of S3.
 	AccessKeyID     string `json:"access_key_id,omitempty"`
@@ -131,6 +135,10 @@ type Report struct {
 	Entries int    `json:"entries,omitempty"`
 	More    bool   `json:"more,omitempty"`
 	Fault   *Fault `json:"fault,omitempty"`
+	// Lost names files, at most 100, with data that was written to them, was not
+	// acknowledged, and could not be brought into the bucket before the mount
+	// ended. A report with it is the last, and is written only then.
+	Lost []string `json:"lost,omitempty"`
 }
 
 // Fault is why there is no mount. It is an error.

@@ -87,13 +87,15 @@ func serve() error {
 		unmount(server, j)
 		return err
 	}
-	peer.Close()
 	wait(server, j, done, logger)
-	if lost := fs.Close(); len(lost) > 0 {
-		logger.Error("lost: content that no close or fsync had acknowledged", "keys", lost)
-		return errReported
+	lost := fs.Close()
+	if len(lost) == 0 {
+		return nil
 	}
-	return nil
+	logger.Error("lost: content that no close or fsync had acknowledged", "keys", lost)
+	// Who started us may be gone; the log has it too.
+	_ = writeReport(peer, mounts.Report{Lost: lost[:min(len(lost), 100)]})
+	return errReported
 }
 
 // report writes a report; one with a fault is the last, and an error.

@@ -350,6 +350,7 @@ func azureError(ctx context.Context, err error) error {
 func (b *azureBucket) list(ctx context.Context, prefix string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
+	ctx = policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: checkTries - 1, RetryDelay: 50 * time.Millisecond, MaxRetryDelay: time.Second})
 	n := int32(1)
 	_, err := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: &n}).NextPage(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -362,7 +363,7 @@ func (b *azureBucket) impossible() string { return `"0x0"` }
 
 // MakeContainer makes a job's container; for tests, which begin with none.
 func MakeContainer(ctx context.Context, j mounts.Job) error {
-	b, err := openAzure(ctx, j, &watched{next: transport()})
+	b, err := openAzure(ctx, j, &watched{next: transport(false)})
 	if err != nil {
 		return err
 	}

@@ -51,9 +51,12 @@ func Check(ctx context.Context, j mounts.Job) (Bucket, *mounts.Fault) {
 
 // checker lets the drivers say what a raw error of theirs means.
 type checker interface {
-	// list asks for one key and returns the vendor's error.
+	// list asks for one key, with few tries, and returns the vendor's error.
 	list(ctx context.Context, prefix string) error
 }
+
+// checkTries: nobody should wait long to be told of a typing error.
+const checkTries = 3
 
 func checkList(ctx context.Context, b Bucket, j mounts.Job) (Bucket, string, *mounts.Fault) {
 	err := b.(checker).list(ctx, j.Prefix)
@@ -173,7 +176,10 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
 	var op *net.OpError
+	var private *privateError
 	switch {
+	case errors.As(a.err, &private):
+		return f(mounts.FaultEndpoint, "%s leads to %s, which is no address of the public internet; only those may be used with inline credentials", endpoint(j), private.addr)
 	case errors.As(a.err, &dns):
 		return f(mounts.FaultResolve, "the name of %s is not known (%s); check the endpoint, the region and this machine's name servers", endpoint(j), dns.Name)
 	case errors.As(a.err, &cert):

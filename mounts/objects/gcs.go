@@ -106,7 +106,8 @@ func escapeAll(s string) string { return strings.ReplaceAll(url.QueryEscape(s), 
 // do asks until there is an answer that is worth it, or patience is at its end.
 // body makes the request's body anew for each try.
 func (b *gcsBucket) do(ctx context.Context, method, u string, body func() (io.Reader, int64, string), header http.Header) (*http.Response, error) {
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+	most, bounded := ctx.Value(triesKey{}).(int)
+	for try, wait := 1, 50*time.Millisecond; ; try, wait = try+1, min(2*wait, time.Second) {
 		resp, err := b.once(ctx, method, u, body, header)
 		if err == nil && resp.StatusCode < 300 {
 			return resp, nil
@@ -114,7 +115,7 @@ func (b *gcsBucket) do(ctx context.Context, method, u string, body func() (io.Re
 		if err == nil {
 			err = readGCSAnswer(resp)
 		}
-		if !retriable(err) {
+		if !retriable(err) || bounded && try >= most {
 			return nil, err
 		}
 		t := time.NewTimer(wait/2 + rand.N(wait))
@@ -127,7 +128,13 @@ func (b *gcsBucket) do(ctx context.Context, method, u string, body func() (io.Re
 	}
 }
 
+// triesKey bounds the tries of calls with such a context.
+type triesKey struct{}
+
 func retriable(err error) bool {
+	if errors.As(err, new(*privateError)) {
+		return false
+	}
 	if a := (*gcsAnswer)(nil); errors.As(err, &a) {
 		return a.status == http.StatusRequestTimeout || a.status == http.StatusTooManyRequests || a.status >= 500
 	}
@@ -383,6 +390,7 @@ func (b *gcsBucket) Delete(ctx context.Context, key, version string) error {
 func (b *gcsBucket) list(ctx context.Context, prefix string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
+	ctx = context.WithValue(ctx, triesKey{}, checkTries)
 	resp, err := b.do(ctx, http.MethodGet, b.listURL(prefix, true, "", 1), nil, nil)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -15,7 +15,7 @@ func Open(ctx context.Context, j mounts.Job) (Bucket, error) {
 	if err := valid(j); err != nil {
 		return nil, err
 	}
-	rt := &watched{next: transport()}
+	rt := &watched{next: transport(j.Service.PublicOnly)}
 	switch j.Service.Kind {
 	case mounts.S3:
 		return openS3(ctx, j, rt)

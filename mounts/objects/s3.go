@@ -497,7 +497,9 @@ func errText(err error) string {
 func (b *s3Bucket) list(ctx context.Context, prefix string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	_, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), Prefix: &prefix})
+	_, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), Prefix: &prefix}, func(o *s3.Options) {
+		o.RetryMaxAttempts = checkTries
+	})
 	if err != nil && ctx.Err() != nil {
 		return s3Error(ctx, err)
 	}

@@ -4,17 +4,23 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 // transport is shared by all that one process asks of one service.
-func transport() *http.Transport {
+func transport(publicOnly bool) *http.Transport {
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}
-	return &http.Transport{
+	if publicOnly {
+		dialer.Control = refusePrivate
+	}
+	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   5 * time.Second,
@@ -31,6 +37,48 @@ func transport() *http.Transport {
 		WriteBufferSize:    32 << 10,
 		ReadBufferSize:     8 << 10,
 	}
+	if publicOnly {
+		t.Proxy = nil // it would go wherever it is asked to
+	}
+	return t
+}
+
+// privateError is a connection that PublicOnly forbids.
+type privateError struct{ addr string }
+
+func (e *privateError) Error() string {
+	return fmt.Sprintf("%s is no address of the public internet", e.addr)
+}
+
+// special are the ranges that are no hosts of the internet, beside those that
+// netip knows (RFC 6890 and its successors).
+var special = func() (list []netip.Prefix) {
+	for _, p := range []string{"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24",
+		"203.0.113.0/24", "240.0.0.0/4", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fec0::/10", "::/96"} {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}()
+
+// refusePrivate is called with the address that is about to be connected to,
+// after names were resolved and redirects followed.
+func refusePrivate(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return &privateError{address}
+	}
+	ip := ap.Addr().Unmap().WithZone("")
+	if b := ip.As16(); ip.Is6() && netip.MustParsePrefix("64:ff9b::/96").Contains(ip) {
+		ip = netip.AddrFrom4([4]byte(b[12:])) // NAT64: what it stands for
+	}
+	bad := !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsMulticast()
+	for _, p := range special {
+		bad = bad || p.Contains(ip)
+	}
+	if bad {
+		return &privateError{ap.Addr().String()}
+	}
+	return nil
 }
 
 // watched ends the attempts that stand still, so that they are tried again, and
