@@ -111,6 +111,7 @@ type ProcessInfo struct {
 	Started   time.Time
 	Ended     time.Time // zero while running
 	TTY       bool
+	Window    WindowSize // of the terminal, as it is now
 	StdinOpen bool
 	// Produced counts all bytes ever written; Kept is the oldest offset that
 	// can still be read.

@@ -48,12 +48,10 @@ type note struct {
 	Text    string `json:"text,omitempty"` // of a command, or its beginning
 	Echo    bool   `json:"echo,omitempty"` // input shows in the output
 	// Of a terminal or an interpreter.
-	ID   string `json:"id,omitempty"`
-	Cwd  string `json:"cwd,omitempty"`
-	Cols uint16 `json:"cols,omitempty"`
-	Rows uint16 `json:"rows,omitempty"`
-	Lazy bool   `json:"lazy,omitempty"`
-	Once string `json:"once,omitempty"` // random: tells one creation from another
+	ID   string            `json:"id,omitempty"`
+	Lazy bool              `json:"lazy,omitempty"`
+	Envs map[string]string `json:"envs,omitempty"`
+	Once string            `json:"once,omitempty"` // random: tells one creation from another
 }
 
 func (n note) String() string {

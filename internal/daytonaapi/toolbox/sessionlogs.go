@@ -182,13 +182,13 @@ func (t *Toolbox) followCommand(c *call, p sandbox.Process, n note, emit func(in
 // streamLogs is commandLogs over a WebSocket: binary messages, and a close in
 // order at the end.
 func (t *Toolbox) streamLogs(c *call, p sandbox.Process, n note, form form, live bool) error {
-	ws, ctx, err := t.accept(c, nil)
+	ws, err := t.accept(c)
 	if err != nil {
 		return err
 	}
 	defer ws.CloseNow()
-	c.ctx = ws.CloseRead(ctx) // nothing is expected; answers pings, ends with the peer
-	stop := keepAlive(c.ctx, ws)
+	c.ctx = ws.CloseRead(c.ctx) // nothing is expected; answers pings, ends with the peer
+	stop := t.keepAlive(c.ctx, c.key, ws)
 	defer stop()
 	emit := func(stream int, b []byte) error {
 		if form == formPlain {
@@ -208,19 +208,21 @@ func (t *Toolbox) streamLogs(c *call, p sandbox.Process, n note, form form, live
 			}
 		}
 	}
-	if err != nil {
-		// Also when the session was deleted meanwhile.
-		if c.ctx.Err() == nil && statusOf(err) != http.StatusNotFound {
-			return ws.Close(websocket.StatusInternalError, "the output cannot be read any more")
-		}
+	switch {
+	case t.ctx.Err() != nil:
+		_ = ws.Close(websocket.StatusGoingAway, "the server is shutting down")
+	case err != nil && c.ctx.Err() == nil && statusOf(err) != http.StatusNotFound: // a deleted session's logs end in order
+		_ = ws.Close(websocket.StatusInternalError, "the output cannot be read any more")
+	default:
+		_ = ws.Close(websocket.StatusNormalClosure, "")
 	}
-	return ws.Close(websocket.StatusNormalClosure, "")
+	return nil
 }
 
 // entrypointLogs answers the output of the image's entrypoint, which is not run.
 func (t *Toolbox) entrypointLogs(c *call) error {
 	if isWebSocket(c.r) {
-		ws, _, err := t.accept(c, nil)
+		ws, err := t.accept(c)
 		if err != nil {
 			return err
 		}

@@ -43,14 +43,16 @@ type Toolbox struct {
 	// ctx is the life of the streams; Close ends them.
 	ctx    context.Context
 	cancel context.CancelFunc
-	mu     sync.Mutex // guards closed against wg
+	mu     sync.Mutex // guards closed against wg, and unseen
 	closed bool
 	wg     sync.WaitGroup
+	envs   sync.Mutex      // held while variables of sandboxes are changed
+	unseen map[ptyKey]bool // terminals made here that nobody was connected to yet
 }
 
 // New returns a Toolbox. The caller calls Close.
 func New(o Options) *Toolbox {
-	t := &Toolbox{manager: o.Manager, log: o.Logger, mux: http.NewServeMux()}
+	t := &Toolbox{manager: o.Manager, log: o.Logger, mux: http.NewServeMux(), unseen: map[ptyKey]bool{}}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -92,6 +94,56 @@ func (t *Toolbox) routes() map[string]func(*call) error {
 		"POST /files/upload":        t.upload,
 		"POST /files/upload-v2":     t.uploadV2,
 		"POST /files/bulk-upload":   t.bulkUpload,
+		"GET /files/find":           t.find,
+		"GET /files/search":         t.search,
+		"POST /files/replace":       t.replace,
+
+		"POST /process/pty":               t.createPTY,
+		"GET /process/pty":                t.listPTYs,
+		"GET /process/pty/create-connect": t.createAndConnectPTY,
+		"GET /process/pty/{pty}":          t.getPTY,
+		"DELETE /process/pty/{pty}":       t.deletePTY,
+		"POST /process/pty/{pty}/resize":  t.resizePTY,
+		"GET /process/pty/{pty}/connect":  t.connectPTY,
+
+		"POST /process/interpreter/context":             t.createContext,
+		"GET /process/interpreter/context":              t.listContexts,
+		"DELETE /process/interpreter/context/{context}": t.deleteContext,
+		"GET /process/interpreter/execute":              t.interpret,
+
+		"POST /git/clone":       t.gitClone,
+		"GET /git/status":       t.gitStatus,
+		"GET /git/branches":     t.gitBranches,
+		"POST /git/branches":    t.gitCreateBranch,
+		"DELETE /git/branches":  t.gitDeleteBranch,
+		"POST /git/checkout":    t.gitCheckout,
+		"POST /git/add":         t.gitAdd,
+		"POST /git/commit":      t.gitCommit,
+		"POST /git/push":        t.gitPush,
+		"POST /git/pull":        t.gitPull,
+		"GET /git/history":      t.gitHistory,
+		"POST /git/init":        t.gitInit,
+		"POST /git/reset":       t.gitReset,
+		"POST /git/restore":     t.gitRestore,
+		"GET /git/remotes":      t.gitRemotes,
+		"POST /git/remotes":     t.gitAddRemote,
+		"GET /git/config":       t.gitConfig,
+		"POST /git/config":      t.gitSetConfig,
+		"POST /git/config/user": t.gitConfigureUser,
+		"POST /git/credentials": t.gitCredentials,
+
+		"GET /version":            t.version,
+		"GET /work-dir":           t.workDir,
+		"GET /user-home-dir":      t.userHome,
+		"GET /project-dir":        t.userHome,
+		"GET /port":               t.ports,
+		"GET /port/{port}/in-use": t.portInUse,
+		"GET /system/metrics":     t.metrics,
+		"POST /env":               t.updateEnv,
+	}
+	for prefix, what := range map[string]string{"/lsp/": "the language server protocol (lsp)", "/computeruse/": "computer use",
+		"/proxy/": "the proxy of the toolbox (preview URLs reach the ports of a sandbox)", "/init": "init"} {
+		m[prefix] = missing(what)
 	}
 	return m
 }

@@ -273,6 +273,8 @@ func (m *monitor) resize(r *wire.Resize) *wire.Error {
 	if err != nil {
 		return &wire.Error{Code: wire.CodeExited, Text: "the terminal is closed"}
 	}
+	q.info.Cols, q.info.Rows = r.Cols, r.Rows
+	m.note(q)
 	return nil
 }
 

@@ -40,7 +40,7 @@ func (m *monitor) spawn(c *wire.Command, data []byte, answer func(*wire.Process,
 	}
 	p := &proc{gate: m.gate, busy: c.Busy, started: make(chan struct{}), waiters: map[*waiter]struct{}{}}
 	p.info = wire.Process{ID: c.ID, Display: c.Display, Note: c.Note, Cwd: c.Cwd, User: c.User, State: journal.Running,
-		Started: time.Now().UnixNano(), TTY: c.Cols > 0, CPUNS: -1, Memory: -1}
+		Started: time.Now().UnixNano(), TTY: c.Cols > 0, Cols: c.Cols, Rows: c.Rows, CPUNS: -1, Memory: -1}
 	if p.info.User == "" {
 		p.info.User = m.launch.User
 	}

@@ -104,7 +104,7 @@ func Process(p *wire.Process) sandbox.ProcessInfo {
 	i := sandbox.ProcessInfo{
 		ID: sandbox.ProcessID(p.ID), Command: p.Display, Note: p.Note, Cwd: p.Cwd, User: p.User, State: sandbox.ProcessState(p.State),
 		ExitCode: p.ExitCode, Signal: p.Signal, TimedOut: p.TimedOut, Killed: p.Killed, Reason: p.Reason,
-		Started: time.Unix(0, p.Started), TTY: p.TTY, StdinOpen: p.StdinOpen,
+		Started: time.Unix(0, p.Started), TTY: p.TTY, Window: sandbox.WindowSize{Cols: p.Cols, Rows: p.Rows}, StdinOpen: p.StdinOpen,
 		Produced:  sandbox.Cursor{Stdout: p.Stdout, Stderr: p.Stderr},
 		Kept:      sandbox.Cursor{Stdout: p.StdoutKept, Stderr: p.StderrKept},
 		Lost:      sandbox.Cursor{Stdout: p.StdoutLost, Stderr: p.StderrLost},

@@ -177,6 +177,8 @@ type Process struct {
 	Started    int64  `json:"started"` // unix nanoseconds
 	Ended      int64  `json:"ended,omitempty"`
 	TTY        bool   `json:"tty,omitempty"`
+	Cols       uint16 `json:"cols,omitempty"`
+	Rows       uint16 `json:"rows,omitempty"`
 	StdinOpen  bool   `json:"stdin_open,omitempty"`
 	StdinBytes int64  `json:"stdin_bytes,omitempty"` // taken so far, also those not read yet
 	Stdout     int64  `json:"stdout"`                // bytes produced
