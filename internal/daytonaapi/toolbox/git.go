@@ -135,12 +135,13 @@ var gitFailures = []struct {
 	{"invalid reference", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
 	{"unknown revision", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
 	{"couldn't find remote ref", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
+	{"Failed to resolve", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
 	{"ambiguous argument", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
 	{"unable to read tree", http.StatusNotFound, "GIT_BRANCH_NOT_FOUND"},
 	{"No such remote", http.StatusNotFound, codeNotFound},
-	{"remote ", http.StatusConflict, codeConflict}, // "remote x already exists", after the above
 	{"already exists and is not an empty directory", http.StatusConflict, codeConflict},
 	{"a branch named '", http.StatusConflict, "GIT_BRANCH_EXISTS"},
+	{"error: remote ", http.StatusConflict, codeConflict}, // already exists
 	{"used by worktree", http.StatusConflict, codeConflict},
 	{"Cannot delete branch", http.StatusConflict, codeConflict},
 	{"would be overwritten", http.StatusConflict, "GIT_DIRTY_WORKTREE"},
