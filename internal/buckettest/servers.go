@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"berth/mounts"
+	"berth/mounts/cloud"
 	"berth/mounts/objects"
 )
 
@@ -113,7 +114,7 @@ func Azure(t testing.TB) *Server {
 	})
 	s := &Server{Process: p, Dir: dir, Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{
 		Kind: mounts.Azure, Endpoint: "http://" + addr + "/" + AzureAccount, Account: AzureAccount, AccountKey: azureKey}}}
-	if err := objects.MakeContainer(context.Background(), s.Job); err != nil {
+	if err := cloud.MakeContainer(context.Background(), s.Job); err != nil {
 		t.Fatalf("make the container: %v", err)
 	}
 	return s
@@ -122,7 +123,7 @@ func Azure(t testing.TB) *Server {
 // Bucket opens the server's bucket, beside what is tested.
 func (s *Server) Bucket(t testing.TB) objects.Bucket {
 	t.Helper()
-	b, err := objects.Open(context.Background(), s.Job)
+	b, err := cloud.Open(context.Background(), s.Job)
 	if err != nil {
 		t.Fatal(err)
 	}

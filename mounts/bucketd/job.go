@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"berth/mounts"
+	"berth/mounts/cloud"
 	"berth/mounts/objects"
 )
 
@@ -50,7 +51,7 @@ func checked(text []byte) (mounts.Job, objects.Bucket, *mounts.Fault) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 	defer cancel()
-	b, fault := objects.Check(ctx, j)
+	b, fault := cloud.Check(ctx, j)
 	return j, b, fault
 }
 

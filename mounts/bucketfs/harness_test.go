@@ -16,7 +16,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"berth/internal/buckettest"
+	"berth/internal/fusetest"
 	"berth/mounts/bucketfs"
 	"berth/mounts/objects"
 )
@@ -32,7 +32,7 @@ type mounted struct {
 // mount mounts a bucket until the test ends.
 func mount(t testing.TB, b objects.Bucket, o bucketfs.Options) *mounted {
 	t.Helper()
-	buckettest.NeedFUSE(t)
+	fusetest.Need(t)
 	o.View.UID, o.View.GID = uint32(os.Getuid()), uint32(os.Getgid())
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(testLog{t}, nil))

@@ -74,7 +74,7 @@ func (m *Memory) List(ctx context.Context, prefix string, deep bool, token strin
 	var p Page
 	for _, k := range keys {
 		o := m.objects[k].Object
-		o.Note, o.Noted, o.ContentType, o.meta = "", false, "", nil
+		o.Note, o.Noted, o.ContentType, o.Meta = "", false, "", nil
 		if i := strings.IndexByte(k[len(prefix):], '/'); i >= 0 && !deep {
 			o = Object{Key: k[:len(prefix)+i+1], Dir: true}
 		}
@@ -135,7 +135,7 @@ func (m *Memory) store(key string, data []byte, o Options, meta map[string]strin
 	}
 	v := fmt.Sprintf("v%d", m.last)
 	m.objects[key] = memObject{Object{Key: key, Size: int64(len(data)), ModTime: time.Now().Truncate(time.Second), Version: v, ETag: v,
-		ContentType: o.ContentType, Note: o.Note, Noted: true, meta: withNote(meta, o.Note)}, data}
+		ContentType: o.ContentType, Note: o.Note, Noted: true, Meta: meta}, data}
 	return v, nil
 }
 
@@ -223,7 +223,7 @@ func (m *Memory) Copy(ctx context.Context, from Object, to string, cond Cond, no
 	if note != nil {
 		o.Note = *note
 	}
-	return m.store(to, src.data, o, src.meta)
+	return m.store(to, src.data, o, src.Meta)
 }
 
 // Note is as Bucket says.
@@ -240,7 +240,7 @@ func (m *Memory) Note(ctx context.Context, o Object, note, contentType string) (
 	if contentType == "" {
 		contentType = old.ContentType
 	}
-	return m.store(o.Key, old.data, Options{Cond: Cond{Version: o.Version}, ContentType: contentType, Note: note}, old.meta)
+	return m.store(o.Key, old.data, Options{Cond: Cond{Version: o.Version}, ContentType: contentType, Note: note}, old.Meta)
 }
 
 // Delete is as Bucket says.

@@ -1,5 +1,5 @@
-// Package objects speaks to bucket services: S3 and what speaks like it, Google
-// Cloud Storage, and Azure Blob Storage, each through the same few calls.
+// Package objects says what a bucket service can do, whichever it is; package
+// cloud has the real ones, and Memory is one for tests.
 //
 // Keys are exact: what the bucket holds is what a caller sees, byte for byte,
 // so that names stay the same for every other program that uses the bucket.
@@ -9,7 +9,6 @@ package objects
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"io"
 	"time"
@@ -49,8 +48,8 @@ type Object struct {
 	Note  string
 	Noted bool
 
-	// meta is all metadata that Head found, which Note keeps.
-	meta map[string]string
+	// Meta is all metadata that Head found, which Bucket.Note keeps.
+	Meta map[string]string
 }
 
 // Page is a part of a list, in the order of the keys' bytes.
@@ -123,5 +122,3 @@ type Upload interface {
 // Patience is for how long a service may be silent before a call gives up. It
 // leaves time for an answer within ten seconds.
 const Patience = 8 * time.Second
-
-func newText() string { return rand.Text()[:12] }

@@ -1,8 +1,9 @@
-package objects
+package cloud
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -18,12 +19,13 @@ import (
 	"github.com/aws/smithy-go"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 // Check opens a job's bucket and finds out whether it can be used as the job
 // says: that it resolves, answers, takes the signature, lists, reads, and
 // writes unless it is read-only. It leaves nothing behind.
-func Check(ctx context.Context, j mounts.Job) (Bucket, *mounts.Fault) {
+func Check(ctx context.Context, j mounts.Job) (objects.Bucket, *mounts.Fault) {
 	b, err := Open(ctx, j)
 	if err != nil {
 		if j := (*JobError)(nil); errors.As(err, &j) {
@@ -58,7 +60,7 @@ type checker interface {
 // checkTries: nobody should wait long to be told of a typing error.
 const checkTries = 3
 
-func checkList(ctx context.Context, b Bucket, j mounts.Job) (Bucket, string, *mounts.Fault) {
+func checkList(ctx context.Context, b objects.Bucket, j mounts.Job) (objects.Bucket, string, *mounts.Fault) {
 	err := b.(checker).list(ctx, j.Prefix)
 	if err == nil {
 		return b, "", nil
@@ -76,7 +78,7 @@ func checkList(ctx context.Context, b Bucket, j mounts.Job) (Bucket, string, *mo
 	return nil, "", a.fault(j, mounts.FaultListDenied, "list")
 }
 
-func checkRead(ctx context.Context, b Bucket, j mounts.Job) *mounts.Fault {
+func checkRead(ctx context.Context, b objects.Bucket, j mounts.Job) *mounts.Fault {
 	p, err := b.List(ctx, j.Prefix, true, "", 1)
 	if err != nil {
 		return answerOf(err).fault(j, mounts.FaultListDenied, "list")
@@ -100,11 +102,11 @@ func checkRead(ctx context.Context, b Bucket, j mounts.Job) *mounts.Fault {
 // checkWrite asks to replace an object that is not there. Who may write is told
 // that the condition does not hold; who may not, that. A service that knows no
 // conditions stores it, and it is removed.
-func checkWrite(ctx context.Context, b Bucket, j mounts.Job) *mounts.Fault {
+func checkWrite(ctx context.Context, b objects.Bucket, j mounts.Job) *mounts.Fault {
 	key := j.Prefix + ".berth-check-" + randomText()
-	_, err := b.Put(ctx, key, bytes.NewReader(nil), 0, Options{Cond: Cond{Version: b.(interface{ impossible() string }).impossible()}})
+	_, err := b.Put(ctx, key, bytes.NewReader(nil), 0, objects.Options{Cond: objects.Cond{Version: b.(interface{ impossible() string }).impossible()}})
 	switch {
-	case errors.Is(err, ErrChanged), errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, objects.ErrChanged), errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err == nil:
 		if c, ok := b.(interface{ noConditions() }); ok {
@@ -186,7 +188,7 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 		return f(mounts.FaultEndpoint, "the certificate of %s is not trusted: %s", endpoint(j), errText(cert.Err))
 	case errors.As(a.err, new(tls.RecordHeaderError)):
 		return f(mounts.FaultEndpoint, "%s does not speak TLS; is it http instead of https?", endpoint(j))
-	case errors.As(a.err, &op) || errors.As(a.err, new(stalledError)) || errors.Is(a.err, context.DeadlineExceeded) || a.status == 0 && errors.Is(a.err, ErrUnavailable):
+	case errors.As(a.err, &op) || errors.As(a.err, new(stalledError)) || errors.Is(a.err, context.DeadlineExceeded) || a.status == 0 && errors.Is(a.err, objects.ErrUnavailable):
 		return f(mounts.FaultUnreachable, "nobody answers at %s: %s", endpoint(j), errText(root(a.err)))
 	}
 	switch a.code {
@@ -245,4 +247,6 @@ func root(err error) error {
 	}
 }
 
-func randomText() string { return strings.ToLower(newText()) }
+func randomText() string { return strings.ToLower(newID()) }
+
+func newID() string { return rand.Text()[:12] }

@@ -1,4 +1,7 @@
-package objects
+// Package cloud opens buckets of S3 and what speaks like it, Google Cloud Storage
+// and Azure Blob Storage, each through its vendor's library or plain requests,
+// and says in words why one cannot be used. Only bucketd links it.
+package cloud
 
 import (
 	"context"
@@ -7,11 +10,12 @@ import (
 	"strings"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 // Open returns the bucket that a job names. It asks nobody yet, except for an
 // ambient identity; Check does.
-func Open(ctx context.Context, j mounts.Job) (Bucket, error) {
+func Open(ctx context.Context, j mounts.Job) (objects.Bucket, error) {
 	if err := valid(j); err != nil {
 		return nil, err
 	}

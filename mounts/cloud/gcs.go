@@ -1,4 +1,4 @@
-package objects
+package cloud
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 	"golang.org/x/oauth2/google"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 // gcsBucket speaks Google's JSON API, version 1
@@ -75,9 +76,9 @@ type gcsObject struct {
 	Metadata    map[string]string `json:"metadata,omitempty"`
 }
 
-func (o gcsObject) object() Object {
+func (o gcsObject) object() objects.Object {
 	size, _ := strconv.ParseInt(o.Size, 10, 64)
-	out := Object{Key: o.Name, Size: size, Version: o.Generation, ETag: o.ETag, ContentType: o.ContentType, Note: o.Metadata[noteKey], Noted: true, meta: o.Metadata}
+	out := objects.Object{Key: o.Name, Size: size, Version: o.Generation, ETag: o.ETag, ContentType: o.ContentType, Note: o.Metadata[noteKey], Noted: true, Meta: o.Metadata}
 	if o.Updated != nil {
 		out.ModTime = *o.Updated
 	}
@@ -235,7 +236,7 @@ func (b *gcsBucket) listURL(prefix string, deep bool, token string, limit int) s
 	return b.url("/storage/v1/b/"+url.PathEscape(b.name)+"/o", q)
 }
 
-func (b *gcsBucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (Page, error) {
+func (b *gcsBucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (objects.Page, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	var out struct {
@@ -245,26 +246,26 @@ func (b *gcsBucket) List(ctx context.Context, prefix string, deep bool, token st
 	}
 	resp, err := b.do(ctx, http.MethodGet, b.listURL(prefix, deep, token, limit), nil, nil)
 	if err := decode(ctx, resp, err, &out); err != nil {
-		return Page{}, err
+		return objects.Page{}, err
 	}
-	p := Page{Next: out.NextPageToken, Objects: make([]Object, 0, len(out.Items)+len(out.Prefixes))}
+	p := objects.Page{Next: out.NextPageToken, Objects: make([]objects.Object, 0, len(out.Items)+len(out.Prefixes))}
 	for _, o := range out.Items {
 		p.Objects = append(p.Objects, o.object())
 	}
 	for _, d := range out.Prefixes {
-		p.Objects = append(p.Objects, Object{Key: d, Dir: true})
+		p.Objects = append(p.Objects, objects.Object{Key: d, Dir: true})
 	}
 	sortObjects(p.Objects)
 	return p, nil
 }
 
-func (b *gcsBucket) Head(ctx context.Context, key string) (Object, error) {
+func (b *gcsBucket) Head(ctx context.Context, key string) (objects.Object, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	var o gcsObject
 	resp, err := b.do(ctx, http.MethodGet, b.url(b.object(key), nil), nil, nil)
 	if err := decode(ctx, resp, err, &o); err != nil {
-		return Object{}, err
+		return objects.Object{}, err
 	}
 	return o.object(), nil
 }
@@ -285,13 +286,13 @@ func (b *gcsBucket) Read(ctx context.Context, key, version string, off, n int64)
 	if resp.StatusCode != http.StatusPartialContent && off > 0 {
 		defer done()
 		resp.Body.Close()
-		return nil, fmt.Errorf("%w: the answer to a range is the whole", ErrUnavailable)
+		return nil, fmt.Errorf("%w: the answer to a range is the whole", objects.ErrUnavailable)
 	}
 	return &body{resp.Body, done}, nil
 }
 
 // condition adds ifGenerationMatch; 0 means that there is no object.
-func (c Cond) condition(q url.Values) url.Values {
+func condition(c objects.Cond, q url.Values) url.Values {
 	switch {
 	case c.Absent:
 		q.Set("ifGenerationMatch", "0")
@@ -301,7 +302,7 @@ func (c Cond) condition(q url.Values) url.Values {
 	return q
 }
 
-func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o Options) (string, error) {
+func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o objects.Options) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	contentType := o.ContentType
@@ -315,7 +316,7 @@ func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int
 	const boundary = "berth-part-7c6f2a1e9d"
 	head := "--" + boundary + "\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n" + string(meta) + "\r\n--" + boundary + "\r\nContent-Type: " + contentType + "\r\n\r\n"
 	tail := "\r\n--" + boundary + "--\r\n"
-	u := b.url("/upload/storage/v1/b/"+url.PathEscape(b.name)+"/o", o.Cond.condition(url.Values{"uploadType": {"multipart"}}))
+	u := b.url("/upload/storage/v1/b/"+url.PathEscape(b.name)+"/o", condition(o.Cond, url.Values{"uploadType": {"multipart"}}))
 	var out gcsObject
 	resp, err := b.do(ctx, http.MethodPost, u, func() (io.Reader, int64, string) {
 		return io.MultiReader(strings.NewReader(head), io.NewSectionReader(r, 0, size), strings.NewReader(tail)),
@@ -329,18 +330,18 @@ func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int
 
 // Upload is not supported: what Google can do in parallel leaves objects behind
 // when it is interrupted. Put streams any size in one request.
-func (b *gcsBucket) Upload(context.Context, string, Options) (Upload, error) {
+func (b *gcsBucket) Upload(context.Context, string, objects.Options) (objects.Upload, error) {
 	return nil, errors.ErrUnsupported
 }
 
-func (b *gcsBucket) Copy(ctx context.Context, from Object, to string, cond Cond, note *string) (string, error) {
+func (b *gcsBucket) Copy(ctx context.Context, from objects.Object, to string, cond objects.Cond, note *string) (string, error) {
 	ctx, done := patient(ctx, func(ctx context.Context) error { return b.list(ctx, "") })
 	defer done()
 	var in any = struct{}{}
 	if note != nil {
-		in = gcsObject{ContentType: from.ContentType, Metadata: withNote(from.meta, *note)}
+		in = gcsObject{ContentType: from.ContentType, Metadata: withNote(from.Meta, *note)}
 	}
-	q := cond.condition(url.Values{})
+	q := condition(cond, url.Values{})
 	if from.Version != "" {
 		q.Set("ifSourceGenerationMatch", from.Version)
 	}
@@ -362,12 +363,12 @@ func (b *gcsBucket) Copy(ctx context.Context, from Object, to string, cond Cond,
 }
 
 // Note leaves the generation as it is: the content is the same.
-func (b *gcsBucket) Note(ctx context.Context, o Object, note, contentType string) (string, error) {
+func (b *gcsBucket) Note(ctx context.Context, o objects.Object, note, contentType string) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	q := Cond{Version: o.Version}.condition(url.Values{})
+	q := condition(objects.Cond{Version: o.Version}, url.Values{})
 	var out gcsObject
-	resp, err := b.do(ctx, http.MethodPatch, b.url(b.object(o.Key), q), jsonBody(gcsObject{ContentType: contentType, Metadata: withNote(o.meta, note)}), nil)
+	resp, err := b.do(ctx, http.MethodPatch, b.url(b.object(o.Key), q), jsonBody(gcsObject{ContentType: contentType, Metadata: withNote(o.Meta, note)}), nil)
 	if err := decode(ctx, resp, err, &out); err != nil {
 		return "", err
 	}
@@ -377,7 +378,7 @@ func (b *gcsBucket) Note(ctx context.Context, o Object, note, contentType string
 func (b *gcsBucket) Delete(ctx context.Context, key, version string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	resp, err := b.do(ctx, http.MethodDelete, b.url(b.object(key), Cond{Version: version}.condition(url.Values{})), nil, nil)
+	resp, err := b.do(ctx, http.MethodDelete, b.url(b.object(key), condition(objects.Cond{Version: version}, url.Values{})), nil, nil)
 	if err != nil {
 		if err = gcsError(ctx, err); errors.Is(err, fs.ErrNotExist) {
 			return nil

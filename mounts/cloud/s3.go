@@ -1,4 +1,4 @@
-package objects
+package cloud
 
 import (
 	"context"
@@ -25,6 +25,7 @@ import (
 	"github.com/aws/smithy-go/middleware"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 // noteKey is the metadata key of Options.Note in every service; Azure takes
@@ -106,7 +107,7 @@ func (b *s3Bucket) PartSize() int64  { return 16 << 20 }
 func (b *s3Bucket) MaxParts() int    { return 10_000 }
 func (b *s3Bucket) NotedLists() bool { return false }
 
-func (b *s3Bucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (Page, error) {
+func (b *s3Bucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (objects.Page, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	in := &s3.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(int32(limit)), EncodingType: types.EncodingTypeUrl}
@@ -121,7 +122,7 @@ func (b *s3Bucket) List(ctx context.Context, prefix string, deep bool, token str
 	}
 	out, err := b.client.ListObjectsV2(ctx, in)
 	if err != nil {
-		return Page{}, s3Error(ctx, err)
+		return objects.Page{}, s3Error(ctx, err)
 	}
 	plain := func(s *string) string {
 		if out.EncodingType == types.EncodingTypeUrl {
@@ -131,31 +132,31 @@ func (b *s3Bucket) List(ctx context.Context, prefix string, deep bool, token str
 		}
 		return aws.ToString(s)
 	}
-	p := Page{Next: aws.ToString(out.NextContinuationToken), Objects: make([]Object, 0, len(out.Contents)+len(out.CommonPrefixes))}
+	p := objects.Page{Next: aws.ToString(out.NextContinuationToken), Objects: make([]objects.Object, 0, len(out.Contents)+len(out.CommonPrefixes))}
 	if !aws.ToBool(out.IsTruncated) {
 		p.Next = ""
 	}
 	for _, o := range out.Contents {
 		etag := aws.ToString(o.ETag)
-		p.Objects = append(p.Objects, Object{Key: plain(o.Key), Size: aws.ToInt64(o.Size), ModTime: aws.ToTime(o.LastModified), Version: etag, ETag: etag})
+		p.Objects = append(p.Objects, objects.Object{Key: plain(o.Key), Size: aws.ToInt64(o.Size), ModTime: aws.ToTime(o.LastModified), Version: etag, ETag: etag})
 	}
 	for _, d := range out.CommonPrefixes {
-		p.Objects = append(p.Objects, Object{Key: plain(d.Prefix), Dir: true})
+		p.Objects = append(p.Objects, objects.Object{Key: plain(d.Prefix), Dir: true})
 	}
 	sortObjects(p.Objects)
 	return p, nil
 }
 
-func (b *s3Bucket) Head(ctx context.Context, key string) (Object, error) {
+func (b *s3Bucket) Head(ctx context.Context, key string) (objects.Object, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {
-		return Object{}, s3Error(ctx, err)
+		return objects.Object{}, s3Error(ctx, err)
 	}
 	etag := aws.ToString(out.ETag)
-	return Object{Key: key, Size: aws.ToInt64(out.ContentLength), ModTime: aws.ToTime(out.LastModified), Version: etag, ETag: etag,
-		ContentType: aws.ToString(out.ContentType), Note: out.Metadata[noteKey], Noted: true, meta: out.Metadata}, nil
+	return objects.Object{Key: key, Size: aws.ToInt64(out.ContentLength), ModTime: aws.ToTime(out.LastModified), Version: etag, ETag: etag,
+		ContentType: aws.ToString(out.ContentType), Note: out.Metadata[noteKey], Noted: true, Meta: out.Metadata}, nil
 }
 
 func (b *s3Bucket) Read(ctx context.Context, key, version string, off, n int64) (io.ReadCloser, error) {
@@ -172,7 +173,7 @@ func (b *s3Bucket) Read(ctx context.Context, key, version string, off, n int64) 
 	if version != "" && aws.ToString(out.ETag) != version {
 		defer done()
 		out.Body.Close()
-		return nil, ErrChanged
+		return nil, objects.ErrChanged
 	}
 	return &body{out.Body, done}, nil
 }
@@ -189,7 +190,7 @@ func (b *body) Close() error {
 	return err
 }
 
-func (b *s3Bucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o Options) (string, error) {
+func (b *s3Bucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o objects.Options) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	if err := b.look(ctx, key, o.Cond); err != nil {
@@ -214,7 +215,7 @@ func noteMeta(note string) map[string]string {
 	return map[string]string{noteKey: note}
 }
 
-func (b *s3Bucket) conditions(c Cond) (match, noneMatch *string) {
+func (b *s3Bucket) conditions(c objects.Cond) (match, noneMatch *string) {
 	switch {
 	case b.careless:
 	case c.Absent:
@@ -226,26 +227,26 @@ func (b *s3Bucket) conditions(c Cond) (match, noneMatch *string) {
 }
 
 // look is what is left of a condition where the service knows none.
-func (b *s3Bucket) look(ctx context.Context, key string, c Cond) error {
-	if !b.careless || c == (Cond{}) {
+func (b *s3Bucket) look(ctx context.Context, key string, c objects.Cond) error {
+	if !b.careless || c == (objects.Cond{}) {
 		return nil
 	}
 	o, err := b.Head(ctx, key)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if c.Version != "" {
-			return ErrChanged
+			return objects.ErrChanged
 		}
 		return nil
 	case err != nil:
 		return err
 	case c.Absent || o.Version != c.Version:
-		return ErrChanged
+		return objects.ErrChanged
 	}
 	return nil
 }
 
-func (b *s3Bucket) Upload(ctx context.Context, key string, o Options) (Upload, error) {
+func (b *s3Bucket) Upload(ctx context.Context, key string, o objects.Options) (objects.Upload, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	in := &s3.CreateMultipartUploadInput{Bucket: &b.name, Key: &key, Metadata: noteMeta(o.Note)}
@@ -262,7 +263,7 @@ func (b *s3Bucket) Upload(ctx context.Context, key string, o Options) (Upload, e
 type s3Upload struct {
 	b       *s3Bucket
 	key, id string
-	cond    Cond
+	cond    objects.Cond
 	mu      sync.Mutex
 	etags   map[int]string
 }
@@ -317,7 +318,7 @@ func (b *s3Bucket) probe(ctx context.Context) error {
 // Longer objects cannot be copied by one call.
 const s3CopyLimit = 5 << 30
 
-func (b *s3Bucket) Copy(ctx context.Context, from Object, to string, cond Cond, note *string) (string, error) {
+func (b *s3Bucket) Copy(ctx context.Context, from objects.Object, to string, cond objects.Cond, note *string) (string, error) {
 	ctx, done := patient(ctx, b.probe)
 	defer done()
 	if err := b.look(ctx, to, cond); err != nil {
@@ -331,7 +332,7 @@ func (b *s3Bucket) Copy(ctx context.Context, from Object, to string, cond Cond, 
 		in.CopySourceIfMatch = &from.Version
 	}
 	if note != nil {
-		in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, withNote(from.meta, *note)
+		in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, withNote(from.Meta, *note)
 		if from.ContentType != "" {
 			in.ContentType = &from.ContentType
 		}
@@ -342,7 +343,7 @@ func (b *s3Bucket) Copy(ctx context.Context, from Object, to string, cond Cond, 
 		return "", s3Error(ctx, err)
 	}
 	if out.CopyObjectResult == nil {
-		return "", fmt.Errorf("%w: the answer to a copy has no result", ErrUnavailable)
+		return "", fmt.Errorf("%w: the answer to a copy has no result", objects.ErrUnavailable)
 	}
 	return aws.ToString(out.CopyObjectResult.ETag), nil
 }
@@ -367,12 +368,12 @@ func (b *s3Bucket) source(key string) *string {
 	return aws.String(b.name + "/" + strings.ReplaceAll(strings.Join(parts, "/"), "+", "%2B"))
 }
 
-func (b *s3Bucket) copyParts(ctx context.Context, from Object, to string, cond Cond, note *string) (string, error) {
+func (b *s3Bucket) copyParts(ctx context.Context, from objects.Object, to string, cond objects.Cond, note *string) (string, error) {
 	head, err := b.Head(ctx, from.Key)
 	if err != nil {
 		return "", err
 	}
-	meta := head.meta
+	meta := head.Meta
 	if note != nil {
 		meta = withNote(meta, *note)
 	}
@@ -401,11 +402,11 @@ func (b *s3Bucket) copyParts(ctx context.Context, from Object, to string, cond C
 }
 
 // Note copies the object onto itself, which is how S3 replaces metadata.
-func (b *s3Bucket) Note(ctx context.Context, o Object, note, contentType string) (string, error) {
+func (b *s3Bucket) Note(ctx context.Context, o objects.Object, note, contentType string) (string, error) {
 	if contentType != "" {
 		o.ContentType = contentType
 	}
-	return b.Copy(ctx, o, o.Key, Cond{}, &note)
+	return b.Copy(ctx, o, o.Key, objects.Cond{}, &note)
 }
 
 // Delete looks at the version first, since few services take a condition here.
@@ -421,7 +422,7 @@ func (b *s3Bucket) Delete(ctx context.Context, key, version string) error {
 			return err
 		}
 		if o.Version != version {
-			return ErrChanged
+			return objects.ErrChanged
 		}
 	}
 	_, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &key})
@@ -447,13 +448,13 @@ func s3Error(ctx context.Context, err error) error {
 	case "NoSuchKey", "NotFound":
 		return fmt.Errorf("%w (%s)", fs.ErrNotExist, code)
 	case "PreconditionFailed", "ConditionalRequestConflict":
-		return ErrChanged
+		return objects.ErrChanged
 	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed":
 		return fmt.Errorf("%w (%s)", fs.ErrPermission, code)
 	case "EntityTooLarge":
-		return ErrTooBig
+		return objects.ErrTooBig
 	case "KeyTooLongError", "InvalidObjectName":
-		return ErrKey
+		return objects.ErrKey
 	}
 	return statusError(ctx, status, code, err)
 }
@@ -463,22 +464,22 @@ func s3Error(ctx context.Context, err error) error {
 func statusError(ctx context.Context, status int, code string, err error) error {
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
-		return fmt.Errorf("%w: no answer for %v", ErrUnavailable, Patience)
+		return fmt.Errorf("%w: no answer for %v", objects.ErrUnavailable, objects.Patience)
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case status == http.StatusPreconditionFailed || status == http.StatusConflict:
-		return ErrChanged
+		return objects.ErrChanged
 	case status == http.StatusNotFound:
 		return fmt.Errorf("%w (%s)", fs.ErrNotExist, code)
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
 		return fmt.Errorf("%w (%s)", fs.ErrPermission, code)
 	case status == http.StatusRequestEntityTooLarge:
-		return ErrTooBig
+		return objects.ErrTooBig
 	}
 	if code == "" {
 		code = errText(err)
 	}
-	return fmt.Errorf("%w: %d %s", ErrUnavailable, status, code)
+	return fmt.Errorf("%w: %d %s", objects.ErrUnavailable, status, code)
 }
 
 // errText is what may be said of a transport's error: addresses may stay,

@@ -1,4 +1,4 @@
-package objects
+package cloud
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 type azureBucket struct{ client *container.Client }
@@ -71,7 +72,7 @@ func (b *azureBucket) PartSize() int64  { return 16 << 20 }
 func (b *azureBucket) MaxParts() int    { return 50_000 }
 func (b *azureBucket) NotedLists() bool { return true }
 
-func (b *azureBucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (Page, error) {
+func (b *azureBucket) List(ctx context.Context, prefix string, deep bool, token string, limit int) (objects.Page, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	n := int32(limit)
@@ -85,19 +86,19 @@ func (b *azureBucket) List(ctx context.Context, prefix string, deep bool, token 
 	if deep {
 		r, err := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, Marker: marker, MaxResults: &n, Include: container.ListBlobsInclude{Metadata: true}}).NextPage(ctx)
 		if err != nil {
-			return Page{}, azureError(ctx, err)
+			return objects.Page{}, azureError(ctx, err)
 		}
 		items, next = r.Segment.BlobItems, r.NextMarker
 	} else {
 		r, err := b.client.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix, Marker: marker, MaxResults: &n, Include: container.ListBlobsInclude{Metadata: true}}).NextPage(ctx)
 		if err != nil {
-			return Page{}, azureError(ctx, err)
+			return objects.Page{}, azureError(ctx, err)
 		}
 		items, dirs, next = r.Segment.BlobItems, r.Segment.BlobPrefixes, r.NextMarker
 	}
-	p := Page{Next: value(next)}
+	p := objects.Page{Next: value(next)}
 	for _, i := range items {
-		o := Object{Key: value(i.Name), Noted: true, Note: note(i.Metadata)}
+		o := objects.Object{Key: value(i.Name), Noted: true, Note: note(i.Metadata)}
 		if pr := i.Properties; pr != nil {
 			o.Size, o.ModTime, o.ContentType = value(pr.ContentLength), value(pr.LastModified), value(pr.ContentType)
 			o.ETag = quoted(value(pr.ETag))
@@ -106,14 +107,14 @@ func (b *azureBucket) List(ctx context.Context, prefix string, deep bool, token 
 		p.Objects = append(p.Objects, o)
 	}
 	for _, d := range dirs {
-		p.Objects = append(p.Objects, Object{Key: value(d.Name), Dir: true})
+		p.Objects = append(p.Objects, objects.Object{Key: value(d.Name), Dir: true})
 	}
 	sortObjects(p.Objects)
 	return p, nil
 }
 
-func sortObjects(list []Object) {
-	slices.SortFunc(list, func(a, b Object) int { return strings.Compare(a.Key, b.Key) })
+func sortObjects(list []objects.Object) {
+	slices.SortFunc(list, func(a, b objects.Object) int { return strings.Compare(a.Key, b.Key) })
 }
 
 // quoted: lists write ETags without the quotes that headers have.
@@ -150,12 +151,12 @@ func azureMeta(meta map[string]string) map[string]*string {
 	return m
 }
 
-func (b *azureBucket) Head(ctx context.Context, key string) (Object, error) {
+func (b *azureBucket) Head(ctx context.Context, key string) (objects.Object, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	r, err := b.client.NewBlobClient(key).GetProperties(ctx, nil)
 	if err != nil {
-		return Object{}, azureError(ctx, err)
+		return objects.Object{}, azureError(ctx, err)
 	}
 	meta := map[string]string{}
 	for k, v := range r.Metadata {
@@ -165,14 +166,14 @@ func (b *azureBucket) Head(ctx context.Context, key string) (Object, error) {
 		meta[k] = value(v)
 	}
 	etag := quoted(value(r.ETag))
-	return Object{Key: key, Size: value(r.ContentLength), ModTime: value(r.LastModified), Version: etag, ETag: etag,
-		ContentType: value(r.ContentType), Note: meta[noteKey], Noted: true, meta: meta}, nil
+	return objects.Object{Key: key, Size: value(r.ContentLength), ModTime: value(r.LastModified), Version: etag, ETag: etag,
+		ContentType: value(r.ContentType), Note: meta[noteKey], Noted: true, Meta: meta}, nil
 }
 
 func (b *azureBucket) Read(ctx context.Context, key, version string, off, n int64) (io.ReadCloser, error) {
 	ctx, done := patient(ctx, nil)
 	r, err := b.client.NewBlobClient(key).DownloadStream(ctx, &blob.DownloadStreamOptions{
-		Range: blob.HTTPRange{Offset: off, Count: n}, AccessConditions: Cond{Version: version}.azure()})
+		Range: blob.HTTPRange{Offset: off, Count: n}, AccessConditions: azureCond(objects.Cond{Version: version})})
 	if err != nil {
 		defer done()
 		return nil, azureError(ctx, err)
@@ -180,7 +181,7 @@ func (b *azureBucket) Read(ctx context.Context, key, version string, off, n int6
 	return &body{r.Body, done}, nil
 }
 
-func (c Cond) azure() *blob.AccessConditions {
+func azureCond(c objects.Cond) *blob.AccessConditions {
 	m := &blob.ModifiedAccessConditions{}
 	switch {
 	case c.Absent:
@@ -202,19 +203,19 @@ func headers(contentType string) *blob.HTTPHeaders {
 	return &blob.HTTPHeaders{BlobContentType: &contentType}
 }
 
-func (b *azureBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o Options) (string, error) {
+func (b *azureBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o objects.Options) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	out, err := b.client.NewBlockBlobClient(key).Upload(ctx, streaming.NopCloser(io.NewSectionReader(r, 0, size)), &blockblob.UploadOptions{
-		Metadata: azureMeta(noteMeta(o.Note)), HTTPHeaders: headers(o.ContentType), AccessConditions: o.Cond.azure()})
+		Metadata: azureMeta(noteMeta(o.Note)), HTTPHeaders: headers(o.ContentType), AccessConditions: azureCond(o.Cond)})
 	if err != nil {
 		return "", azureError(ctx, err)
 	}
 	return quoted(value(out.ETag)), nil
 }
 
-func (b *azureBucket) Upload(_ context.Context, key string, o Options) (Upload, error) {
-	return &azureUpload{b: b, client: b.client.NewBlockBlobClient(key), id: newText(), o: o}, nil
+func (b *azureBucket) Upload(_ context.Context, key string, o objects.Options) (objects.Upload, error) {
+	return &azureUpload{b: b, client: b.client.NewBlockBlobClient(key), id: newID(), o: o}, nil
 }
 
 // azureUpload stages blocks, which the service drops after a week when nobody
@@ -223,7 +224,7 @@ type azureUpload struct {
 	b      *azureBucket
 	client *blockblob.Client
 	id     string
-	o      Options
+	o      objects.Options
 }
 
 // block names part n; all names of a blob must have one length.
@@ -246,7 +247,7 @@ func (u *azureUpload) Complete(ctx context.Context, parts int) (string, error) {
 		ids[i] = u.block(i)
 	}
 	out, err := u.client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
-		Metadata: azureMeta(noteMeta(u.o.Note)), HTTPHeaders: headers(u.o.ContentType), AccessConditions: u.o.Cond.azure()})
+		Metadata: azureMeta(noteMeta(u.o.Note)), HTTPHeaders: headers(u.o.ContentType), AccessConditions: azureCond(u.o.Cond)})
 	if err != nil {
 		return "", azureError(ctx, err)
 	}
@@ -255,16 +256,16 @@ func (u *azureUpload) Complete(ctx context.Context, parts int) (string, error) {
 
 func (u *azureUpload) Abort(context.Context) error { return nil }
 
-func (b *azureBucket) Copy(ctx context.Context, from Object, to string, cond Cond, note *string) (string, error) {
+func (b *azureBucket) Copy(ctx context.Context, from objects.Object, to string, cond objects.Cond, note *string) (string, error) {
 	ctx, done := patient(ctx, func(ctx context.Context) error { return b.list(ctx, "") })
 	defer done()
-	opts := &blob.StartCopyFromURLOptions{AccessConditions: cond.azure()}
+	opts := &blob.StartCopyFromURLOptions{AccessConditions: azureCond(cond)}
 	if from.Version != "" {
 		v := azcore.ETag(from.Version)
 		opts.SourceModifiedAccessConditions = &blob.SourceModifiedAccessConditions{SourceIfMatch: &v}
 	}
 	if note != nil {
-		opts.Metadata = azureMeta(withNote(from.meta, *note))
+		opts.Metadata = azureMeta(withNote(from.Meta, *note))
 	}
 	dst := b.client.NewBlobClient(to)
 	out, err := dst.StartCopyFromURL(ctx, b.client.NewBlobClient(from.Key).URL(), opts)
@@ -287,12 +288,12 @@ func (b *azureBucket) Copy(ctx context.Context, from Object, to string, cond Con
 		etag, status = quoted(value(r.ETag)), value(r.CopyStatus)
 	}
 	if status != blob.CopyStatusTypeSuccess && status != "" {
-		return "", fmt.Errorf("%w: the copy ended as %s", ErrUnavailable, status)
+		return "", fmt.Errorf("%w: the copy ended as %s", objects.ErrUnavailable, status)
 	}
 	return etag, nil
 }
 
-func (b *azureBucket) Note(ctx context.Context, o Object, note, contentType string) (string, error) {
+func (b *azureBucket) Note(ctx context.Context, o objects.Object, note, contentType string) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
 	c := b.client.NewBlobClient(o.Key)
@@ -304,13 +305,13 @@ func (b *azureBucket) Note(ctx context.Context, o Object, note, contentType stri
 		}
 		out, err := c.SetHTTPHeaders(ctx, blob.HTTPHeaders{BlobContentType: &contentType, BlobCacheControl: h.CacheControl, BlobContentDisposition: h.ContentDisposition,
 			BlobContentEncoding: h.ContentEncoding, BlobContentLanguage: h.ContentLanguage, BlobContentMD5: h.ContentMD5},
-			&blob.SetHTTPHeadersOptions{AccessConditions: Cond{Version: version}.azure()})
+			&blob.SetHTTPHeadersOptions{AccessConditions: azureCond(objects.Cond{Version: version})})
 		if err != nil {
 			return "", azureError(ctx, err)
 		}
 		version = quoted(value(out.ETag))
 	}
-	out, err := c.SetMetadata(ctx, azureMeta(withNote(o.meta, note)), &blob.SetMetadataOptions{AccessConditions: Cond{Version: version}.azure()})
+	out, err := c.SetMetadata(ctx, azureMeta(withNote(o.Meta, note)), &blob.SetMetadataOptions{AccessConditions: azureCond(objects.Cond{Version: version})})
 	if err != nil {
 		return "", azureError(ctx, err)
 	}
@@ -320,7 +321,7 @@ func (b *azureBucket) Note(ctx context.Context, o Object, note, contentType stri
 func (b *azureBucket) Delete(ctx context.Context, key, version string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	_, err := b.client.NewBlobClient(key).Delete(ctx, &blob.DeleteOptions{AccessConditions: Cond{Version: version}.azure()})
+	_, err := b.client.NewBlobClient(key).Delete(ctx, &blob.DeleteOptions{AccessConditions: azureCond(objects.Cond{Version: version})})
 	if err = azureError(ctx, err); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -337,12 +338,12 @@ func azureError(ctx context.Context, err error) error {
 	}
 	switch r.ErrorCode {
 	case "ConditionNotMet", "BlobAlreadyExists", "SourceConditionNotMet", "TargetConditionNotMet":
-		return ErrChanged
+		return objects.ErrChanged
 	case "InvalidBlockList":
 		// Somebody else's commit drops all blocks that were not committed.
 		return fmt.Errorf("%w (%s)", fs.ErrNotExist, r.ErrorCode)
 	case "InvalidResourceName", "InvalidUri":
-		return ErrKey
+		return objects.ErrKey
 	}
 	return statusError(ctx, r.StatusCode, r.ErrorCode, err)
 }

@@ -1,4 +1,4 @@
-package objects
+package cloud
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"berth/mounts/objects"
 )
 
 // transport is shared by all that one process asks of one service.
@@ -102,7 +104,7 @@ func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
 	case p != nil && p.probe != nil:
 		watch.limit = slowLimit
 	case r.ContentLength > longBody || r.ContentLength < 0:
-		watch.limit = Patience
+		watch.limit = objects.Patience
 	}
 	watch.timer = time.AfterFunc(watch.limit, func() { cancel(errSilent) })
 	r = r.Clone(ctx)
@@ -220,9 +222,9 @@ func patient(ctx context.Context, probe func(context.Context) error) (context.Co
 	ctx, cancel := context.WithCancelCause(ctx)
 	p := &patience{begin: time.Now(), cancel: cancel, probe: probe}
 	ctx = context.WithValue(ctx, patienceKey{}, p)
-	wait := Patience
+	wait := objects.Patience
 	if probe != nil {
-		wait = Patience / 2
+		wait = objects.Patience / 2
 	}
 	p.timer = time.AfterFunc(wait, func() { p.expired(ctx) })
 	return ctx, func() {
@@ -233,17 +235,17 @@ func patient(ctx context.Context, probe func(context.Context) error) (context.Co
 
 func (p *patience) extend() {
 	if p.probe == nil {
-		p.timer.Reset(Patience)
+		p.timer.Reset(objects.Patience)
 	}
 }
 
 func (p *patience) expired(ctx context.Context) {
 	if p.probe != nil && time.Since(p.begin) < slowLimit && ctx.Err() == nil {
 		// Without the value of ctx: the probe has little patience.
-		short, cancel := context.WithTimeout(context.Background(), Patience/2)
+		short, cancel := context.WithTimeout(context.Background(), objects.Patience/2)
 		defer cancel()
 		if p.probe(short) == nil && ctx.Err() == nil {
-			p.timer.Reset(Patience / 2)
+			p.timer.Reset(objects.Patience / 2)
 			return
 		}
 	}
