@@ -51,6 +51,9 @@ func NewPort(number uint16) Port {
 type PortRequest struct {
 	Port   int
 	Public *bool
+	// Asleep exposes the port of a sandbox that does not run, too, and leaves
+	// it so; else it is started.
+	Asleep bool
 }
 
 // PortResult of ExposePort.
@@ -64,14 +67,20 @@ type PortResult struct {
 }
 
 // ExposePort makes a port of the session's sandbox reachable from outside. It
-// starts a stopped sandbox, and creates none. Exposing a port again changes
+// starts a stopped sandbox, unless told otherwise, and creates none. Exposing a port again changes
 // who may use it and nothing else.
 func (m *Manager) ExposePort(ctx context.Context, key Key, r PortRequest) (*PortResult, error) {
 	ctx = withDeadline(ctx)
 	if r.Port < 1 || r.Port > 65535 {
 		return nil, &FieldError{Field: "port", Problem: fmt.Sprintf("%d is no port", r.Port), Allowed: "1 to 65535"}
 	}
-	b, err := m.ready(ctx, key, startOnly, Spec{})
+	b := &box{}
+	var err error
+	if r.Asleep {
+		b.inst, b.info, err = m.existing(ctx, key)
+	} else {
+		b, err = m.ready(ctx, key, startOnly, Spec{})
+	}
 	if err != nil {
 		return nil, sayNoSession(err, key)
 	}

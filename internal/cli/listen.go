@@ -115,7 +115,7 @@ func (a *App) serveDaytona(cfg *config.Config, b *bench, o server.Options, ports
 	}
 	tb := toolbox.New(toolbox.Options{Manager: b.Manager, Logger: log})
 	s, err := daytonaapi.New(daytonaapi.Options{
-		Manager: b.Manager, Logger: log, Version: a.Version, State: filepath.Join(state, "daytona"), Toolbox: tb,
+		Manager: b.Manager, Logger: log, Version: a.Version, State: filepath.Join(state, "daytona"), Toolbox: tb, Previews: ports,
 		Access: access.Options{Tokens: o.Tokens, Insecure: o.Insecure, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins, TrustedProxies: o.TrustedProxies},
 	})
 	if err != nil {

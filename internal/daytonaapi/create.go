@@ -17,6 +17,9 @@ import (
 	"berth/sandbox"
 )
 
+// account is the ordinary user of sandboxes that are made here of no image.
+const account = "daytona"
+
 // languageLabel is the label in which SDKs keep the language of code-run.
 const languageLabel = "code-toolbox-language"
 
@@ -39,13 +42,16 @@ func (s *Server) createSandbox(c *call) (any, error) {
 		rec.Name = string(rec.ID)
 	}
 	spec, err := r.spec(rec)
-	if err == nil {
-		err = spec.Validate()
-	}
-	if err := errors.Join(body.refused(), r.check(), err); err != nil {
+	if err := errors.Join(body.refused(), r.check(), err, spec.Validate()); err != nil {
 		return nil, err
 	}
 	if err := s.prepare(c.ctx(), &rec); err != nil {
+		return nil, err
+	}
+	if spec, err = r.spec(rec); err == nil {
+		err = spec.Validate()
+	}
+	if err != nil {
 		return nil, err
 	}
 	w, err := s.launch(c.ctx(), rec)
@@ -68,8 +74,48 @@ func (s *Server) createSandbox(c *call) (any, error) {
 	return s.show(c, rec.key())
 }
 
-// prepare finds what the record's sandbox is to be made of.
-func (s *Server) prepare(_ context.Context, _ *sandboxRecord) error { return nil }
+// prepare finds what the record's sandbox is to be made of, and writes it down
+// as the Manager knows it.
+func (s *Server) prepare(ctx context.Context, rec *sandboxRecord) error {
+	r := rec.Request
+	if rec.User == "" {
+		rec.User = account
+	}
+	if list, err := s.mounts(ctx, rec.Owner, r.Volumes); err != nil {
+		return err
+	} else if len(list) > 0 {
+		r.Volumes = nil
+		rec.Volumes = list
+	}
+	if b := r.BuildInfo; b != nil {
+		rec.Build = b.stamped()
+		build, err := s.buildOf(rec.Owner, rec.Build, "", nil) // what is wrong with it is told at once
+		if err != nil {
+			return err
+		}
+		if len(build.Steps) == 0 && build.Image != "" {
+			rec.Image = build.Image // nothing is to be built
+		} else {
+			rec.From = rec.Build.hidden()
+		}
+		return nil
+	}
+	if rec.Snapshot == "" {
+		rec.Snapshot = defaultSnapshot
+	}
+	x, err := s.snapshot(ctx, rec.Owner, rec.Snapshot)
+	switch status, _, _ := told(err); {
+	case err != nil && status == http.StatusNotFound:
+		return refuse(http.StatusBadRequest, "Snapshot %.80s not found", rec.Snapshot)
+	case err != nil:
+		return err
+	case x.State != "active":
+		return refuse(http.StatusBadRequest, "Snapshot %s is not active: it is %s", x.Name, x.State)
+	}
+	rec.Snapshot, rec.From = x.Name, x.plain
+	r.CPU, r.Memory, r.Disk = x.rec.CPU, x.rec.Memory, x.rec.Disk
+	return nil
+}
 
 // launch claims the record's name, keeps it, and begins to make its sandbox.
 func (s *Server) launch(ctx context.Context, rec sandboxRecord) (*work, error) {
@@ -120,20 +166,27 @@ func (s *Server) claim(ctx context.Context, owner sandbox.Owner, name string) (f
 
 // make begins to make the sandbox that rec asks for.
 func (s *Server) make(rec sandboxRecord) (*work, error) {
-	return s.begin(rec.key(), "creating", "started", func(ctx context.Context) error {
+	state := "creating"
+	if rec.Build != nil {
+		state = "pending_build"
+	}
+	return s.begin(rec.key(), state, "started", func(ctx context.Context) error {
 		err := s.create(ctx, rec)
 		if ctx.Err() != nil {
 			return err // it goes on when the next server starts
 		}
 		var why string
+		failed := errors.Is(err, sandbox.ErrBuildFailed)
 		if err != nil {
+			status, _, _ := told(err)
 			why = s.say(ctx, err)
+			err = refuse(status, "%s", why)
 		}
 		kerr := s.records.sandboxes.change(string(rec.ID), func(r *sandboxRecord) {
 			switch {
 			case err == nil:
 				r.Phase, r.Request = phaseDone, nil
-			case errors.Is(err, sandbox.ErrBuildFailed):
+			case failed:
 				r.Phase, r.Reason = phaseNoBuild, why
 			default:
 				r.Phase, r.Reason = phaseFailed, why
@@ -148,6 +201,12 @@ func (s *Server) create(ctx context.Context, rec sandboxRecord) error {
 	if err != nil {
 		return err
 	}
+	if rec.Build != nil && rec.From != "" {
+		if err := s.buildFor(ctx, rec); err != nil {
+			return err
+		}
+	}
+	s.advance(rec.key(), "creating")
 	return patiently(ctx, func(ctx context.Context) error {
 		_, err := s.m.StartSandbox(ctx, rec.key(), spec)
 		return err
@@ -158,6 +217,9 @@ func (s *Server) create(ctx context.Context, rec sandboxRecord) error {
 func (s *Server) resume() {
 	for _, rec := range s.records.sandboxes.all(func(r sandboxRecord) bool { return r.Phase == phasePending }) {
 		_, _ = s.make(rec) // it fails when the server ends already
+	}
+	for _, rec := range s.records.snapshots.all(func(r snapshotRecord) bool { return r.Phase == phasePending }) {
+		_ = s.makeSnapshot(rec) // likewise
 	}
 }
 
@@ -215,7 +277,7 @@ func (r *createRequest) check() error {
 
 // spec is what rec asks for, as the domain has it.
 func (r *createRequest) spec(rec sandboxRecord) (sandbox.Spec, error) {
-	spec := sandbox.Spec{Name: rec.Name, Snapshot: r.Snapshot, Labels: maps.Clone(r.Labels), Env: maps.Clone(r.Env), Public: r.Public,
+	spec := sandbox.Spec{Name: rec.Name, Snapshot: rec.From, Image: rec.Image, Volumes: rec.Volumes, Labels: maps.Clone(r.Labels), Env: maps.Clone(r.Env), Public: r.Public,
 		Resources: sandbox.Resources{CPU: r.CPU, Memory: sandbox.FromGiB(r.Memory), Disk: sandbox.FromGiB(r.Disk)}}
 	switch l := sandbox.Language(r.Labels[languageLabel]); l {
 	case sandbox.Python, sandbox.JavaScript, sandbox.TypeScript:
@@ -224,8 +286,17 @@ func (r *createRequest) spec(rec sandboxRecord) (sandbox.Spec, error) {
 	if spec.Env == nil {
 		spec.Env = map[string]string{}
 	}
-	for k, v := range map[string]string{"DAYTONA_SANDBOX_ID": string(rec.ID), "DAYTONA_ORGANIZATION_ID": organization(rec.Owner), "DAYTONA_REGION_ID": region} {
-		spec.Env[k] = v
+	for k, v := range map[string]string{"DAYTONA_SANDBOX_ID": string(rec.ID), "DAYTONA_ORGANIZATION_ID": organization(rec.Owner), "DAYTONA_REGION_ID": region,
+		"DAYTONA_SANDBOX_USER": rec.User, "DAYTONA_SANDBOX_SNAPSHOT": rec.Snapshot} {
+		if v != "" {
+			spec.Env[k] = v
+		}
+	}
+	if rec.From == "" && rec.Image == "" && r.BuildInfo == nil {
+		spec.Account = account
+	}
+	if r.User != account { // what everybody has, and an image may not
+		spec.User = r.User
 	}
 	var errs []error
 	span := func(field string, n *int, most time.Duration, never bool) *time.Duration {

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -33,6 +34,8 @@ type Options struct {
 	Access access.Options
 	// Toolbox serves what is below /toolbox/{sandbox}; nil: nothing is.
 	Toolbox Toolbox
+	// Previews makes ports reachable; nil: none can be.
+	Previews Previews
 	// State is a directory for what must outlive the server and is no
 	// provider's: requests under way, failed builds, uploaded files. It is made
 	// when it is missing, and is one server's alone.
@@ -57,13 +60,17 @@ type Server struct {
 	rules   *access.Rules
 	handler http.Handler
 	records *records
+	storage *storage
 
 	ctx    context.Context // the life of work that outlives its request
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	making sync.Mutex // held while a snapshot's or a volume's name is given or taken back
+
 	mu      sync.Mutex
 	closed  bool
+	jobs    map[string]*job
 	works   map[sandbox.Key]*work
 	failed  map[sandbox.Key]string // why the last work on a sandbox failed
 	names   map[sandbox.Owner]map[string]bool
@@ -85,11 +92,16 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, m: o.Manager, log: o.Logger, rules: rules, records: rec, works: map[sandbox.Key]*work{}, failed: map[sandbox.Key]string{},
+	store, err := openStorage(filepath.Join(o.State, "storage"), o.Logger)
+	if err != nil {
+		return nil, errors.Join(err, rec.close())
+	}
+	s := &Server{o: o, m: o.Manager, log: o.Logger, rules: rules, records: rec, storage: store, jobs: map[string]*job{}, works: map[sandbox.Key]*work{}, failed: map[sandbox.Key]string{},
 		names: map[sandbox.Owner]map[string]bool{}, slots: make(chan struct{}, maxConcurrent), started: time.Now()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.handler = s.routes()
 	s.resume()
+	s.wg.Go(s.tidy)
 	return s, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"berth/internal/access"
 	"berth/internal/daytonaapi"
+	"berth/internal/preview"
 	"berth/internal/secret"
 	"berth/sandbox"
 	"berth/sandbox/local"
@@ -58,6 +59,7 @@ type api struct {
 	t     *testing.T
 	m     *sandbox.Manager
 	s     *daytonaapi.Server
+	ports *preview.Server
 	http  *httptest.Server
 	owner sandbox.Owner
 	token string
@@ -90,7 +92,10 @@ func (a *api) serve() {
 	if a.m, err = sandbox.NewManager(provider, a.o); err != nil {
 		a.t.Fatal(err)
 	}
-	a.s, err = daytonaapi.New(daytonaapi.Options{Manager: a.m, State: a.state, Logger: log, Version: "test", Toolbox: echo{},
+	if a.ports, err = preview.New(preview.Options{Manager: a.m, State: a.state, Logger: log}); err != nil {
+		a.t.Fatal(err)
+	}
+	a.s, err = daytonaapi.New(daytonaapi.Options{Manager: a.m, State: a.state, Logger: log, Version: "test", Toolbox: echo{}, Previews: a.ports,
 		Access: access.Options{Tokens: []access.Token{{Name: string(a.owner), Token: secret.New(a.token)}, {Name: string(a.other()), Token: secret.New(a.token + "-other")}}}})
 	if err != nil {
 		a.t.Fatal(err)
@@ -106,6 +111,9 @@ func (a *api) stop() {
 	a.http.CloseClientConnections()
 	a.http.Close()
 	if err := a.s.Close(); err != nil {
+		a.t.Error(err)
+	}
+	if err := a.ports.Close(); err != nil {
 		a.t.Error(err)
 	}
 	if err := a.m.Close(); err != nil {

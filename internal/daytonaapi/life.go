@@ -141,6 +141,13 @@ func (s *Server) deleteSandbox(c *call, key sandbox.Key) (any, error) {
 	switch state, desired := v.state(); {
 	case desired == "destroyed" && v.work != nil:
 		return v.body(c.base), nil
+	case v.work != nil && (state == "pending_build" || state == "building_snapshot"):
+		v.work.cancel()
+		select {
+		case <-v.work.done:
+		case <-c.ctx().Done():
+			return nil, c.ctx().Err()
+		}
 	case v.work != nil:
 		return nil, refuse(http.StatusConflict, "Sandbox state change in progress: it is %s", state)
 	}
@@ -159,11 +166,10 @@ func (s *Server) deleteSandbox(c *call, key sandbox.Key) (any, error) {
 // shown begins a change and answers with the sandbox as it is from then on,
 // though the change may be over by now.
 func (s *Server) shown(c *call, v view, state, desired string, do func(context.Context) error) (any, error) {
-	w, err := s.begin(v.key, state, desired, do)
-	if err != nil {
+	if _, err := s.begin(v.key, state, desired, do); err != nil {
 		return nil, err
 	}
-	v.work = w
+	v.work = &work{state: state, desired: desired}
 	return v.body(c.base), nil
 }
 

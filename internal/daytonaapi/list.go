@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"berth/sandbox"
 )
 
 // Bounds of pages.
@@ -254,9 +252,4 @@ func number(q url.Values, name string, absent, least, most int) (int, error) {
 		return 0, refuse(http.StatusBadRequest, "%s must be a whole number from %d to %d", name, least, most)
 	}
 	return n, nil
-}
-
-// volumeID is the id of an owner's volume.
-func volumeID(owner sandbox.Owner, name string) string {
-	return derivedID("volume", string(owner), name)
 }

@@ -44,10 +44,14 @@ type sandboxRecord struct {
 	Target   string            `json:"target,omitempty"`
 	User     string            `json:"user,omitempty"`
 	Snapshot string            `json:"snapshot,omitempty"` // as the platform names it
-	Build    *buildInfo        `json:"build,omitempty"`
-	Parent   string            `json:"parent,omitempty"` // id of the one it was forked from
-	Phase    phase             `json:"phase,omitempty"`
-	Reason   string            `json:"reason,omitempty"`
+	// From and Image are the Manager's snapshot or image that it is made of.
+	From    string                `json:"from,omitempty"`
+	Image   string                `json:"image,omitempty"`
+	Volumes []sandbox.VolumeMount `json:"volumes,omitempty"`
+	Build   *buildInfo            `json:"build,omitempty"`
+	Parent  string                `json:"parent,omitempty"` // id of the one it was forked from
+	Phase   phase                 `json:"phase,omitempty"`
+	Reason  string                `json:"reason,omitempty"`
 	// Request is what is to be made; nil once it is.
 	Request *createRequest `json:"request,omitempty"`
 }

@@ -73,6 +73,38 @@ func (s *Server) routes() http.Handler {
 	handle("POST /api/sandbox/{s}/archive", of(s.archiveSandbox))
 	handle("POST /api/sandbox/{s}/recover", of(s.recoverSandbox))
 	handle("GET /api/sandbox/{s}/toolbox-proxy-url", of(s.toolboxURL))
+	handle("PUT /api/sandbox/{s}/labels", of(s.setLabels))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/public/{public}", of(s.setPublic))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/autostop/{minutes}", of(s.setAutoStop))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/autoarchive/{minutes}", of(s.setAutoArchive))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/autodelete/{minutes}", of(s.setAutoDelete))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/last-activity", of(s.touch))
+	handle("POST /api/sandbox/{s}/network-settings", of(s.setNetwork))
+	handle("GET /api/sandbox/{s}/ports/{port}/preview-url", of(s.previewURL))
+	handle("GET /api/sandbox/{s}/ports/{port}/signed-preview-url", of(s.signedPreviewURL))
+	with(http.StatusCreated, "POST /api/sandbox/{s}/ports/{port}/signed-preview-url/{token}/expire", of(s.expirePreviewURL))
+	handle("POST /api/sandbox/{s}/fork", of(s.forkSandbox))
+	handle("GET /api/sandbox/{s}/forks", of(s.listForks))
+	handle("GET /api/sandbox/{s}/parent", of(s.getParent))
+	handle("GET /api/sandbox/{s}/ancestors", of(s.listAncestors))
+	handle("POST /api/sandbox/{s}/snapshot", of(s.snapshotSandbox))
+	handle("GET /api/sandbox/{s}/build-logs", of(s.sandboxLog))
+	handle("GET /api/sandbox/{s}/build-logs-url", of(s.sandboxLogURL))
+
+	handle("POST /api/snapshots", s.createSnapshot)
+	handle("GET /api/snapshots", s.listSnapshots)
+	handle("GET /api/snapshots/{snapshot}", s.getSnapshot)
+	handle("DELETE /api/snapshots/{snapshot}", s.deleteSnapshot)
+	handle("POST /api/snapshots/{snapshot}/activate", s.activateSnapshot)
+	handle("GET /api/snapshots/{snapshot}/build-logs", s.snapshotLog)
+	handle("GET /api/snapshots/{snapshot}/build-logs-url", s.snapshotLogURL)
+	handle("GET /api/object-storage/push-access", s.pushAccess)
+
+	handle("GET /api/volumes", s.listVolumes)
+	handle("POST /api/volumes", s.createVolume)
+	handle("GET /api/volumes/{v}", s.getVolume)
+	handle("GET /api/volumes/by-name/{name}", s.volumeByName)
+	handle("DELETE /api/volumes/{v}", s.deleteVolume)
 
 	for name, patterns := range missing {
 		for _, p := range patterns {
@@ -91,6 +123,8 @@ func (s *Server) routes() http.Handler {
 // its answer of 501 tells.
 var missing = map[string][]string{
 	"pause":          {"POST /api/sandbox/{s}/pause", "POST /api/sandbox/{s}/autopause/{minutes}"},
+	"resize":         {"POST /api/sandbox/{s}/resize"},
+	"deactivation":   {"POST /api/snapshots/{snapshot}/deactivate"},
 	"time to live":   {"POST /api/sandbox/{s}/ttl/{minutes}"},
 	"SSH access":     {"POST /api/sandbox/{s}/ssh-access", "DELETE /api/sandbox/{s}/ssh-access", "GET /api/sandbox/ssh-access/validate"},
 	"signed files":   {"GET /api/sandbox/{s}/signing-key", "POST /api/sandbox/{s}/signing-key/rotate"},
@@ -110,6 +144,13 @@ var missing = map[string][]string{
 // hostile web pages, and the paths that no pattern can match.
 func (s *Server) outer(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := s.o.Previews; p != nil {
+			if host, _ := s.rules.Addressed(r); p.Match(host) {
+				r.Host = host
+				p.ServeHTTP(w, r)
+				return
+			}
+		}
 		// An earlier request on this connection may have left a deadline.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 		select {
@@ -129,6 +170,8 @@ func (s *Server) outer(api http.Handler) http.Handler {
 		case refused != nil:
 			writeError(w, r, http.StatusForbidden, refused.Text)
 		case !ok:
+		case strings.HasPrefix(r.URL.Path, s3Prefix):
+			s.storage.ServeHTTP(w, r)
 		case s.serveToolbox(w, r):
 		default:
 			api.ServeHTTP(w, r)

@@ -19,6 +19,7 @@ const holdMost = 30 * time.Second
 type work struct {
 	state   string // of the sandbox meanwhile, as the API has it
 	desired string
+	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error // set before done is closed
 }
@@ -34,13 +35,15 @@ func (s *Server) begin(key sandbox.Key, state, desired string, do func(ctx conte
 	case s.works[key] != nil:
 		return nil, refuse(http.StatusConflict, "Sandbox state change in progress: it is %s", s.works[key].state)
 	}
-	w := &work{state: state, desired: desired, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(s.ctx)
+	w := &work{state: state, desired: desired, cancel: cancel, done: make(chan struct{})}
 	s.works[key] = w
 	delete(s.failed, key)
 	s.wg.Go(func() {
-		err := do(s.ctx)
+		defer cancel()
+		err := do(ctx)
 		var why string
-		if err != nil && s.ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil {
 			why = s.say(s.ctx, err)
 			s.log.InfoContext(s.ctx, "change of a sandbox failed", slog.String("sandbox", string(key.Session)), slog.String("state", state), slog.String("why", why))
 		}
@@ -71,12 +74,24 @@ func (w *work) hold(ctx context.Context) error {
 	}
 }
 
+// advance tells how far the work on a sandbox is.
+func (s *Server) advance(key sandbox.Key, state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.works[key]; w != nil {
+		w.state = state
+	}
+}
+
 // underWay is the work on a sandbox; nil when there is none. why tells why the
 // last one failed, if it did.
 func (s *Server) underWay(key sandbox.Key) (w *work, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.works[key], s.failed[key]
+	if w = s.works[key]; w != nil {
+		w = &work{state: w.state, desired: w.desired, cancel: w.cancel, done: w.done} // as it is now
+	}
+	return w, s.failed[key]
 }
 
 // patiently repeats what the Manager answers in time with "still starting".

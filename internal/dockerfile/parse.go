@@ -43,7 +43,13 @@ var refused = map[string]string{
 	"maintainer":  "leave it out, or write LABEL maintainer=NAME",
 }
 
+// noEffect are those of them without which an image is the same files: Skipping
+// tells of them, where Parse refuses them.
+var noEffect = map[string]bool{"cmd": true, "entrypoint": true, "expose": true, "volume": true, "healthcheck": true, "stopsignal": true, "maintainer": true}
+
 type reader struct {
+	skipped func(line int, text string) // nil: nothing is
+
 	field string
 	b     sandbox.Build
 	errs  []error
@@ -68,7 +74,19 @@ func (r *reader) err() error {
 // Parse reads a Dockerfile, whose COPY and ADD find files. Its error joins a
 // *sandbox.FieldError of the field dockerfile for each fault, with its line.
 func Parse(text string, files map[string]sandbox.BuildFile) (b sandbox.Build, err error) {
-	r := &reader{field: "dockerfile", args: map[string]string{}}
+	return parse(text, files, nil)
+}
+
+// Skipping is Parse for Dockerfiles that were written for another builder: it
+// goes over instructions that mean nothing for a snapshot's files (CMD,
+// ENTRYPOINT, EXPOSE, VOLUME, HEALTHCHECK, STOPSIGNAL, MAINTAINER), and calls
+// skipped for each.
+func Skipping(text string, files map[string]sandbox.BuildFile, skipped func(line int, text string)) (sandbox.Build, error) {
+	return parse(text, files, skipped)
+}
+
+func parse(text string, files map[string]sandbox.BuildFile, skipped func(line int, text string)) (b sandbox.Build, err error) {
+	r := &reader{field: "dockerfile", args: map[string]string{}, skipped: skipped}
 	if len(text) > MaxText {
 		r.add(0, fmt.Sprintf("it has %d bytes", len(text)), fmt.Sprintf("at most %d", MaxText), "copy long text from files")
 		return b, r.err()
@@ -106,6 +124,10 @@ func Parse(text string, files map[string]sandbox.BuildFile) (b sandbox.Build, er
 func (r *reader) instruction(n *parser.Node) {
 	name := strings.ToLower(n.Value)
 	line := n.StartLine
+	if r.skipped != nil && noEffect[name] {
+		r.skipped(line, source(n))
+		return
+	}
 	if what, ok := refused[name]; ok {
 		r.add(line, strings.ToUpper(name)+" is not possible here", instructions, what)
 		return

@@ -59,6 +59,7 @@ type Server struct {
 	log    *slog.Logger
 	public *url.URL // nil: none
 	proxy  *proxy
+	signed signed
 
 	// opening keeps two calls from opening the same address.
 	opening sync.Mutex
@@ -81,7 +82,7 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, log: o.Logger, plain: map[string]*listener{}}
+	s := &Server{o: o, log: o.Logger, plain: map[string]*listener{}, signed: signed{file: filepath.Join(o.State, "signed.json")}}
 	if o.Public != "" {
 		u, err := url.Parse(o.Public)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
@@ -111,7 +112,7 @@ func (s *Server) Share(addr net.Addr) {
 	s.mu.Unlock()
 }
 
-var nameLabel = regexp.MustCompile(`^([1-9][0-9]{0,4})-([a-z2-7]{20})$`)
+var nameLabel = regexp.MustCompile(`^([1-9][0-9]{0,4})-([a-z2-7]{20}|[a-z2-7]{16})$`)
 
 // parse takes a request's host apart; public tells that it was asked for by
 // the operator's name.
@@ -147,7 +148,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	secure := r.TLS != nil || public && s.public.Scheme == "https"
-	s.proxy.serve(w, r, label, port, secure)
+	open := false
+	if len(label) == signedLength {
+		if label, open = s.signed.port(label); !open {
+			page(w, r, http.StatusNotFound, "No such port", "This address has expired, or never was.", 0)
+			return
+		}
+	}
+	s.proxy.serve(w, r, label, port, secure, open)
 }
 
 // URLs are the addresses of p, the best first, as far as they are known. It
@@ -274,7 +282,7 @@ func (s *Server) servePlain(l net.Listener, p sandbox.Port) error {
 			// A name that was rebound to this machine by a web page.
 			page(w, r, http.StatusForbidden, "Wrong name", "Use this address with 127.0.0.1 or localhost.", 0)
 		default:
-			s.proxy.serve(w, r, p.Label, p.Number, false)
+			s.proxy.serve(w, r, p.Label, p.Number, false, false)
 		}
 	}))
 	if err != nil {

@@ -28,6 +28,9 @@ const (
 	HeaderToken  = "Berth-Preview-Token"
 	QueryToken   = "berth_token"
 	cookiePrefix = "berth_" // and the label
+	// The same for clients of the Daytona API.
+	headerDaytona = "X-Daytona-Preview-Token"
+	queryDaytona  = "DAYTONA_SANDBOX_AUTH_KEY"
 )
 
 // Bounds of a port.
@@ -96,6 +99,7 @@ func rewrite(r *httputil.ProxyRequest) {
 		r.Out.Header.Set("X-Forwarded-Proto", "https")
 	}
 	r.Out.Header.Del(HeaderToken)
+	r.Out.Header.Del(headerDaytona)
 	// Cookies hold for all ports of an address, so that other previews' come
 	// along, and would open those.
 	cookies := r.Out.Header.Values("Cookie")
@@ -127,13 +131,13 @@ func dropOurs(h http.Header) {
 
 // cutToken takes the token out of a query and leaves the rest byte for byte.
 func cutToken(query string) (rest, token string) {
-	if !strings.Contains(query, QueryToken) {
+	if !strings.Contains(query, QueryToken) && !strings.Contains(query, queryDaytona) {
 		return query, ""
 	}
 	var keep []string
 	for part := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(part, "=")
-		if name != QueryToken {
+		if name != QueryToken && name != queryDaytona {
 			keep = append(keep, part)
 			continue
 		}
@@ -155,8 +159,9 @@ func cookieValue(token string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// serve serves one request to the port of that label and number.
-func (p *proxy) serve(w http.ResponseWriter, r *http.Request, label string, number uint16, secure bool) {
+// serve serves one request to the port of that label and number. open: it has
+// shown already that it may.
+func (p *proxy) serve(w http.ResponseWriter, r *http.Request, label string, number uint16, secure, open bool) {
 	// An earlier request on this connection may have left deadlines.
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Time{})
@@ -168,7 +173,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, label string, numb
 		p.failed(w, r, err)
 		return
 	}
-	if !port.Public {
+	if !port.Public && !open {
 		rest, token := cutToken(r.URL.RawQuery)
 		switch {
 		case same(token, port.Token):
@@ -183,7 +188,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, label string, numb
 				w.WriteHeader(http.StatusSeeOther)
 				return
 			}
-		case same(r.Header.Get(HeaderToken), port.Token):
+		case same(r.Header.Get(HeaderToken), port.Token), same(r.Header.Get(headerDaytona), port.Token):
 		default:
 			if !hasCookie(r, label, port.Token) {
 				page(w, r, http.StatusUnauthorized, "A token is needed", "This port is not public. Give its token in the header "+HeaderToken+", or open the page once with ?"+QueryToken+"=TOKEN.", 0)
