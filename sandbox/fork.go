@@ -98,7 +98,15 @@ func (m *Manager) fork(ctx context.Context, key, to Key, labels map[string]strin
 	if err != nil {
 		return Info{}, err
 	}
-	return made.Info(ctx)
+	m.inherit(key, to)
+	info, err := made.Info(ctx)
+	if err != nil {
+		return info, err
+	}
+	b := &box{inst: made, info: info}
+	m.remount(ctx, to, b, true)
+	m.restored(ctx, key, inst)
+	return b.info, nil
 }
 
 // holdBack has calls that need the key's sandbox running wait until back is

@@ -15,7 +15,8 @@ import (
 // there does not have is applied when it can be, else told as drift.
 func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
 	ctx = withDeadline(ctx)
-	if err := errors.Join(spec.Validate(), m.allowed(spec), m.checkImage(spec)); err != nil {
+	spec = spec.Clone()
+	if err := errors.Join(spec.Validate(), m.allowed(spec), m.checkImage(spec), m.completeMounts(ctx, &spec)); err != nil {
 		return nil, err
 	}
 	b, err := m.ready(ctx, key, create, spec)
@@ -29,6 +30,9 @@ func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartR
 	if err := m.converge(ctx, key, b, spec, res); err != nil {
 		return nil, err
 	}
+	if b.outcome == Connected {
+		m.remountNow(ctx, key, b, res)
+	}
 	return m.fresh(ctx, key, b, res)
 }
 
@@ -40,7 +44,11 @@ func (m *Manager) Reconnect(ctx context.Context, key Key) (*StartResult, error) 
 	if err != nil {
 		return nil, sayNoSession(err, key)
 	}
-	return m.fresh(ctx, key, b, &StartResult{Outcome: b.outcome, Info: b.info, Notice: b.notice})
+	res := &StartResult{Outcome: b.outcome, Info: b.info, Notice: b.notice}
+	if b.outcome == Connected {
+		m.remountNow(ctx, key, b, res)
+	}
+	return m.fresh(ctx, key, b, res)
 }
 
 // fresh reads the state anew for an answer that shows it.
@@ -51,6 +59,7 @@ func (m *Manager) fresh(ctx context.Context, key Key, b *box, res *StartResult) 
 		return nil, fmt.Errorf("read the sandbox: %w", err)
 	}
 	res.Info = info
+	m.refresh(key, b, info)
 	return res, nil
 }
 
@@ -69,6 +78,9 @@ func (m *Manager) converge(ctx context.Context, key Key, b *box, spec Spec, res 
 	}
 	if len(drift(want, b.info.Spec)) > 0 {
 		if u, ok := b.inst.(Updater); ok {
+			if err := m.unwanted(ctx, key, b, want); err != nil {
+				return err
+			}
 			if err := u.Update(ctx, want); err != nil {
 				return fmt.Errorf("apply the spec: %w", err)
 			}
@@ -114,7 +126,7 @@ func (m *Manager) GetSandbox(ctx context.Context, key Key) (*Info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("describe a new sandbox: %w", err)
 	}
-	info.Key, info.Status, info.Spec = key, StatusPending, spec
+	info.Key, info.Status, info.Spec, info.Mounts = key, StatusPending, spec, pendingMounts(spec)
 	if info.Name == "" {
 		info.Name = spec.Name
 	}
@@ -294,6 +306,11 @@ func (m *Manager) DestroySandbox(ctx context.Context, key Key) (*DestroyResult, 
 	}
 	err = m.detached(ctx, inst.Destroy)
 	m.forget(key, nil)
+	if err == nil {
+		m.mu.Lock()
+		delete(m.inline, key)
+		m.mu.Unlock()
+	}
 	switch {
 	case errors.Is(err, errGoesOn):
 		return nil, &UserError{Err: ErrStarting, Text: "the sandbox is still being destroyed; it goes on by itself, and the same call again waits on"}

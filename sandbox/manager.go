@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"berth/mounts"
 )
 
 // MaxWait bounds how long any Manager call waits for a sandbox or a process.
@@ -22,6 +24,9 @@ type Options struct {
 	EventDir string
 	// ProviderReason tells why this provider was chosen, for get_sandbox.
 	ProviderReason string
+	// Buckets are the connections through which sessions mount buckets; nil:
+	// there are none.
+	Buckets *mounts.Set
 	// Compiler is for run_code's TypeScript and JavaScript; nil refuses them.
 	Compiler Compiler
 }
@@ -301,7 +306,9 @@ type Manager struct {
 	running  map[Key]int  // at most so many processes run, see admit
 	creating map[Key]bool
 	builds   map[buildKey]*building
-	owned    map[Owner]int // at most so many sandboxes are there, see makeRoom
+	mounted  map[Key]bool                          // whose mounts were looked at since this Manager began
+	inline   map[Key]map[string]*mounts.Connection // credentials that came with calls, by path
+	owned    map[Owner]int                         // at most so many sandboxes are there, see makeRoom
 
 	edits [editLocks]sync.Mutex // striped by key and path
 }
@@ -316,6 +323,12 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	}
 	if err := (Spec{Resources: o.Limits.Resources, Network: &o.Limits.Network}).Validate(); err != nil {
 		f = append(f, fmt.Errorf("limits: %w", err))
+	}
+	o.Defaults = o.Defaults.Clone()
+	if list, err := complete(o.Buckets, o.Defaults.Mounts); err != nil {
+		f = append(f, fmt.Errorf("defaults: %w", err))
+	} else {
+		o.Defaults.Mounts = list
 	}
 	f.ceiling(o.Defaults.Resources, o.Limits.Resources)
 	f.networkWithin(o.Defaults.Network, o.Limits.Network)
@@ -340,9 +353,8 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	o.Defaults = o.Defaults.Clone()
 	m := &Manager{provider: p, options: o, log: o.Logger, flights: map[Key]*flight{}, boxes: map[Key]*box{},
-		running: map[Key]int{}, creating: map[Key]bool{}, builds: map[buildKey]*building{}, owned: map[Owner]int{}}
+		running: map[Key]int{}, creating: map[Key]bool{}, builds: map[buildKey]*building{}, owned: map[Owner]int{}, mounted: map[Key]bool{}, inline: map[Key]map[string]*mounts.Connection{}}
 	if o.EventDir != "" {
 		m.events = &eventLog{dir: o.EventDir}
 	}

@@ -54,10 +54,15 @@ type MountInfo struct {
 	More    bool
 }
 
-// MountOrder is a Mount with what makes it. A provider keeps Mount, and never
-// Job.
+// MountOrder is a Mount with what makes it. A provider keeps Mount and Refused,
+// and never Job.
 type MountOrder struct {
 	Mount
+	// Refused, when it is not empty, says why there is no Job any more: the
+	// operator has taken the connection away, say. What is mounted is
+	// unmounted then, and the mount, if it was wanted, stays so, with
+	// MountError and this Reason.
+	Refused string
 	// Job is complete but for what only the provider knows: Mountpoint,
 	// Staging, and the owner in View (UID, GID, AllowOther), which is the
 	// sandbox's user.
@@ -87,7 +92,7 @@ type (
 		// to be replaced is in use; with a *mounts.Fault (errors.As) when the
 		// bucket cannot be used; with ErrUnsupported, as a *UserError with the
 		// remedy, where this machine cannot mount. Then nothing is mounted at
-		// o.Path. A mount that Info.Mounts did not list before is not kept; of one
+		// o.Path. In the place of one of Spec.Mounts, o.Mount takes its place there. A mount that Info.Mounts did not list before is not kept; of one
 		// that it did, State and Reason tell of the failure until the next call.
 		//
 		// Nothing of o.Job but what o.Mount says outlives the run of the sandbox,

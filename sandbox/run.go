@@ -235,10 +235,7 @@ func (r *RunRequest) complete(info Info, c Command) (Command, error) {
 // resolve makes a path of the caller's absolute: relative to the default
 // working directory, with ~ for home.
 func resolve(info Info, p string) string {
-	def := info.Spec.WorkingDirectory
-	if def == "" {
-		def = info.Home
-	}
+	def := DefaultDirectory(info)
 	switch {
 	case p == "":
 		return path.Clean(def)

@@ -173,6 +173,7 @@ func (m *Manager) forget(key Key, b *box) {
 		delete(m.boxes, key)
 	}
 	delete(m.running, key)
+	delete(m.mounted, key)
 	m.mu.Unlock()
 }
 
@@ -213,6 +214,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		switch {
 		case info.Status == StatusRunning:
 			b := &box{inst: inst, info: info, outcome: Connected, notice: notice}
+			m.remount(ctx, key, b, false)
 			return b, nil
 
 		case info.Status == StatusStopped || info.Status == StatusArchived:
@@ -305,6 +307,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		if notice.Replaced != "" {
 			b.outcome = Replaced
 		}
+		m.remount(ctx, key, b, true)
 		return b, nil
 	}
 }

@@ -102,7 +102,9 @@ func (m *Manager) CreateSnapshot(ctx context.Context, key Key, r SnapshotRequest
 		defer back()
 		inst, err := m.provider.Lookup(ctx, key)
 		if err == nil {
-			made, err = inst.(Snapshotter).Snapshot(ctx, name)
+			if made, err = inst.(Snapshotter).Snapshot(ctx, name); err == nil {
+				m.restored(ctx, key, inst)
+			}
 		}
 		return err
 	})

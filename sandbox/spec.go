@@ -49,8 +49,7 @@ func serverMade(ctx context.Context) bool {
 func (s Spec) Clone() Spec {
 	s.Labels, s.Env = maps.Clone(s.Labels), maps.Clone(s.Env)
 	s.Ephemeral, s.AutoStop, s.AutoArchive = clone(s.Ephemeral), clone(s.AutoStop), clone(s.AutoArchive)
-	s.Public, s.Volumes = clone(s.Public), slices.Clone(s.Volumes)
-	s.Public = clone(s.Public)
+	s.Public, s.Volumes, s.Mounts = clone(s.Public), slices.Clone(s.Volumes), slices.Clone(s.Mounts)
 	if s.Network != nil {
 		s.Network = s.Network.clone()
 	}
@@ -138,6 +137,9 @@ func (s Spec) over(d Spec) Spec {
 	if s.Volumes == nil {
 		s.Volumes = d.Volumes
 	}
+	if s.Mounts == nil {
+		s.Mounts = d.Mounts
+	}
 	if s.Public == nil {
 		s.Public = d.Public
 	}
@@ -202,6 +204,7 @@ func (s Spec) Validate() error {
 	}
 	f.resources(s.Resources)
 	f.volumes(s.Volumes)
+	f.mounts(s.Mounts, s.Volumes)
 	f.network(s.Network)
 	return f.err()
 }
@@ -393,6 +396,9 @@ func drift(want, inForce Spec) []string {
 	}
 	if want.Volumes != nil && !slices.Equal(want.Volumes, inForce.Volumes) {
 		d = append(d, "volumes: asked others than those in force; they are attached when a sandbox is made, so destroy_sandbox and start anew")
+	}
+	if want.Mounts != nil && !slices.Equal(want.Mounts, inForce.Mounts) {
+		d = append(d, "mounts: asked others than those in force")
 	}
 	if a, b := want.Public, inForce.Public; a != nil && *a != (b != nil && *b) {
 		say("public", *a, b != nil && *b)

@@ -55,12 +55,18 @@ func (f *faults) volumes(list []VolumeMount) {
 			f.add(key+"subpath", fmt.Sprintf("%.80q is not a path in the volume", s), "a relative path without '.' and '..', such as data/raw", "")
 		}
 		for j, o := range list[:i] {
-			if a, b := path.Clean(v.Path), path.Clean(o.Path); a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/") {
+			if overlap(v.Path, o.Path) {
 				f.add(key+"path", fmt.Sprintf("%.80q and volumes[%d].path %.80q lie in each other", v.Path, j, o.Path), "places apart", "")
 				break
 			}
 		}
 	}
+}
+
+// overlap tells whether one of two absolute paths is the other or lies in it.
+func overlap(a, b string) bool {
+	a, b = path.Clean(a), path.Clean(b)
+	return a == b || strings.HasPrefix(a, b+"/") || strings.HasPrefix(b, a+"/")
 }
 
 // place checks where something can be attached.

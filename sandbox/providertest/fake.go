@@ -105,6 +105,7 @@ type fakeStore struct {
 
 	volumes   []fakeVolume
 	snapshots []fakeSnapshot
+	buckets   map[string]string // their keys
 }
 
 func (s *fakeStore) find(key sandbox.Key) *fakeBox {

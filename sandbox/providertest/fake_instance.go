@@ -37,6 +37,7 @@ type fakeBox struct {
 	procs      map[sandbox.ProcessID]*fakeProcess
 	order      []sandbox.ProcessID
 	ports      []sandbox.Port
+	mounts     []*fakeMount
 }
 
 func (b *fakeBox) info() sandbox.Info {
@@ -44,7 +45,7 @@ func (b *fakeBox) info() sandbox.Info {
 	defer b.mu.Unlock()
 	i := sandbox.Info{Key: b.key, Name: b.spec.Name, Provider: b.store.options.Name, Status: b.status, Reason: b.reason,
 		Created: b.created, Stopped: b.stopped, StopReason: b.stopReason, Spec: b.spec, Home: b.home, User: accountOf(b.spec),
-		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees(), Ports: slices.Clone(b.ports)}
+		Runtimes: fakeRuntimes(), Guarantees: fakeGuarantees(), Ports: slices.Clone(b.ports), Mounts: b.mountInfos()}
 	if i.Name == "" {
 		i.Name = string(b.key.Session)
 	}
@@ -129,6 +130,7 @@ func (i *fakeInstance) Start(ctx context.Context) error {
 	case sandbox.StatusError:
 		return fmt.Errorf("sandbox is damaged: %s", b.reason)
 	}
+	b.unmountAll() // what a death has left
 	b.status, b.stopped, b.reason, b.stopReason = sandbox.StatusRunning, time.Time{}, "", ""
 	return nil
 }
@@ -148,6 +150,7 @@ func (i *fakeInstance) Stop(ctx context.Context) error {
 	b.mu.Unlock()
 	b.endAll(2*time.Second, "the sandbox was stopped")
 	b.mu.Lock()
+	b.unmountAll()
 	b.status, b.stopped, b.stopReason = sandbox.StatusStopped, b.store.options.Now(), "asked to"
 	b.mu.Unlock()
 	if ephemeral {
@@ -167,6 +170,7 @@ func (i *fakeInstance) Destroy(ctx context.Context) error {
 		return nil
 	}
 	b.status = sandbox.StatusDestroying
+	b.unmountAll()
 	b.mu.Unlock()
 	b.endAll(0, "the sandbox was destroyed")
 	if err := os.RemoveAll(b.root); err != nil {
@@ -254,6 +258,7 @@ func (i *fakeInstance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.S
 	if err = copyRoot(ctx, i.box.root, to.root); err == nil {
 		i.box.store.mu.Lock()
 		err = i.box.store.attach(to)
+		to.takeMounts(i.box)
 		i.box.store.mu.Unlock()
 	}
 	if err != nil {
@@ -330,7 +335,7 @@ func (b *fakeBox) resolve(path string) (string, error) {
 	for range 40 {
 		real, err := filepath.EvalSymlinks(path)
 		if err == nil {
-			if real != b.root && !strings.HasPrefix(real, b.root+"/") {
+			if real != b.root && !strings.HasPrefix(real, b.root+"/") && !strings.HasPrefix(real, filepath.Join(b.store.dir, "bucket-")) {
 				return "", &fs.PathError{Op: "resolve", Path: path, Err: fs.ErrNotExist}
 			}
 			return real, nil

@@ -33,6 +33,9 @@ type Harness struct {
 	Break func(t *testing.T, p sandbox.Provider, key sandbox.Key)
 	// Outside starts an echo server for the test, where sandboxes may reach it.
 	Outside func(t *testing.T) Echo
+	// Bucket makes a bucket that p's sandboxes reach, empty, for the test. It has
+	// its key in Job.Service.SecretAccessKey.
+	Bucket func(t *testing.T, p sandbox.Provider) Bucket
 	// Spec is what every sandbox of the suite is made of.
 	Spec sandbox.Spec
 	// LogLimit is how many bytes of one output stream are kept.
@@ -70,6 +73,9 @@ const (
 	// OneInstant: forks and snapshots have the files as of one moment, also
 	// while processes write.
 	OneInstant Ability = "one instant"
+	Mounts     Ability = "mounts" // MountChecker, Mounter, Spec.Mounts
+	// RealMounts are mounts to the kernel: they can be read-only, and in use.
+	RealMounts Ability = "real mounts"
 	// ReadOnlyVolumes holds against root, too.
 	ReadOnlyVolumes Ability = "read-only volumes"
 )
@@ -99,7 +105,7 @@ func Run(t *testing.T, h Harness) {
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec}, {"account", testAccount},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
-		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes},
+		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes}, {"mounts", testMounts},
 	} {
 		if h.Only != nil && !slices.Contains(h.Only, g.name) {
 			continue
