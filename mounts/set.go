@@ -70,7 +70,9 @@ func NewSet(connections map[string]Connection, o SetOptions) (*Set, error) {
 		}
 		s.connections[name] = c
 	}
-	s.options.Rules = slices.Clone(o.Rules)
+	if s.options.Rules = slices.Clone(o.Rules); slices.ContainsFunc(o.Rules, func(r Rule) bool { return r == Rule{Connection: "*"} || r == Rule{Connection: "*", Bucket: "*"} }) {
+		s.options.Rules = nil
+	}
 	for i := range s.options.Rules {
 		r, key := &s.options.Rules[i], fmt.Sprintf("limits.buckets[%d].", i)
 		_, known := s.connections[r.Connection]

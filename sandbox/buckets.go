@@ -96,11 +96,17 @@ func (mt *Mount) set(t mounts.Target) {
 }
 
 // complete returns list with all that the configuration says, or what is wrong.
-func complete(set *mounts.Set, list []Mount) ([]Mount, error) {
+// Those of the operator may name connections that are not there at the moment: of variables
+// that only the server has.
+func complete(set *mounts.Set, list []Mount, operators bool) ([]Mount, error) {
 	var f faults
 	out := slices.Clone(list)
 	for i := range out {
 		t, err := set.Complete(out[i].target(), nil)
+		if p := mounts.ProblemsOf(err); operators && len(p) == 1 && p[0].Field == "connection" {
+			out[i].Path = path.Clean(out[i].Path)
+			continue
+		}
 		f.problems("mounts."+out[i].Path+".", err)
 		out[i].set(t)
 	}
@@ -133,7 +139,7 @@ func (m *Manager) completeMounts(ctx context.Context, s *Spec) error {
 	if len(s.Mounts) == 0 {
 		return nil
 	}
-	list, err := complete(m.options.Buckets, s.Mounts)
+	list, err := complete(m.options.Buckets, s.Mounts, false)
 	if err != nil {
 		return err
 	}
@@ -379,6 +385,9 @@ func (m *Manager) remember(key Key, at string, c *mounts.Connection) {
 // tells that its keys were a call's, and are not here.
 func (m *Manager) order(key Key, mt Mount) (o MountOrder, lost bool) {
 	o.Mount = mt
+	if t, err := m.options.Buckets.Complete(mt.target(), nil); err == nil && mt.Bucket == "" {
+		o.Mount.set(t) // the operator's defaults were not complete when the sandbox was made
+	}
 	var inline *mounts.Connection
 	if mt.Connection == InlineConnection {
 		m.mu.Lock()
@@ -390,7 +399,7 @@ func (m *Manager) order(key Key, mt Mount) (o MountOrder, lost bool) {
 		}
 	}
 	var err error
-	if o.Job, err = m.options.Buckets.Job(mt.target(), inline); err != nil {
+	if o.Job, err = m.options.Buckets.Job(o.target(), inline); err != nil {
 		o.Refused = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
 	return o, false

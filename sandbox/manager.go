@@ -325,7 +325,7 @@ func NewManager(p Provider, o Options) (*Manager, error) {
 		f = append(f, fmt.Errorf("limits: %w", err))
 	}
 	o.Defaults = o.Defaults.Clone()
-	if list, err := complete(o.Buckets, o.Defaults.Mounts); err != nil {
+	if list, err := complete(o.Buckets, o.Defaults.Mounts, true); err != nil {
 		f = append(f, fmt.Errorf("defaults: %w", err))
 	} else {
 		o.Defaults.Mounts = list

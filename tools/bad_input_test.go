@@ -41,6 +41,8 @@ func valid(process string) map[string]args {
 		"delete_volume":   {"volume": "none"},
 		"read_file":       {"session_id": s, "path": "kept"},
 		"write_file":      {"session_id": s, "path": "kept", "content": "changed"},
+		"mount_bucket":    {"session_id": s, "path": "/changed"}, // but that no connection is configured here
+		"unmount_bucket":  {"session_id": s, "path": "/changed"},
 		"edit_file":       {"session_id": s, "path": "kept", "edits": []any{args{"old_text": "kept", "new_text": "changed"}}},
 	}
 }
@@ -129,6 +131,11 @@ func rowsOf(tool string, ok args, name string, schema map[string]any, required b
 			break
 		}
 		rows = append(rows, row("wrong_value", args{"A": 3}), row("nul", args{"A": "a\x00b"}, "NUL"))
+		if values, _ := schema["additionalProperties"].(map[string]any); values["type"] == "object" {
+			rows = []badRow{row("wrong_value", args{"/a": 3}, "/a", "an object"), row("unknown_key", args{"/a": args{"nonsense": 3}}, "/a.nonsense", "no such argument"),
+				row("nul", args{"/a": args{"bucket": "a\x00b"}}, "/a.bucket", "NUL"), row("null", args{"/a": nil}, "/a")}
+			break
+		}
 		many := args{}
 		for i := range 2000 {
 			many[fmt.Sprint("N", i)] = "v"
@@ -195,6 +202,15 @@ func handRows(ok map[string]args) []badRow {
 			want: []string{"resources.cpu", "0.01", "resources.memory_gib", "16 MiB", "resources.disk_gib", "does not fit"}},
 		{name: "resources_type", tool: "start_sandbox", args: with(ok["start_sandbox"], "resources", args{"memory_gib": "2"}), want: []string{"resources.memory_gib", "in quotes"}},
 		{name: "resources_unknown", tool: "start_sandbox", args: with(ok["start_sandbox"], "resources", args{"memory": 2}), want: []string{"resources.memory", "did you mean memory_gib"}},
+		{name: "mount_without_connection", tool: "start_sandbox", args: with(ok["start_sandbox"], "mounts", args{"/data": args{"bucket": "bucket"}}), want: []string{"mounts./data.connection", "none is configured"}},
+		{name: "mounts_in_each_other", tool: "start_sandbox", args: with(ok["start_sandbox"], "mounts", args{"/data": args{}, "/data/a": args{}}), want: []string{"mounts", "lie in each other"}},
+		{name: "mount_over_the_system", tool: "start_sandbox", args: with(ok["start_sandbox"], "mounts", args{"/usr": args{}}), want: []string{"mounts", "/usr"}},
+		{name: "no_connection", tool: "mount_bucket", args: ok["mount_bucket"], want: []string{"connection: none is configured", "S3_*"}},
+		{name: "relative", tool: "mount_bucket", args: with(ok["mount_bucket"], "path", "data"), want: []string{"path", "absolute"}},
+		{name: "escaping", tool: "mount_bucket", args: with(ok["mount_bucket"], "path", "/a/../b"), want: []string{"path", ".."}},
+		{name: "credentials", tool: "mount_bucket", args: with(ok["mount_bucket"], "credentials", args{"kind": "s3"}), want: []string{"credentials: the operator does not allow"}},
+		{name: "none_there", tool: "unmount_bucket", args: ok["unmount_bucket"], want: []string{"path", "/changed"}},
+		{name: "no_sandbox", tool: "unmount_bucket", args: with(ok["unmount_bucket"], "session_id", "never-seen"), want: []string{"never-seen"}},
 		{name: "not_found", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "absent", "new_text": "x"}}), want: []string{"old_text"}},
 		{name: "twice", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "e", "new_text": "x"}}), want: []string{"old_text", "3 times"}},
 		{name: "second_fails", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "changed"}, args{"old_text": "absent", "new_text": "x"}}), want: []string{"edits.1"}},
@@ -204,7 +220,7 @@ func handRows(ok map[string]args) []badRow {
 		{name: "inner_type", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": 3, "new_text": "x"}}), want: []string{"edits.0.old_text"}},
 		{name: "no_change", tool: "edit_file", args: with(ok["edit_file"], "edits", []any{args{"old_text": "kept", "new_text": "kept"}}), want: []string{"edits.0.new_text"}},
 	}
-	for _, name := range []string{"mounts", "target", "isolation"} {
+	for _, name := range []string{"target", "isolation"} {
 		rows = append(rows, badRow{name: "not_yet_" + name, tool: "start_sandbox", args: with(ok["start_sandbox"], name, "x"),
 			want: []string{name + ": this version's local provider does not have"}})
 	}

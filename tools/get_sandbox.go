@@ -19,7 +19,7 @@ type sandboxAnswer struct {
 func getSandbox() tool {
 	t := tool{
 		name: "get_sandbox", toolset: "sandbox",
-		description: "Tells the sandbox's status (pending: not made yet), settings, interpreters, network, usage, and what is enforced. Starts nothing.",
+		description: "Tells the sandbox's status (pending: not made yet), settings, interpreters, network, buckets, usage, and what is enforced. Starts nothing.",
 		readOnly:    true, idempotent: true, reach: anySession,
 	}
 	t.args, t.handle = handler(func(c *call, _ *getSandboxArguments) (*mcp.CallToolResult, error) {
@@ -29,6 +29,7 @@ func getSandbox() tool {
 		}
 		out := sandboxAnswer{Sandbox: c.infoOf(*info), Notice: c.noticeText(sandbox.Notice{})}
 		out.Sandbox.Instructions = forAgent(*info)
+		out.Sandbox.Connections, out.Sandbox.Inline = connectionsOf(c.manager.Connections()), c.manager.InlineCredentials()
 		c.looked = info.Status == sandbox.StatusPending
 		return recordAnswer(out)
 	})

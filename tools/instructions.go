@@ -36,9 +36,9 @@ func forAgent(i sandbox.Info) string {
 	if home == "" {
 		home = "/home/agent"
 	}
-	cwd := home
-	if i.Spec.WorkingDirectory != "" {
-		cwd = i.Spec.WorkingDirectory
+	cwd := sandbox.DefaultDirectory(i)
+	if cwd == "" {
+		cwd = home
 	}
 	user := i.User
 	if user == "" {
@@ -72,6 +72,20 @@ func forAgent(i sandbox.Info) string {
 			how = "read-only"
 		}
 		s = append(s, fmt.Sprintf("%s is a folder of the host, %s.", d.Path, how))
+	}
+	for _, m := range i.Mounts {
+		what := m.Bucket
+		if m.Prefix != "" {
+			what += "/" + m.Prefix
+		}
+		switch {
+		case m.State == sandbox.MountError:
+			s = append(s, fmt.Sprintf("%s, the bucket %s, is not mounted: %s.", m.Path, what, m.Reason))
+		case m.ReadOnly:
+			s = append(s, fmt.Sprintf("%s is the bucket %s, read-only.", m.Path, what))
+		default:
+			s = append(s, fmt.Sprintf("%s is the bucket %s, read and write.", m.Path, what))
+		}
 	}
 	return strings.Join(s, " ")
 }

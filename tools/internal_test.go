@@ -117,7 +117,7 @@ func TestHeartbeat(t *testing.T) {
 
 func BenchmarkDecodeLargeWrite(b *testing.B) {
 	def := writeFile()
-	v, err := newValidator(def.name, def.args, nil)
+	v, err := newValidator(def.name, def.args, shape{}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func BenchmarkDecodeLargeWrite(b *testing.B) {
 
 func BenchmarkDecodeCommand(b *testing.B) {
 	def := executeCommand()
-	v, err := newValidator(def.name, def.args, nil)
+	v, err := newValidator(def.name, def.args, shape{}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -36,6 +36,9 @@ type sandboxInfo struct {
 	Network        string            `json:"network"`
 	HostDirs       []hostDir         `json:"host_dirs,omitempty"`
 	Ports          []exposedPort     `json:"ports,omitempty"`
+	Mounts         []mountRow        `json:"mounts,omitempty"`
+	Connections    []connectionRow   `json:"connections,omitempty"` // that it may mount, in get_sandbox
+	Inline         bool              `json:"inline_credentials,omitempty"`
 	Refused        []refused         `json:"refused_connections,omitempty"`
 	Usage          *usage            `json:"usage,omitempty"`
 	Enforced       []string          `json:"enforced,omitempty"`
@@ -137,6 +140,9 @@ func (c *call) infoOf(i sandbox.Info) sandboxInfo {
 			urls = c.options.Previews.URLs(p)
 		}
 		out.Ports = append(out.Ports, exposedPortOf(p, urls))
+	}
+	for _, m := range i.Mounts {
+		out.Mounts = append(out.Mounts, mountOf(m))
 	}
 	// The newest 20 are what an agent can use.
 	for _, r := range i.Refused[max(0, len(i.Refused)-20):] {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"berth/internal/secret"
 )
 
 // Argument structs describe themselves by tags, so that what is published and
@@ -70,15 +72,23 @@ func fieldsOf(t reflect.Type) func(func(reflect.StructField) bool) {
 	}
 }
 
+// shape is what of an argument struct's schema its tags do not say.
+type shape struct {
+	bare []string // names of properties that go without their descriptions
+	// enums are the values allowed of texts of that name, at any depth, which
+	// are only known once a server is configured.
+	enums map[string][]string
+}
+
 // schemaOf builds the JSON Schema of an argument struct, its properties in
-// the order of the fields; those named bare go without their descriptions.
-func schemaOf(t reflect.Type, bare ...string) json.RawMessage {
+// the order of the fields.
+func (o shape) schemaOf(t reflect.Type) json.RawMessage {
 	var props, required []string
 	for _, f := range fields(t) {
-		if slices.Contains(bare, f.name) {
+		if slices.Contains(o.bare, f.name) {
 			f.doc = ""
 		}
-		props = append(props, quote(f.name)+":"+f.schema())
+		props = append(props, quote(f.name)+":"+o.schema(f))
 		if f.required {
 			required = append(required, quote(f.name))
 		}
@@ -91,15 +101,19 @@ func schemaOf(t reflect.Type, bare ...string) json.RawMessage {
 }
 
 // schema is the field's own schema.
-func (f field) schema() string {
+func (o shape) schema(f field) string {
 	t := f.typ
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	parts := []string{typeSchema(t)}
+	parts := []string{o.typeSchema(t)}
+	allowed := o.enums[f.name]
 	if v := f.rules["enum"]; v != "" {
+		allowed = strings.Split(v, "|")
+	}
+	if len(allowed) > 0 {
 		var values []string
-		for e := range strings.SplitSeq(v, "|") {
+		for _, e := range allowed {
 			values = append(values, quote(e))
 		}
 		parts = append(parts, `"enum":[`+strings.Join(values, ",")+`]`)
@@ -125,7 +139,8 @@ func (f field) schema() string {
 }
 
 // typeSchema is the inside of the schema of a Go type.
-func typeSchema(t reflect.Type) string {
+func (o shape) typeSchema(t reflect.Type) string {
+	inner := shape{enums: o.enums}
 	switch t.Kind() {
 	case reflect.String:
 		return `"type":"string"`
@@ -136,21 +151,27 @@ func typeSchema(t reflect.Type) string {
 	case reflect.Float64:
 		return `"type":"number"`
 	case reflect.Struct:
-		s := string(schemaOf(t))
+		if t == reflect.TypeFor[secret.Text]() {
+			return `"type":"string"`
+		}
+		s := string(inner.schemaOf(t))
 		return s[1 : len(s)-1]
 	case reflect.Slice:
 		if t == reflect.TypeFor[textList]() {
 			return `"type":["string","array"],"items":{"type":"string"}`
 		}
-		if t.Elem().Kind() == reflect.Struct {
-			return `"type":"array","items":` + string(schemaOf(t.Elem()))
+		if t == reflect.TypeFor[mountList]() {
+			return `"type":"object","additionalProperties":` + string(inner.schemaOf(t.Elem()))
 		}
-		return `"type":"array","items":{` + typeSchema(t.Elem()) + `}`
+		if t.Elem().Kind() == reflect.Struct {
+			return `"type":"array","items":` + string(inner.schemaOf(t.Elem()))
+		}
+		return `"type":"array","items":{` + inner.typeSchema(t.Elem()) + `}`
 	case reflect.Map:
 		if t.Elem().Kind() == reflect.Pointer {
 			return `"type":"object","additionalProperties":{"type":["string","null"]}`
 		}
-		return `"type":"object","additionalProperties":{` + typeSchema(t.Elem()) + `}`
+		return `"type":"object","additionalProperties":{` + inner.typeSchema(t.Elem()) + `}`
 	}
 	panic(fmt.Sprintf("tools: no schema for %s", t))
 }

@@ -26,6 +26,7 @@ type startSandboxArguments struct {
 	WorkingDirectory   string            `json:"working_directory" doc:"Absolute; default: home." schema:"bytes=4096"`
 	Resources          *resources        `json:"resources" doc:"Limits that must hold."`
 	Volumes            []volumeMount     `json:"volumes" doc:"Directories that outlive sandboxes, made at first use; of a new sandbox only." schema:"items=32;minitems=1"`
+	Mounts             mountList         `json:"mounts" doc:"Buckets as directories, by absolute path. Commands start in the first." schema:"items=16"`
 	SessionID          *string           `json:"session_id" doc:"Default: the one the operator fixed, or a new one."`
 	networkArguments
 }
@@ -78,18 +79,18 @@ func (a startSandboxArguments) session() *string { return a.SessionID }
 
 // notYet are the arguments that berth knows and this version's provider lacks.
 var notYet = map[string]string{
-	"mounts": lacks("bucket mounts; move files with write_file and read_file"), "target": lacks("targets; everything runs on this machine"),
+	"target":    lacks("targets; everything runs on this machine"),
 	"isolation": lacks("a choice of isolation; get_sandbox shows what is enforced"),
 }
 
 func lacks(what string) string { return "this version's local provider does not have " + what }
 
-func startSandbox() tool {
+func startSandbox(b buckets) tool {
 	t := tool{
 		name: "start_sandbox", toolset: "sandbox",
 		description: "Makes a sandbox, or connects to the session's own and starts it when it is stopped; a destroyed one is made anew. Only for settings or several sandboxes: commands make what they need. " +
 			"The session_id finds it again at any time, files intact. Returns created, connected or replaced, and what is enforced.",
-		idempotent: true, reach: newSession, unavailable: notYet,
+		idempotent: true, reach: newSession, unavailable: notYet, enums: b.enums(),
 	}
 	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {
 		spec, err := a.spec()
@@ -111,7 +112,7 @@ func (a *startSandboxArguments) spec() (sandbox.Spec, error) {
 		Name: a.Name, Labels: a.Labels, Language: sandbox.Language(a.Language), Env: a.Env, Snapshot: a.Snapshot, Image: a.Image, User: a.User, Ephemeral: a.Ephemeral, Public: a.Public,
 		AutoStop: minutes(a.AutoStopMinutes), AutoArchive: minutes(a.AutoArchiveMinutes), AutoDelete: minutes(a.AutoDeleteMinutes),
 		Timeout: duration(a.TimeoutSeconds), WorkingDirectory: a.WorkingDirectory, Resources: a.Resources.spec(),
-		Volumes: volumesIn(a.Volumes), Network: network,
+		Volumes: volumesIn(a.Volumes), Mounts: a.Mounts.mounts(), Network: network,
 	}, err
 }
 

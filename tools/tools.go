@@ -22,7 +22,7 @@ import (
 
 // Options of Register. The zero value works.
 type Options struct {
-	// Toolsets chooses what is listed: "core", "sandbox", "files",
+	// Toolsets chooses what is listed: "core", "sandbox", "files", "buckets",
 	// "snapshots", "volumes", "network", or "all". Empty means DefaultToolsets.
 	Toolsets []string
 	// ReadOnly keeps only the tools that change nothing.
@@ -47,7 +47,7 @@ type Options struct {
 func Toolsets() []string { return append(DefaultToolsets(), "snapshots", "volumes", "network") }
 
 // DefaultToolsets are those that are listed unless others are asked for.
-func DefaultToolsets() []string { return []string{"core", "sandbox", "files"} }
+func DefaultToolsets() []string { return []string{"core", "sandbox", "files", "buckets"} }
 
 // chosen checks Toolsets; its error is a *sandbox.FieldError.
 func (o Options) chosen() (map[string]bool, error) {
@@ -111,6 +111,7 @@ type tool struct {
 	bare                              []string // arguments described elsewhere, see schemaOf
 	output                            json.RawMessage
 	unavailable                       map[string]string
+	enums                             map[string][]string // see shape
 	handle                            func(*call) (*mcp.CallToolResult, error)
 }
 
@@ -121,12 +122,19 @@ func handler[A any](f func(*call, *A) (*mcp.CallToolResult, error)) (reflect.Typ
 	}
 }
 
+// buckets are the connections through which a server's sessions mount buckets.
+type buckets struct {
+	connections []string
+	inline      bool // and calls may bring their own
+}
+
 // all is the one list of tools, in the order they are listed and documented.
-func all() []tool {
+func all(b buckets) []tool {
 	return []tool{
 		executeCommand(), runCode(), spawnProcess(), sendStdin(), readOutput(), killProcess(), listProcesses(),
-		startSandbox(), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
+		startSandbox(b), reconnect(), getSandbox(), listSandboxes(), stopSandbox(), destroySandbox(), exposePort(),
 		readFile(), writeFile(), editFile(),
+		mountBucket(b), unmountBucket(),
 		createSnapshot(), listSnapshots(), deleteSnapshot(), forkSandbox(),
 		listVolumes(), deleteVolume(), setNetwork(),
 	}
@@ -136,10 +144,12 @@ func all() []tool {
 func (t tool) published() mcp.Tool {
 	return mcp.Tool{
 		Name: t.name, Description: t.description,
-		RawInputSchema: schemaOf(t.args, t.bare...), RawOutputSchema: t.output,
+		RawInputSchema: t.shape().schemaOf(t.args), RawOutputSchema: t.output,
 		Annotations: t.hints(),
 	}
 }
+
+func (t tool) shape() shape { return shape{bare: t.bare, enums: t.enums} }
 
 // hints say what a client may assume. Those are left out that mean nothing for
 // a tool that only reads, or say what holds without them: the list is paid for
@@ -172,11 +182,15 @@ func Register(s *server.MCPServer, m *sandbox.Manager, o Options) error {
 		o.Book = session.NewBook(sandbox.SessionID(o.DefaultSession))
 	}
 	r := &registry{manager: m, options: o, book: o.Book, log: o.Logger, now: time.Now}
-	for _, t := range all() {
-		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) || (t.toolset == "volumes" && !m.HasVolumes()) {
+	b := buckets{inline: m.InlineCredentials()}
+	for _, c := range m.Connections() {
+		b.connections = append(b.connections, c.Name)
+	}
+	for _, t := range all(b) {
+		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) || (t.toolset == "volumes" && !m.HasVolumes()) || (t.toolset == "buckets" && !m.HasMounts()) {
 			continue
 		}
-		v, err := newValidator(t.name, t.args, t.unavailable)
+		v, err := newValidator(t.name, t.args, t.shape(), t.unavailable)
 		if err != nil {
 			return err // a programmer's mistake; the schema tests find it
 		}

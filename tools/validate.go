@@ -35,8 +35,8 @@ type validator struct {
 	unavailable map[string]string // argument -> why this version lacks it
 }
 
-func newValidator(tool string, args reflect.Type, unavailable map[string]string) (*validator, error) {
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(schemaOf(args)))
+func newValidator(tool string, args reflect.Type, o shape, unavailable map[string]string) (*validator, error) {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(o.schemaOf(args)))
 	if err != nil {
 		return nil, fmt.Errorf("schema of %s: %w", tool, err)
 	}
@@ -298,7 +298,7 @@ func (v *validator) meaning(location []string, name string) string {
 		var schema struct {
 			Type string `json:"type"`
 		}
-		_ = json.Unmarshal([]byte(f.schema()), &schema) // made by us
+		_ = json.Unmarshal([]byte(shape{}.schema(f)), &schema) // made by us
 		what := typeNames([]string{schema.Type})
 		if f.doc != "" {
 			what += " (" + strings.TrimSuffix(f.doc, ".") + ")"
@@ -357,6 +357,9 @@ func (f field) check(name string, val reflect.Value) []error {
 		var list []error
 		for i := range val.Len() {
 			place := fmt.Sprintf("%s.%d", name, i)
+			if m, ok := val.Index(i).Interface().(namedMount); ok {
+				place = join(name, clip(m.path, 80))
+			}
 			if val.Index(i).Kind() != reflect.Struct {
 				list = append(list, f.check(place, val.Index(i))...)
 				continue
@@ -453,7 +456,7 @@ func at(doc any, location []string) any {
 // private are the arguments whose values are repeated nowhere: they may hold
 // secrets.
 var private = map[string]bool{"env": true, "stdin": true, "text": true, "base64": true,
-	"content": true, "code": true, "edits": true, "dockerfile": true, "files": true, "steps": true}
+	"content": true, "code": true, "edits": true, "dockerfile": true, "files": true, "steps": true, "credentials": true}
 
 // shown is show, but nothing for the value of a private argument.
 func shown(location []string, v any) string {

@@ -152,6 +152,7 @@ func (a *App) openWith(c *config.Config, log *slog.Logger) (*bench, error) {
 		Defaults: c.Defaults.Spec(),
 		Limits: sandbox.Limits{MaxSandboxes: c.Limits.MaxSandboxes, MaxProcesses: c.Limits.MaxProcesses, Resources: c.Limits.Resources(),
 			AllowedImages: c.Limits.AllowedImages, AnyImage: !a.serving, Network: c.Limits.Network()},
+		Buckets:        c.Buckets,
 		EventDir:       a.eventDir(c),
 		ProviderReason: reason,
 		Compiler:       compiler,

@@ -21,6 +21,7 @@ import (
 	"strings"
 
 	"berth/internal/secret"
+	"berth/mounts"
 	"berth/sandbox"
 )
 
@@ -60,6 +61,8 @@ type Config struct {
 	Local    Local    `yaml:"local"`
 	Daytona  Daytona  `yaml:"daytona"`
 	Ports    Ports    `yaml:"ports"`
+	// Connections are access to bucket services, by the names that sessions say.
+	Connections map[string]mounts.Connection `yaml:"connections"`
 	// BestEffort starts sandboxes also where a limit that was asked for cannot be held.
 	BestEffort bool `yaml:"best_effort"`
 
@@ -67,6 +70,9 @@ type Config struct {
 	File string `yaml:"-"`
 	// Warnings are remarks for the log, such as a variable that no key has.
 	Warnings []string `yaml:"-"`
+	// Buckets are the connections of this config and of the environment, and what
+	// sessions may do with them.
+	Buckets *mounts.Set `yaml:"-"`
 	// Environment holds what providers read from the environment and .env files.
 	Environment Environment `yaml:"-"`
 }
@@ -108,6 +114,8 @@ type Defaults struct {
 	Resources          Resources         `yaml:"resources"`
 	// Volumes are attached to sandboxes whose sessions name none.
 	Volumes []Volume `yaml:"volumes"`
+	// Mounts are buckets that sandboxes show whose sessions name none.
+	Mounts []Mount `yaml:"mounts"`
 	// What sandboxes reach: nothing but the lists, and only them.
 	NetworkBlockAll     bool     `yaml:"network_block_all"`
 	NetworkAllowList    []string `yaml:"network_allow_list"`
@@ -142,6 +150,10 @@ type Limits struct {
 	// AllowedImages are patterns of the images that sessions may name, in which
 	// * stands for any text; none: no image.
 	AllowedImages []string `yaml:"allowed_images"`
+	// Buckets are what sessions may mount; none: nothing.
+	Buckets []mounts.Rule `yaml:"buckets"`
+	// InlineCredentials lets mount_bucket bring credentials of its own.
+	InlineCredentials bool `yaml:"inline_credentials"`
 	// HostDirs are folders of this machine shown in every sandbox.
 	HostDirs []HostDir `yaml:"host_dirs"`
 }
@@ -153,6 +165,18 @@ type Volume struct {
 	Subpath  string `yaml:"subpath"`
 	ReadOnly bool   `yaml:"read_only"`
 }
+
+// Mount is a bucket, or part of one, and where it is seen inside. The file writes
+// mounts as a mapping of their paths, in whose order they are mounted.
+type Mount struct {
+	Path       string `yaml:"-"`
+	Connection string `yaml:"connection"`
+	Bucket     string `yaml:"bucket"`
+	Prefix     string `yaml:"prefix"`
+	ReadOnly   bool   `yaml:"read_only"`
+}
+
+func (m *Mount) setKey(path string) { m.Path = path }
 
 // HostDir is one folder of the host and where it is seen inside.
 type HostDir struct {
@@ -185,6 +209,8 @@ type Local struct {
 	// is reached directly all the same: names, ".suffix", addresses, CIDRs.
 	UpstreamProxy secret.Text `yaml:"upstream_proxy"`
 	NoProxy       []string    `yaml:"no_proxy"`
+	// FUSE lets programs inside mount file systems of their own, by fusermount3.
+	FUSE bool `yaml:"fuse"`
 	// Images say where images come from, and how long they stay.
 	Images Images `yaml:"images"`
 }
@@ -249,8 +275,8 @@ func Default() *Config {
 			AutoDeleteMinutes:  -1,
 			TimeoutSeconds:     300,
 		},
-		Limits:  Limits{MaxSandboxes: 1000, MaxProcesses: 512, AllowedImages: []string{"*"}},
-		Local:   Local{LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024, Images: Images{KeepDays: 30, MaxGiB: 64}},
+		Limits:  Limits{MaxSandboxes: 1000, MaxProcesses: 512, AllowedImages: []string{"*"}, Buckets: []mounts.Rule{{Connection: "*"}}},
+		Local:   Local{FUSE: true, LogMiB: 64, KeepProcesses: 200, KeepLogMiB: 1024, Images: Images{KeepDays: 30, MaxGiB: 64}},
 		Daytona: Daytona{Adopt: "auto", Probe: "1.1.1.1:443"},
 	}
 }

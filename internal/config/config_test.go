@@ -13,6 +13,7 @@ import (
 
 	"berth/internal/config"
 	"berth/internal/secret"
+	"berth/mounts"
 	"berth/sandbox"
 )
 
@@ -44,6 +45,9 @@ func TestExampleHoldsEveryKeyWithItsDefault(t *testing.T) {
 		cmp.FilterValues(func(a, b map[string]secret.Text) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string][]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
 		cmp.FilterValues(func(a, b map[string]string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
+		cmp.FilterValues(func(a, b []config.Mount) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
+		cmp.FilterValues(func(a, b map[string]mounts.Connection) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
+		cmp.Comparer(func(a, b *mounts.Set) bool { return cmp.Equal(a.Offers(), b.Offers()) }),
 		cmp.AllowUnexported(config.Environment{})); diff != "" {
 		t.Errorf("config.example.yaml differs from the defaults (-default +example):\n%s", diff)
 	}

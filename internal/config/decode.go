@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"berth/mounts"
 )
 
 // file decodes a YAML document over the config. It walks the parsed nodes
@@ -36,6 +38,11 @@ func (l *loader) file(name string, data []byte) {
 func at(file string, n *yaml.Node) string { return fmt.Sprintf("%s line %d", file, n.Line) }
 
 var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+
+// keyed is an element of a list that the file writes as a mapping, in its order.
+type keyed interface{ setKey(string) }
+
+var keyedType = reflect.TypeFor[keyed]()
 
 // node decodes n into v. hide keeps the value out of messages.
 func (l *loader) node(file, key string, n *yaml.Node, v reflect.Value, hide bool) {
@@ -84,6 +91,20 @@ func (l *loader) node(file, key string, n *yaml.Node, v reflect.Value, hide bool
 			m.SetMapIndex(reflect.ValueOf(name), e)
 		}
 		v.Set(m)
+	case v.Kind() == reflect.Slice && reflect.PointerTo(v.Type().Elem()).Implements(keyedType):
+		if n.Kind != yaml.MappingNode {
+			wrong("a mapping of names")
+			return
+		}
+		seen := map[string]bool{}
+		s := reflect.MakeSlice(v.Type(), len(n.Content)/2, len(n.Content)/2)
+		for i := range s.Len() {
+			name, e := n.Content[2*i].Value, s.Index(i)
+			l.once(file, join(key, name), n.Content[2*i], seen)
+			l.node(file, join(key, name), n.Content[2*i+1], e, hide)
+			e.Addr().Interface().(keyed).setKey(name)
+		}
+		v.Set(s)
 	case v.Kind() == reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
 			wrong("a list")
@@ -251,6 +272,10 @@ func (l *loader) set(key, where, text string, add bool) {
 				continue
 			}
 			*h = d
+		} else if h, ok := e.Addr().Interface().(*Mount); ok {
+			*h = parseMount(part)
+		} else if h, ok := e.Addr().Interface().(*mounts.Rule); ok {
+			*h = parseRule(part)
 		} else if h, ok := e.Addr().Interface().(*Volume); ok {
 			d, err := parseVolume(part)
 			if err != nil {
@@ -288,6 +313,22 @@ func parseVolume(s string) (Volume, error) {
 	}
 	name, sub, _ := strings.Cut(d.Host, "/")
 	return Volume{Volume: name, Subpath: sub, Path: d.Path, ReadOnly: d.ReadOnly}, nil
+}
+
+// parseRule reads "CONNECTION[:BUCKET[/PREFIX]][:ro]".
+func parseRule(s string) mounts.Rule {
+	var r mounts.Rule
+	s, r.ReadOnly = strings.CutSuffix(s, ":ro")
+	r.Connection, s, _ = strings.Cut(s, ":")
+	r.Bucket, r.Prefix, _ = strings.Cut(s, "/")
+	return r
+}
+
+// parseMount reads "PATH:CONNECTION[:BUCKET[/PREFIX]][:ro]".
+func parseMount(s string) Mount {
+	path, rest, _ := strings.Cut(s, ":")
+	r := parseRule(rest)
+	return Mount{Path: path, Connection: r.Connection, Bucket: r.Bucket, Prefix: r.Prefix, ReadOnly: r.ReadOnly}
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

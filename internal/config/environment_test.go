@@ -3,6 +3,7 @@ package config_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +65,8 @@ func TestDotenv(t *testing.T) {
 					t.Errorf("Source(%s) = %q, want %q", name, got, want)
 				}
 			}
+			// The values here make no connections, which is remarked too.
+			c.Warnings = slices.DeleteFunc(c.Warnings, func(w string) bool { return strings.HasPrefix(w, "the connection ") })
 			if all := strings.Join(c.Warnings, "\n"); !strings.Contains(all, tt.warns) || tt.warns == "" && all != "" {
 				t.Errorf("warnings %q, want %q", all, tt.warns)
 			}

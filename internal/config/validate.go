@@ -20,7 +20,7 @@ import (
 )
 
 // Toolsets are the names that toolsets may hold.
-var Toolsets = []string{"default", "all", "core", "sandbox", "files", "snapshots", "volumes", "network"}
+var Toolsets = []string{"default", "all", "core", "sandbox", "files", "buckets", "snapshots", "volumes", "network"}
 
 var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
 
@@ -167,6 +167,7 @@ func (l *loader) validate() {
 	for _, err := range faultsOf((sandbox.Spec{Volumes: d.volumes()}).Validate()) {
 		bad("defaults."+err.Field, err.Problem, err.Allowed, err.Hint)
 	}
+	l.validateBuckets()
 	for i, p := range c.Limits.AllowedImages {
 		image(fmt.Sprintf("limits.allowed_images[%d]", i), p)
 	}
@@ -313,6 +314,14 @@ func faultsOf(err error) []*sandbox.FieldError {
 	return nil
 }
 
+func (d Defaults) mounts() []sandbox.Mount {
+	var list []sandbox.Mount
+	for _, m := range d.Mounts {
+		list = append(list, sandbox.Mount(m))
+	}
+	return list
+}
+
 func (d Defaults) volumes() []sandbox.VolumeMount {
 	var list []sandbox.VolumeMount
 	for _, v := range d.Volumes {
@@ -350,5 +359,6 @@ func (d Defaults) Spec() sandbox.Spec {
 		Resources:        d.Resources.domain(),
 		Network:          d.network(),
 		Volumes:          d.volumes(),
+		Mounts:           d.mounts(),
 	}
 }
