@@ -4,11 +4,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"berth/internal/config"
+	"berth/mounts/bucketbin"
 	"berth/sandbox"
 	"berth/sandbox/local"
 )
@@ -37,6 +40,8 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 		KeepLogBytes:  int64(c.Local.KeepLogMiB) << 20,
 		Limits:        local.Limits{PIDs: int64(c.Limits.MaxPIDs)},
 		BestEffort:    c.BestEffort,
+		Bucketd:       bucketd,
+		NoFUSE:        !c.Local.FUSE,
 		Proxy:         c.Local.UpstreamProxy,
 		NoProxy:       c.Local.NoProxy,
 		HostAddresses: c.Limits.Network().AllowCIDRs,
@@ -57,6 +62,27 @@ func localOptions(a *App, c *config.Config, log *slog.Logger) (local.Options, er
 	}
 	return o, nil
 }
+
+// bucketd finds the program that serves buckets. Unpacking it costs time and
+// memory, so it is looked for once.
+var bucketd = func() func(string) (string, error) {
+	var mu sync.Mutex
+	found := map[string]string{}
+	return func(dir string) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if path := found[dir]; path != "" {
+			if _, err := os.Stat(path); err == nil {
+				return path, nil
+			}
+		}
+		path, err := bucketbin.Find(dir, runtime.GOARCH)
+		if err == nil {
+			found[dir] = path
+		}
+		return path, err
+	}
+}()
 
 // authFiles are where Docker and Podman keep credentials, Docker's first.
 func (a *App) authFiles() []string {

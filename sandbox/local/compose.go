@@ -131,6 +131,7 @@ func (p *Provider) compose(s *store, id string, r *record, mounts []wire.Mount) 
 		Disk:          r.disk(s.sandboxDir(id)),
 		Intervals:     intervals(r.Spec),
 		LogBytes:      p.opts.LogBytes,
+		FUSE:          !p.opts.NoFUSE,
 		KeepProcesses: p.opts.KeepProcesses,
 		KeepLogBytes:  p.opts.KeepLogBytes,
 	}

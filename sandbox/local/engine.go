@@ -57,6 +57,10 @@ type connection interface {
 	// answers busy. What is to be deleted on a stop is kept.
 	MakeWay(ctx context.Context) (busy bool, err error)
 	Files() sandbox.Files
+	// Mount has a bucket mounted, served by program; Unmount takes it away.
+	Mount(ctx context.Context, o wire.MountOrder, job []byte, program *os.File) (wire.Mounted, error)
+	Unmount(ctx context.Context, path string) error
+	Mounts(ctx context.Context) ([]wire.MountState, error)
 	// Touch counts as activity.
 	Touch(ctx context.Context) error
 	DialPort(ctx context.Context, port uint16) (net.Conn, error)

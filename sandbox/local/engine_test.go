@@ -133,6 +133,12 @@ func (c fakeConn) Stop(ctx context.Context, reason string) error {
 }
 func (fakeConn) Files() sandbox.Files { return nil }
 
+func (fakeConn) Mount(context.Context, wire.MountOrder, []byte, *os.File) (wire.Mounted, error) {
+	return wire.Mounted{}, sandbox.ErrUnsupported
+}
+func (fakeConn) Unmount(context.Context, string) error             { return nil }
+func (fakeConn) Mounts(context.Context) ([]wire.MountState, error) { return nil, nil }
+
 func (fakeConn) Touch(context.Context) error { return nil }
 
 func (fakeConn) DialPort(context.Context, uint16) (net.Conn, error) { return nil, syscall.ECONNREFUSED }

@@ -35,6 +35,8 @@ type origin struct {
 	root *rootConfig
 	// build is the lock of the build that the sandbox is made for; or empty.
 	build string
+	// mounts are those that the source is to have beside its spec's.
+	mounts []mountRecord
 	// fork: of another sandbox's files, which need not be on the disk yet.
 	fork bool
 }
@@ -67,7 +69,7 @@ func (in *Instance) bringToDisk(ctx context.Context, o *shared, to string) {
 }
 
 func originOf(r *record) *origin {
-	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image, account: r.Spec.Account, root: r.Root}
+	o := &origin{sealed: r.Sealed, ids: r.IDs, madeOn: r.MadeOn, diskKind: r.DiskKind, image: r.Image, account: r.Spec.Account, root: r.Root, mounts: r.Mounts}
 	if o.ids.IDMapped {
 		o.ids.Base = 0 // each has a range of its own
 	}

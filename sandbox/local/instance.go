@@ -166,6 +166,7 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 	for _, r := range v.rec.Ports {
 		info.Ports = append(info.Ports, r.port())
 	}
+	info.Mounts = in.mounts(ctx, &v)
 	info.Guarantees = in.p.guarantees(&v, v.rec.Spec)
 	if v.rec.Image != nil {
 		v.rec.Image.tell(&info)
@@ -400,7 +401,8 @@ func (in *Instance) start(ctx context.Context, v *view) error {
 }
 
 // stopTime is how long an orderly stop may take before everything is killed.
-const stopTime = 15 * time.Second
+// What is open in buckets is brought in, which a service that is away makes slow.
+const stopTime = 75 * time.Second
 
 // Stop ends everything inside.
 func (in *Instance) Stop(ctx context.Context) error {

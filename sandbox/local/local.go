@@ -213,6 +213,9 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 		r.Spec.WorkingDirectory, r.Spec.User = cmp.Or(r.Spec.WorkingDirectory, c.WorkDir), cmp.Or(r.Spec.User, c.User)
 	}
 	r.Sealed, r.IDs, r.MadeOn, r.DiskKind = o.sealed, o.ids, o.madeOn, o.diskKind
+	if o.fork {
+		r.Mounts = o.mounts
+	}
 	tmp := s.path("tmp", in.id+".create")
 	if err := s.removeTree(ctx, tmp); err != nil { // of a berth that was killed
 		return err

@@ -60,6 +60,11 @@ type Options struct {
 	KeepLogBytes int64
 	// Images say where images come from.
 	Images ImageOptions
+	// Bucketd finds the program that serves buckets, and may put it below dir, which is
+	// private; nil: there is none, and no buckets.
+	Bucketd func(dir string) (path string, err error)
+	// NoFUSE keeps programs inside from mounting file systems of their own.
+	NoFUSE bool
 	// Progress is told how far an archive or a restore is; nil: nobody. It
 	// must not block.
 	Progress func(sandbox.Key, Progress)

@@ -57,6 +57,8 @@ type record struct {
 	// Ports are exposed until it is destroyed. They are its own: nothing made
 	// from this sandbox takes them over.
 	Ports []portRecord `json:"ports,omitempty"`
+	// Mounts are those beside Spec's. A fork has them.
+	Mounts []mountRecord `json:"mounts,omitempty"`
 }
 
 // baseName identifies a state of the host's system directories.
@@ -98,6 +100,7 @@ type specRecord struct {
 	Ephemeral        *bool             `json:"ephemeral,omitempty"`
 	Public           *bool             `json:"public,omitempty"`
 	Volumes          []volumeRecord    `json:"volumes,omitempty"`
+	Mounts           []mountRecord     `json:"mounts,omitempty"`
 	AutoStop         *time.Duration    `json:"auto_stop_ns,omitempty"`
 	AutoArchive      *time.Duration    `json:"auto_archive_ns,omitempty"`
 	AutoDelete       *time.Duration    `json:"auto_delete_ns,omitempty"`
@@ -111,13 +114,13 @@ type specRecord struct {
 
 func fromSpec(s sandbox.Spec) specRecord {
 	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, Account: s.Account, User: s.User,
-		Ephemeral: s.Ephemeral, Public: s.Public, Volumes: fromVolumes(s.Volumes), AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
+		Ephemeral: s.Ephemeral, Public: s.Public, Volumes: fromVolumes(s.Volumes), Mounts: fromMounts(s.Mounts), AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
 		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk, Network: fromNetwork(s.Network)}
 }
 
 func (r specRecord) spec() sandbox.Spec {
 	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, Account: r.Account, User: r.User,
-		Ephemeral: r.Ephemeral, Public: r.Public, Volumes: toVolumes(r.Volumes), AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
+		Ephemeral: r.Ephemeral, Public: r.Public, Volumes: toVolumes(r.Volumes), Mounts: toMounts(r.Mounts), AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
 		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}, Network: toNetwork(r.Network)}
 }
 

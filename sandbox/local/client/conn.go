@@ -180,7 +180,7 @@ func closeFiles(files []*os.File) {
 // call sends one request and decodes its answer into out. Whoever gets the
 // frame owns its files. When ctx ends first, a late answer is dropped, and
 // onCancel is told the request's id.
-func (l *link) call(ctx context.Context, op string, body any, data []byte, out any) (*wire.Frame, error) {
+func (l *link) call(ctx context.Context, op string, body any, data []byte, out any, files ...*os.File) (*wire.Frame, error) {
 	if body == nil {
 		body = struct{}{}
 	}
@@ -194,7 +194,7 @@ func (l *link) call(ctx context.Context, op string, body any, data []byte, out a
 	id := l.next
 	l.calls[id] = ch
 	l.mu.Unlock()
-	err := l.conn.Send(wire.Header{ID: id, Op: op}, body, data)
+	err := l.conn.Send(wire.Header{ID: id, Op: op}, body, data, files...)
 	if err != nil {
 		if l.drop(id) == nil {
 			closeFiles((<-ch).Files)
@@ -305,12 +305,12 @@ func settle(ctx context.Context, l *link) error {
 }
 
 // once is for requests that must not be sent twice.
-func (c *Conn) once(ctx context.Context, op string, body any, data []byte, out any) (*wire.Frame, error) {
+func (c *Conn) once(ctx context.Context, op string, body any, data []byte, out any, files ...*os.File) (*wire.Frame, error) {
 	l, err := c.current(ctx)
 	if err != nil {
 		return nil, err
 	}
-	f, err := l.call(ctx, op, body, data, out)
+	f, err := l.call(ctx, op, body, data, out, files...)
 	if errors.Is(err, errBroken) {
 		if _, alive, aerr := Alive(c.dir); aerr == nil && !alive {
 			return nil, ErrGone

@@ -152,7 +152,7 @@ func becomeIt(name string) error {
 	if err := syscall.Setresuid(int(b.User.UID), int(b.User.UID), 0); err != nil {
 		return err
 	}
-	g := &guest{}
+	g := &guest{fuse: fuse{device: -1}}
 	if err := unix.Chdir(c.cwd); err != nil {
 		return g.startError(c, raw.Event{Stage: stageCwd, Value: errnoOf(err)})
 	}

@@ -223,11 +223,12 @@ func (g *guest) look(op string, r *wire.Path) (body any, files []*os.File, err e
 		if err != nil {
 			return pathError(r.Path, err)
 		}
-		if !pseudo(fd) {
+		served := g.unanswered(fd)
+		if !served && !pseudo(fd) {
 			body, files = info, []*os.File{os.NewFile(uintptr(f), "file")}
 			return nil
 		}
-		file, size, err := copied(f, r.Path)
+		file, size, err := copied(f, r.Path, served)
 		if err != nil {
 			return err
 		}
@@ -430,6 +431,10 @@ func (g *guest) open(w *write) (err error) {
 		}
 		return nil
 	}
+	served := g.unanswered(w.dir)
+	if served && w.append {
+		return &wire.Error{Code: wire.CodeUnsupported, Path: w.path, Text: w.path + ": nothing is appended this way to a file that a program inside serves; use a command"}
+	}
 	if w.append {
 		w.file, err = unix.Openat(w.dir, w.name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|flags, mode&0o777)
 		if err != nil {
@@ -454,7 +459,7 @@ func (g *guest) open(w *write) (err error) {
 	}
 	// Somebody else's file stays theirs; only root can see to that beside a rename.
 	foreign := !w.fresh && !g.single() && w.user.UID != 0 && w.old.Uid != w.user.UID
-	if !foreign {
+	if !foreign && !served {
 		w.temp = ".berth-" + random()
 		w.file, err = unix.Openat(w.dir, w.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|flags, 0o600)
 		if err == nil {
@@ -542,7 +547,11 @@ func (g *guest) put(w *write) error {
 
 // copyOver is for a target whose directory is not the user's to write.
 func (g *guest) copyOver(w *write) error {
-	to, err := unix.Openat(w.dir, w.name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	flags := unix.O_WRONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+	if w.fresh {
+		flags |= unix.O_CREAT
+	}
+	to, err := unix.Openat(w.dir, w.name, flags, 0o644)
 	if err != nil {
 		return err
 	}

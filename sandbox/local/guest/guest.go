@@ -98,6 +98,7 @@ func Main() {
 
 func newGuest(conn *wire.Conn) *guest {
 	return &guest{
+		fuse: fuse{device: -1},
 		conn: conn, pid: os.Getpid(), trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1), owners: allowance{used: threadTime},
 	}
 }
@@ -145,6 +146,7 @@ type guest struct {
 	gate    []*os.File // sockets of the egress gate, until they are handed out
 	sudoDir string     // to stand first on the PATH
 
+	fuse     fuse
 	owners   allowance     // for looking for the owners of connections
 	children chan struct{} // a child may have been born
 
@@ -266,16 +268,18 @@ func (g *guest) enter(s *Setup, fds map[string][]int) (*wire.Ready, error) {
 			return nil, rootfs.Explain("set the host name", err)
 		}
 	}
-	extra := rootfs.Extra{FUSE: one(fds, FileFUSE), Sudo: one(fds, FileSudo), TTY: !single}
+	extra := rootfs.Extra{FUSE: -1, Sudo: one(fds, FileSudo), TTY: !single}
+	g.fuse.device = one(fds, FileFUSE)
+	if s.Launch.FUSE && g.fuse.device >= 0 {
+		extra.FUSE, extra.Fusermount = g.fuse.device, true
+	}
 	pts, err := rootfs.Enter(s.Launch.Mounts, mounts, &extra)
 	if err != nil {
 		return nil, err
 	}
 	g.sudoDir = extra.SudoDir
 	rootfs.Close(mounts)
-	for _, kind := range []string{FileFUSE, FileSudo} {
-		rootfs.Close(fds[kind])
-	}
+	rootfs.Close(fds[FileSudo])
 	g.pts = pts
 	if g.self, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, err
@@ -406,6 +410,23 @@ func (g *guest) serve(f *wire.Frame) {
 			g.hold.RLock()
 			err = g.mkdir(&r)
 			g.hold.RUnlock()
+		}
+	case wire.OpPlace:
+		var r wire.Place
+		if err = decode(f, &r); err == nil {
+			g.hold.RLock()
+			body, err = g.place(&r)
+			g.hold.RUnlock()
+		}
+	case wire.OpFUSEMount:
+		var r wire.FUSEMount
+		if err = decode(f, &r); err == nil {
+			files, err = g.bucket(&r)
+		}
+	case wire.OpFUSEDetach:
+		var r wire.FUSEDetach
+		if err = decode(f, &r); err == nil {
+			err = g.detach(&r)
 		}
 	case wire.OpNetSocket:
 		var r wire.GateSocket

@@ -11,8 +11,12 @@ import (
 	"berth/sandbox/local/wire"
 )
 
-// maxPseudo bounds the copy of a file that the kernel makes up.
-const maxPseudo = 1 << 20
+// maxPseudo bounds the copy of a file that the kernel makes up, and maxServed
+// that of one which a program inside serves.
+const (
+	maxPseudo = 1 << 20
+	maxServed = 256 << 20
+)
 
 // pseudo tells whether fd is a file whose contents the kernel makes up as it is
 // read. Many depend on the namespaces and rights of whoever reads, and the
@@ -23,10 +27,21 @@ func pseudo(fd int) bool {
 }
 
 // copied replaces a file that the kernel makes up by what it shows in here, to
-// the thread's rights. It closes fd.
-func copied(fd int, name string) (file *os.File, size int64, err error) {
+// the thread's rights, and one that a program inside serves by what it has
+// now: no reader outside is to wait for that program. It closes fd.
+func copied(fd int, name string, served bool) (file *os.File, size int64, err error) {
 	defer unix.Close(fd)
-	to, err := unix.MemfdCreate("copy", unix.MFD_CLOEXEC)
+	most, why := int64(maxPseudo), ", and made up by the kernel"
+	to := -1
+	if served {
+		// In the sandbox's own files, where its limits count.
+		most, why = maxServed, ", and served by a program inside"
+		to, err = unix.Open("/tmp", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	}
+	if to < 0 {
+		most = min(most, 16<<20)
+		to, err = unix.MemfdCreate("copy", unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return nil, 0, pathError(name, err)
 	}
@@ -37,8 +52,8 @@ func copied(fd int, name string) (file *os.File, size int64, err error) {
 		switch {
 		case err == unix.EINTR:
 			continue
-		case err == nil && size+int64(n) > maxPseudo:
-			err = &wire.Error{Code: wire.CodeInvalid, Path: name, Text: name + ": longer than " + strconv.Itoa(maxPseudo) + " bytes, and made up by the kernel; use a command"}
+		case err == nil && size+int64(n) > most:
+			err = &wire.Error{Code: wire.CodeInvalid, Path: name, Text: name + ": longer than " + strconv.FormatInt(most, 10) + " bytes" + why + "; use a command"}
 		case err == nil && n > 0:
 			size += int64(n)
 			_, err = unix.Write(to, buf[:n])

@@ -106,10 +106,13 @@ func (g *guest) sudo(fd int) {
 		return
 	}
 	defer conn.Close()
-	s, ended, err := g.sudoRequest(conn, int(cred.Pid))
+	s, ended, err := g.sudoRequest(conn, int(cred.Pid), cred.Uid)
 	if err != nil {
 		_ = conn.Send(wire.Header{Error: wireError(err)}, nil, nil)
 		return
+	}
+	if s == nil {
+		return // it was fusermount, and is answered
 	}
 	pidfd := -1
 	if p, ok := readProc(s.main); ok && p.ppid == s.child.PID {
@@ -171,7 +174,7 @@ var sudoReading = make(chan struct{}, sudoReads)
 
 // sudoRequest reads one request and starts what it asks for. Nothing of the
 // request is kept.
-func (g *guest) sudoRequest(conn *wire.Conn, caller int) (*shim, chan wire.Exited, error) {
+func (g *guest) sudoRequest(conn *wire.Conn, caller int, uid uint32) (*shim, chan wire.Exited, error) {
 	sudoReading <- struct{}{}
 	defer func() { <-sudoReading }()
 	_ = conn.File().SetDeadline(time.Now().Add(sudoPause))
@@ -188,6 +191,20 @@ func (g *guest) sudoRequest(conn *wire.Conn, caller int) (*shim, chan wire.Exite
 			_ = file.Close()
 		}
 	}()
+	if f.Op == opFuse {
+		file, err := g.fusermount(f, uid)
+		if err != nil {
+			return nil, nil, err
+		}
+		_ = conn.File().SetWriteDeadline(time.Now().Add(sudoPause))
+		var files []*os.File
+		if file != nil {
+			defer file.Close()
+			files = append(files, file)
+		}
+		_ = conn.Send(wire.Header{}, nil, nil, files...)
+		return nil, nil, nil
+	}
 	return g.sudoStart(f, caller)
 }
 

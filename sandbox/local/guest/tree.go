@@ -420,6 +420,7 @@ func (g *guest) halt(grace time.Duration) {
 		}
 	}
 	g.killAll(alive)
+	g.abortAll()
 	for range 1000 {
 		if len(alive()) == 0 || g.free != nil {
 			return

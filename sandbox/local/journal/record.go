@@ -24,6 +24,8 @@ const (
 	SocketName = "monitor.sock"
 	LogName    = "monitor.log" // what the monitor itself printed
 	OutputDir  = "logs"        // the processes' output, see package logs
+	// StagingDir holds what is on its way into buckets.
+	StagingDir = "staging"
 	// DeleteName marks a state directory whose sandbox is to be deleted. It
 	// is made before anything is removed; whoever finds it goes on removing.
 	DeleteName = "delete"

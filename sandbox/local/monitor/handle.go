@@ -19,7 +19,7 @@ func (p *peer) handle(f *wire.Frame) {
 		return
 	}
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
-	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork:
+	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork, wire.OpMounts:
 	default:
 		m.mu.Lock()
 		m.touch()
@@ -31,6 +31,10 @@ func (p *peer) handle(f *wire.Frame) {
 		return
 	case wire.OpKeep:
 		p.answer(f.ID, nil, m.files.keep(f))
+		return
+	}
+	if f.Op == wire.OpMount {
+		p.mount(f)
 		return
 	}
 	closeFiles(f.Files) // no other takes any
@@ -86,6 +90,13 @@ func (p *peer) handle(f *wire.Frame) {
 		var ref wire.ProcessRef
 		if p.decode(f, &ref) {
 			done(m.forgetEnded(ref.ID))
+		}
+	case wire.OpMounts:
+		p.answer(f.ID, p.m.mountStates(), nil)
+	case wire.OpUnmount:
+		var u wire.Unmount
+		if p.decode(f, &u) {
+			go func() { done(p.m.unmount(u.Path)) }()
 		}
 	case wire.OpNetwork:
 		var c wire.NetworkChange

@@ -110,6 +110,9 @@ func (m *monitor) halt(reason string) {
 	// Whatever comes of it, init is killed after it. Exits are told before
 	// the answer.
 	_, _ = m.guest.call(wire.OpHalt, &wire.Halt{GraceMS: stopGrace.Milliseconds()}, stopGrace+killWait)
+	if lost := m.endBuckets(); lost != "" {
+		reason += "; " + lost
+	}
 	recorded := make(chan struct{})
 	go func() { m.ending.Wait(); close(recorded) }()
 	select {
@@ -139,8 +142,15 @@ func (m *monitor) died() {
 // end removes the sandbox, writes down what is known, answers everyone, and
 // lets the program exit.
 func (m *monitor) end(reason string) {
+	m.killBuckets() // whoever still waits for one gets an error
 	m.box.Kill()
-	_ = m.box.Wait()
+	if !m.gone() {
+		// Its record stays that of one that was not ended: whoever comes next
+		// tries again, and is told.
+		_, _ = os.Stderr.WriteString("the sandbox's processes do not end: they wait for a file system that one of them serves\n")
+		m.giveUp()
+		return
+	}
 	closeErr := m.box.Close()
 	m.mu.Lock()
 	for _, p := range m.order {
@@ -212,7 +222,7 @@ func (m *monitor) clear() {
 	if d := m.launch.Disk; d != nil && d.Image != "" && below(d.Image) {
 		paths = append(paths, d.Image)
 	}
-	paths = append(paths, m.logDir, m.dir+"/"+journal.FileName)
+	paths = append(paths, m.logDir, m.dir+"/"+journal.FileName, m.dir+"/"+journal.StagingDir)
 	for _, path := range paths {
 		// An ordinary user may not delete files of ids that are mapped for it;
 		// whoever finds the mark can.

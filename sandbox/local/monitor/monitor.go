@@ -64,6 +64,8 @@ type monitor struct {
 	lastUse   atomic.Int64 // for giving memory back; monotonic nanoseconds
 	resting   atomic.Bool
 	ending    sync.WaitGroup // exits being recorded
+	buckets   buckets
+	pidSpace  string // of what is inside
 
 	mu        sync.Mutex
 	procs     map[string]*proc
@@ -219,6 +221,7 @@ func newMonitor(l *wire.Launch) *monitor {
 // begin serves the started sandbox.
 func (m *monitor) begin() {
 	m.guest = &guest{conn: m.box.Conn(), calls: map[uint64]func(*wire.Frame, *wire.Error){}}
+	m.pidSpace = pidSpaceOf(m.record.Ready.InitPID)
 	m.openGate()
 	go func() {
 		m.guest.read(m.event)

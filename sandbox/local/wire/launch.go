@@ -30,6 +30,9 @@ type Launch struct {
 	// Helper is a file on the host that holds this program; it stands as
 	// /usr/bin/sudo inside. Empty: the file that the monitor runs from.
 	Helper string `json:"helper,omitempty"`
+	// FUSE lets programs inside mount file systems of their own: they have
+	// /dev/fuse, and this program as fusermount3.
+	FUSE bool `json:"fuse,omitempty"`
 	// KeepProcesses and KeepLogBytes bound finished processes and all logs.
 	KeepProcesses int   `json:"keep_processes"`
 	KeepLogBytes  int64 `json:"keep_log_bytes"`

@@ -73,6 +73,7 @@ const (
 	CodeOtherDevice = "other_device"
 	CodeBusy        = "busy"
 	CodeInternal    = "internal"
+	CodeMountpoint  = "mountpoint" // a bucket cannot be there, or not go; Path is the place
 )
 
 // Ops from berth to the monitor. Those marked (init) the monitor hands on to init.

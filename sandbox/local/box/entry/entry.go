@@ -21,8 +21,11 @@ func Main(args []string) bool {
 	if len(args) == 0 {
 		return false
 	}
-	if filepath.Base(args[0]) == "sudo" {
+	switch filepath.Base(args[0]) {
+	case "sudo":
 		os.Exit(guest.Sudo(args[1:]))
+	case "fusermount3", "fusermount":
+		os.Exit(guest.Fusermount(args[1:]))
 	}
 	if len(args) < 2 {
 		return false
@@ -43,6 +46,11 @@ func Main(args []string) bool {
 			return false // as above; as a resident, box has a name of its own
 		}
 		os.Exit(inside(args[1], args[2:]))
+	case "bucket":
+		if args[0] != "box" {
+			return false
+		}
+		os.Exit(bucket(args[2:]))
 	case "settle":
 		if args[0] != "box" {
 			return false // as above

@@ -300,6 +300,8 @@ func CloneFile(name string, readOnly bool) (int, error) {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
 	if readOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV
+	} else {
+		attr.Attr_clr = unix.MOUNT_ATTR_NODEV // as the state directory's file system may be mounted
 	}
 	return clone(unix.AT_FDCWD, name, 0, attr, -1)
 }

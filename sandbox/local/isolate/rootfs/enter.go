@@ -26,9 +26,12 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
 // Extra is what Enter adds beside a Launch's mounts.
 type Extra struct {
-	FUSE int  // a bind of /dev/fuse; -1: none
-	Sudo int  // a bind of the program that stands as /usr/bin/sudo; -1: none
-	TTY  bool // terminals belong to group 5
+	FUSE int // a bind of /dev/fuse, for commands; -1: none
+	// Fusermount: the program that stands as sudo stands as fusermount3 and
+	// fusermount too.
+	Fusermount bool
+	Sudo       int  // a bind of the program that stands as /usr/bin/sudo; -1: none
+	TTY        bool // terminals belong to group 5
 	// SudoDir is set by Enter where sudo had to go elsewhere, since nothing
 	// can be made in /usr/bin.
 	SudoDir string
@@ -125,6 +128,15 @@ func Enter(mounts []wire.Mount, fds []int, extra *Extra) (pts int, err error) {
 		if r.attach(extra.Sudo, "/usr/bin/sudo", true); r.err != nil {
 			r.err, extra.SudoDir = nil, RunDir+"/bin"
 			r.attach(extra.Sudo, extra.SudoDir+"/sudo", true)
+		}
+	}
+	if extra.Fusermount && extra.Sudo >= 0 && r.err == nil {
+		// Libraries look for it in /usr/bin before they look at the PATH.
+		for _, name := range []string{"fusermount3", "fusermount"} {
+			if r.copied(extra.Sudo, "/usr/bin/"+name); r.err != nil {
+				r.err, extra.SudoDir = nil, RunDir+"/bin"
+				r.copied(extra.Sudo, extra.SudoDir+"/"+name)
+			}
 		}
 	}
 	for i := range mounts {
@@ -300,6 +312,20 @@ func (r *builder) cover(fd int, name string, kind uint32) {
 	}
 	defer unix.Close(c)
 	r.fail("hide "+name, unix.MoveMount(c, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// copied puts a copy of the mount fd, which is attached elsewhere, at name.
+func (r *builder) copied(fd int, name string) {
+	if r.err != nil {
+		return
+	}
+	c, err := clone(fd, "", 0, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, -1)
+	if err != nil {
+		r.fail("mount "+name, err)
+		return
+	}
+	r.attach(c, name, true)
+	_ = unix.Close(c)
 }
 
 // freeze makes name read-only, when it exists.

@@ -1,0 +1,779 @@
+//go:build linux
+
+package monitor
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/journal"
+	"berth/sandbox/local/wire"
+)
+
+// Bounds of a bucket's life.
+const (
+	maxBuckets  = 64
+	bucketCheck = 35 * time.Second // for bucketd to check the bucket, and to be ready
+	bucketInit  = 10 * time.Second // for init
+	// bucketEnd is for bucketd to bring in what is written, when its mount is gone.
+	// A dead service gives it errors within 10 s.
+	bucketEnd   = 20 * time.Second
+	bucketAgain = 100 * time.Millisecond // before the first try to serve it anew
+	bucketSlow  = 10 * time.Second       // and between later ones at the most
+	maxReport   = 64 << 10
+)
+
+// buckets are those of one sandbox, by path.
+type buckets struct {
+	mu   sync.Mutex
+	list map[string]*bucket
+	over bool // no more are mounted
+}
+
+// bucket is a bucket that is, or is to be, a directory inside. The job, with its
+// keys, is in memory alone: it is needed when bucketd dies.
+type bucket struct {
+	m    *monitor
+	path string
+
+	op sync.Mutex // held by whoever mounts or unmounts it
+
+	mu      sync.Mutex
+	order   wire.MountOrder
+	job     []byte
+	exe     *os.File // bucketd
+	served  *served  // nil when it is not mounted
+	state   wire.MountState
+	quit    chan struct{} // closed to end the attempts to serve it anew
+	trying  bool
+	restart int
+}
+
+// served is a bucketd that runs.
+type served struct {
+	process  *os.Process
+	conn     *os.File
+	errs     *tail
+	gone     chan struct{} // closed when it has ended
+	expected bool          // bucket.mu: it was told to end
+	lost     []string      // set before gone is closed
+	failed   bool          // likewise: it ended with an error
+}
+
+// mount is OpMount.
+func (p *peer) mount(f *wire.Frame) {
+	var o wire.MountOrder
+	if !p.decode(f, &o) {
+		closeFiles(f.Files)
+		return
+	}
+	var exe *os.File
+	if len(f.Files) == 1 && o.Refused == "" {
+		exe = f.Files[0]
+	} else {
+		closeFiles(f.Files)
+		if o.Refused == "" {
+			p.answer(f.ID, nil, &wire.Error{Code: wire.CodeInvalid, Text: "the request mount cannot be understood: it has no program"})
+			return
+		}
+	}
+	go func() {
+		done, e := p.m.mount(&o, f.Data, exe)
+		p.answer(f.ID, done, e)
+	}()
+}
+
+// mount has a bucket at o.Path as o says. It takes over exe.
+func (m *monitor) mount(o *wire.MountOrder, job []byte, exe *os.File) (*wire.Mounted, *wire.Error) {
+	b, e := m.bucketAt(o.Path)
+	if e != nil {
+		closeFile(exe)
+		return nil, e
+	}
+	b.op.Lock()
+	defer b.op.Unlock()
+	m.mu.Lock()
+	stopping := m.stopping
+	m.mu.Unlock()
+	if stopping {
+		closeFile(exe)
+		m.forgetBucket(b)
+		return nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was mounted"}
+	}
+	if o.Refused == "" {
+		if done := b.same(o); done != nil {
+			closeFile(exe)
+			return done, nil
+		}
+	}
+	// What is there goes first, whatever comes after it.
+	b.stopTrying()
+	if e := b.take(true, o.Refused != ""); e != nil {
+		closeFile(exe)
+		return nil, e
+	}
+	fail := func(reason string) {
+		b.mu.Lock()
+		b.state = wire.MountState{Path: b.path, Print: o.Print, Reason: cut(reason, 1000), Entries: -1}
+		b.mu.Unlock()
+		b.drop()
+		if !o.Wanted {
+			b.leave()
+			m.forgetBucket(b)
+		}
+	}
+	if o.Refused != "" {
+		if o.Wanted {
+			_, _ = m.guest.call(wire.OpPlace, &wire.Place{Path: b.path}, bucketInit) // nothing is written there meanwhile
+		}
+		fail(o.Refused)
+		return &wire.Mounted{Entries: -1}, nil
+	}
+	b.drop()
+	b.mu.Lock()
+	b.restart = 0
+	b.order, b.job, b.exe = *o, bytes.Clone(job), exe
+	b.state = wire.MountState{Path: b.path, Print: o.Print, Entries: -1, Reason: "it is being mounted"}
+	b.mu.Unlock()
+	done, fault, e := b.serve()
+	switch {
+	case e != nil:
+		fail(e.Text)
+		return nil, e
+	case fault != nil:
+		fail(fault.Message)
+		return &wire.Mounted{Entries: -1, Fault: fault}, nil
+	}
+	return done, nil
+}
+
+// same is the answer when the mount is there already, and answers.
+func (b *bucket) same(o *wire.MountOrder) *wire.Mounted {
+	b.mu.Lock()
+	same := b.served != nil && b.order.Print == o.Print && b.state.Mounted
+	done := &wire.Mounted{Entries: b.state.Entries, More: b.state.More}
+	if same {
+		b.order.Wanted = b.order.Wanted || o.Wanted
+	}
+	b.mu.Unlock()
+	if !same || b.m.answers(b.path) != nil {
+		return nil
+	}
+	return done
+}
+
+// answers stats the mount from inside, as the sandbox's user.
+func (m *monitor) answers(path string) *wire.Error {
+	_, e := m.guest.call(wire.OpStat, &wire.Path{Path: path}, bucketInit+5*time.Second)
+	return e
+}
+
+func (m *monitor) bucketAt(path string) (*bucket, *wire.Error) {
+	if !strings.HasPrefix(path, "/") || len(path) > 4096 {
+		return nil, &wire.Error{Code: wire.CodeInvalid, Text: "path: it must be absolute"}
+	}
+	m.buckets.mu.Lock()
+	defer m.buckets.mu.Unlock()
+	if b := m.buckets.list[path]; b != nil {
+		return b, nil
+	}
+	switch {
+	case m.buckets.over:
+		return nil, &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was mounted"}
+	case len(m.buckets.list) >= maxBuckets:
+		return nil, &wire.Error{Code: wire.CodeLimit, Text: "the sandbox has " + strconv.Itoa(maxBuckets) + " buckets, which is the most"}
+	}
+	b := &bucket{m: m, path: path, state: wire.MountState{Path: path, Entries: -1}}
+	if m.buckets.list == nil {
+		m.buckets.list = map[string]*bucket{}
+	}
+	m.buckets.list[path] = b
+	return b, nil
+}
+
+func (m *monitor) forgetBucket(b *bucket) {
+	m.buckets.mu.Lock()
+	defer m.buckets.mu.Unlock()
+	if m.buckets.list[b.path] == b {
+		delete(m.buckets.list, b.path)
+	}
+}
+
+// mountStates is OpMounts.
+func (m *monitor) mountStates() *wire.Mounts {
+	m.buckets.mu.Lock()
+	defer m.buckets.mu.Unlock()
+	out := &wire.Mounts{Mounts: []wire.MountState{}}
+	for _, b := range m.buckets.list {
+		b.mu.Lock()
+		if b.state.Print != "" || b.state.Reason != "" {
+			out.Mounts = append(out.Mounts, b.state)
+		}
+		b.mu.Unlock()
+	}
+	return out
+}
+
+// serve starts a bucketd for the bucket and mounts it. b.op is held.
+func (b *bucket) serve() (*wire.Mounted, *wire.Fault, *wire.Error) {
+	m := b.m
+	f, e := m.guest.call(wire.OpPlace, &wire.Place{Path: b.path}, bucketInit)
+	if e != nil {
+		return nil, nil, e
+	}
+	var ids wire.Placed
+	if json.Unmarshal(f.Body, &ids) != nil {
+		return nil, nil, &wire.Error{Code: wire.CodeInternal, Text: "the sandbox's answer cannot be understood"}
+	}
+	s, err := b.start(&ids)
+	if err != nil {
+		return nil, nil, &wire.Error{Code: wire.CodeInternal, Text: "start the program that serves the bucket: " + err.Error()}
+	}
+	r, e := s.report(bucketCheck)
+	if e != nil || r.Fault != nil {
+		s.end()
+		return nil, r.Fault, e
+	}
+	fd, e := m.fuseMount(&wire.FUSEMount{Path: b.path, Source: b.order.Source, ReadOnly: b.order.ReadOnly})
+	if e != nil {
+		s.end()
+		return nil, nil, e
+	}
+	err = s.hand(fd)
+	_ = fd.Close()
+	if err != nil {
+		s.end()
+		return nil, nil, &wire.Error{Code: wire.CodeInternal, Text: "hand the mount over: " + err.Error()}
+	}
+	r, e = s.report(bucketCheck)
+	if e == nil && r.Fault == nil {
+		if e = m.answers(b.path); e != nil {
+			e = &wire.Error{Code: wire.CodeInternal, Text: "the mounted bucket does not answer: " + e.Text}
+		}
+	}
+	if e != nil || r.Fault != nil {
+		s.end()
+		_, _ = m.guest.call(wire.OpFUSEDetach, &wire.FUSEDetach{Path: b.path, Force: true, Keep: true}, bucketInit)
+		return nil, r.Fault, e
+	}
+	b.mu.Lock()
+	b.served = s
+	b.state = wire.MountState{Path: b.path, Print: b.order.Print, Mounted: true, Entries: r.Entries, More: r.More}
+	if b.restart > 0 {
+		b.state.Reason = "the program that serves it died and was started anew; files that were open then give ENOTCONN, and what no close or fsync had acknowledged is lost"
+	}
+	b.mu.Unlock()
+	go b.watch(s)
+	return &wire.Mounted{Entries: r.Entries, More: r.More}, nil, nil
+}
+
+// fuseMount asks init for the mount and takes the descriptor that serves it.
+func (m *monitor) fuseMount(r *wire.FUSEMount) (*os.File, *wire.Error) {
+	type answer struct {
+		file *os.File
+		e    *wire.Error
+	}
+	ch := make(chan answer, 1)
+	go m.guest.send(wire.OpFUSEMount, r, nil, nil, func(f *wire.Frame, e *wire.Error) {
+		if e != nil {
+			ch <- answer{nil, e}
+			return
+		}
+		if len(f.Files) != 1 || !isFUSE(f.Files[0]) {
+			closeFiles(f.Files)
+			ch <- answer{nil, &wire.Error{Code: wire.CodeInternal, Text: "the sandbox sent no mount"}}
+			return
+		}
+		ch <- answer{f.Files[0], nil}
+	})
+	select {
+	case a := <-ch:
+		return a.file, a.e
+	case <-time.After(bucketInit):
+		go func() {
+			if a := <-ch; a.file != nil {
+				_ = a.file.Close()
+			}
+		}()
+		return nil, &wire.Error{Code: wire.CodeInternal, Text: "the sandbox does not answer"}
+	}
+}
+
+// isFUSE tells whether a descriptor is of /dev/fuse: init may send another.
+func isFUSE(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var st unix.Stat_t
+	var serr error
+	if raw.Control(func(fd uintptr) { serr = unix.Fstat(int(fd), &st) }) != nil || serr != nil {
+		return false
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && unix.Major(st.Rdev) == 10 && unix.Minor(st.Rdev) == 229
+}
+
+// watch waits for a bucketd's end, and serves the bucket anew when it was none
+// that was asked for.
+func (b *bucket) watch(s *served) {
+	<-s.gone
+	b.mu.Lock()
+	if b.served != s || s.expected {
+		b.mu.Unlock()
+		return
+	}
+	b.served = nil
+	b.restart++
+	b.trying = true
+	quit := make(chan struct{})
+	b.quit = quit
+	b.state.Mounted, b.state.Reason = false, "the program that serves it has died: "+s.errs.String()
+	b.mu.Unlock()
+	_, _ = os.Stderr.WriteString("the program that serves the bucket at " + b.path + " died: " + s.errs.String() + "\n")
+	for wait := bucketAgain; ; wait = min(2*wait, bucketSlow) {
+		select {
+		case <-quit:
+			return
+		case <-time.After(wait):
+		}
+		b.op.Lock()
+		b.mu.Lock()
+		still := b.trying && b.quit == quit
+		b.mu.Unlock()
+		if !still {
+			b.op.Unlock()
+			return
+		}
+		_, fault, e := b.serve()
+		b.mu.Lock()
+		switch {
+		case fault != nil:
+			b.state.Reason = cut(fault.Message, 1000)
+		case e != nil:
+			b.state.Reason = cut(e.Text, 1000)
+		default:
+			b.trying = false
+		}
+		over := !b.trying
+		b.mu.Unlock()
+		b.op.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+func (b *bucket) stopTrying() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.trying {
+		b.trying = false
+		close(b.quit)
+	}
+}
+
+// take unmounts what is mounted and waits until all of it is in the bucket. force
+// also takes what is in use. With keep the place stays, closed. b.op is held.
+func (b *bucket) take(keep, force bool) *wire.Error {
+	b.mu.Lock()
+	s := b.served
+	if s != nil {
+		s.expected = true
+	}
+	b.mu.Unlock()
+	if s == nil {
+		if !keep {
+			b.leave()
+		}
+		return nil
+	}
+	_, e := b.m.guest.call(wire.OpFUSEDetach, &wire.FUSEDetach{Path: b.path, Force: force, Keep: keep}, bucketInit)
+	if e != nil && e.Code == wire.CodeMountpoint {
+		b.mu.Lock()
+		s.expected = false
+		b.mu.Unlock()
+		select {
+		case <-s.gone:
+			go b.watch(s) // it died just now
+		default:
+		}
+		return e
+	}
+	select {
+	case <-s.gone:
+	case <-time.After(bucketEnd):
+		s.end()
+	}
+	b.mu.Lock()
+	b.served = nil
+	b.mu.Unlock()
+	return nil
+}
+
+// leave gives the directory back.
+func (b *bucket) leave() {
+	_, _ = b.m.guest.call(wire.OpFUSEDetach, &wire.FUSEDetach{Path: b.path, Force: true}, bucketInit)
+}
+
+// drop forgets the keys.
+func (b *bucket) drop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.job)
+	b.job = nil
+	closeFile(b.exe)
+	b.exe = nil
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		_ = f.Close()
+	}
+}
+
+// unmount is OpUnmount.
+func (m *monitor) unmount(path string) *wire.Error {
+	m.buckets.mu.Lock()
+	b := m.buckets.list[path]
+	m.buckets.mu.Unlock()
+	if b == nil {
+		return nil
+	}
+	b.op.Lock()
+	defer b.op.Unlock()
+	b.stopTrying()
+	b.mu.Lock()
+	s := b.served
+	b.mu.Unlock()
+	if e := b.take(false, false); e != nil {
+		return e
+	}
+	b.drop()
+	m.forgetBucket(b)
+	if s != nil {
+		if lost := s.loss(); lost != "" {
+			return &wire.Error{Code: wire.CodeInternal, Text: "it is unmounted; " + lost}
+		}
+	}
+	return nil
+}
+
+// endBuckets unmounts all buckets when everything inside has ended, and tells
+// what could not be brought into them.
+func (m *monitor) endBuckets() string {
+	m.buckets.mu.Lock()
+	m.buckets.over = true
+	var list []*bucket
+	for _, b := range m.buckets.list {
+		list = append(list, b)
+	}
+	m.buckets.mu.Unlock()
+	var wg sync.WaitGroup
+	lost := make([]string, len(list))
+	for i, b := range list {
+		wg.Go(func() {
+			b.stopTrying()
+			done := make(chan struct{})
+			go func() { // whoever is just mounting it may take longer than we wait
+				defer close(done)
+				b.op.Lock()
+				defer b.op.Unlock()
+				b.mu.Lock()
+				s := b.served
+				b.mu.Unlock()
+				_ = b.take(false, true)
+				if s != nil {
+					if l := s.loss(); l != "" {
+						lost[i] = b.path + ": " + l
+					}
+				}
+				b.drop()
+			}()
+			select {
+			case <-done:
+			case <-time.After(bucketEnd + bucketInit):
+			}
+		})
+	}
+	all := make(chan struct{})
+	go func() { wg.Wait(); close(all) }()
+	<-all
+	var told []string
+	for _, l := range lost {
+		if l != "" {
+			told = append(told, l)
+		}
+	}
+	return strings.Join(told, "; ")
+}
+
+// killBuckets ends every bucketd at once; who waits for one gets an error.
+func (m *monitor) killBuckets() {
+	m.buckets.mu.Lock()
+	defer m.buckets.mu.Unlock()
+	m.buckets.over = true
+	for _, b := range m.buckets.list {
+		b.stopTrying()
+		b.mu.Lock()
+		if s := b.served; s != nil {
+			s.expected = true
+			_ = s.process.Kill()
+		}
+		b.mu.Unlock()
+	}
+}
+
+// start runs bucketd and gives it the job.
+func (b *bucket) start(ids *wire.Placed) (*served, error) {
+	m := b.m
+	var job map[string]any
+	d := json.NewDecoder(bytes.NewReader(b.job))
+	d.UseNumber()
+	if err := d.Decode(&job); err != nil {
+		return nil, &wire.Error{Text: "the job cannot be understood"}
+	}
+	view, _ := job["view"].(map[string]any)
+	if view == nil {
+		view = map[string]any{}
+	}
+	view["uid"], view["gid"], view["allow_other"] = ids.UID, ids.GID, true
+	job["view"], job["staging"] = view, "/proc/self/fd/4"
+	text, err := json.Marshal(job)
+	if err != nil {
+		return nil, err
+	}
+	staging, id, err := m.staging()
+	if err != nil {
+		return nil, err
+	}
+	defer staging.Close()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "bucket")
+	defer theirs.Close()
+	_ = unix.SetNonblock(pair[0], true)
+	ours := os.NewFile(uintptr(pair[0]), "bucket")
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		_ = ours.Close()
+		return nil, err
+	}
+	defer errW.Close()
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		_, _ = ours.Close(), errR.Close()
+		return nil, err
+	}
+	defer null.Close()
+	attr := &os.ProcAttr{Dir: "/", Files: []*os.File{null, null, errW, theirs, staging, b.exe}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Env: []string{"PATH=/usr/bin:/bin", "HOME=/", "GOMAXPROCS=2", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}}
+	if id > 0 {
+		attr.Sys.Credential = &syscall.Credential{Uid: id, Gid: id}
+	}
+	args := []string{"box", "bucket"}
+	if service, _ := job["service"].(map[string]any); service["ambient"] == true {
+		args = append(args, "ambient")
+	}
+	p, err := os.StartProcess("/proc/self/exe", args, attr)
+	if err != nil {
+		_, _ = ours.Close(), errR.Close()
+		return nil, err
+	}
+	s := &served{process: p, conn: ours, errs: &tail{}, gone: make(chan struct{})}
+	go s.collect(errR)
+	_ = ours.SetWriteDeadline(time.Now().Add(bucketInit))
+	_, err = ours.Write(append(text, '\n'))
+	clear(text)
+	if err != nil {
+		s.end()
+		return nil, &wire.Error{Text: "it does not take its job: " + s.errs.String()}
+	}
+	return s, nil
+}
+
+// staging is the directory for what is on its way into a bucket, and the id
+// that bucketd runs as; 0: our own.
+func (m *monitor) staging() (*os.File, uint32, error) {
+	dir := m.dir + "/" + journal.StagingDir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, 0, err
+	}
+	var id uint32
+	if os.Geteuid() == 0 {
+		// As for the gate: nobody inside has it, and it owns nothing outside.
+		id = 65534
+		if ids := m.launch.IDs; ids.Base > 0 && ids.Count > 0 {
+			id = ids.Base + ids.Count - 1
+		}
+		if err := os.Chown(dir, int(id), int(id)); err != nil {
+			return nil, 0, err
+		}
+	}
+	f, err := os.Open(dir)
+	return f, id, err
+}
+
+// hand gives the mount to bucketd.
+func (s *served) hand(fd *os.File) error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	from, err := fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := from.Control(func(mount uintptr) {
+		_ = raw.Control(func(conn uintptr) {
+			serr = unix.Sendmsg(int(conn), []byte{0}, unix.UnixRights(int(mount)), nil, unix.MSG_NOSIGNAL)
+		})
+	}); err != nil {
+		return err
+	}
+	return serr
+}
+
+// report is a line that bucketd writes.
+type bucketReport struct {
+	Checked bool        `json:"checked"`
+	Ready   bool        `json:"ready"`
+	Entries int         `json:"entries"`
+	More    bool        `json:"more"`
+	Fault   *wire.Fault `json:"fault"`
+	Lost    []string    `json:"lost"`
+}
+
+func (s *served) report(limit time.Duration) (bucketReport, *wire.Error) {
+	var r bucketReport
+	_ = s.conn.SetReadDeadline(time.Now().Add(limit))
+	line, err := s.line()
+	if err == nil {
+		err = json.Unmarshal(line, &r)
+	}
+	if err == nil && r.Fault != nil {
+		r.Fault.Kind, r.Fault.Message = cut(r.Fault.Kind, 40), cut(r.Fault.Message, 1000)
+	}
+	if err == nil {
+		return r, nil
+	}
+	select { // what it said on its way out tells more
+	case <-s.gone:
+	case <-time.After(time.Second):
+	}
+	text := "the program that serves the bucket "
+	if os.IsTimeout(err) {
+		return r, &wire.Error{Code: wire.CodeInternal, Text: text + "does not answer within " + span(limit)}
+	}
+	return r, &wire.Error{Code: wire.CodeInternal, Text: text + "ended before it was ready: " + s.errs.String()}
+}
+
+// line reads to the next line's end, byte by byte: there are few.
+func (s *served) line() ([]byte, error) {
+	var line []byte
+	var c [1]byte
+	for len(line) < maxReport {
+		if _, err := s.conn.Read(c[:]); err != nil {
+			return nil, err
+		}
+		if c[0] == '\n' {
+			return line, nil
+		}
+		line = append(line, c[0])
+	}
+	return nil, &wire.Error{Text: "its report is too long"}
+}
+
+// end ends bucketd at once.
+func (s *served) end() {
+	_ = s.process.Kill()
+	<-s.gone
+}
+
+// collect keeps the end of what bucketd says, and waits for it.
+func (s *served) collect(errs *os.File) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := errs.Read(buf)
+		s.errs.add(buf[:n])
+		if err != nil {
+			break
+		}
+	}
+	_ = errs.Close()
+	state, err := s.process.Wait()
+	s.failed = err != nil || !state.Success()
+	// What it could not bring in is its last word.
+	_ = s.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	for {
+		line, err := s.line()
+		if err != nil {
+			break
+		}
+		var r bucketReport
+		if json.Unmarshal(line, &r) == nil {
+			s.lost = append(s.lost, r.Lost...)
+		}
+	}
+	_ = s.conn.Close()
+	close(s.gone)
+}
+
+// loss says what could not be brought in; "" when all was.
+func (s *served) loss() string {
+	select {
+	case <-s.gone:
+	default:
+		return ""
+	}
+	switch n := len(s.lost); {
+	case n > 0:
+		text := "what was written to " + cut(strings.Join(s.lost[:min(n, 3)], ", "), 300)
+		if n > 3 {
+			text += " and " + strconv.Itoa(n-3) + " more"
+		}
+		return text + " and not acknowledged by close or fsync could not be brought into the bucket, and is lost"
+	case s.failed:
+		return "the program that served it ended with an error, so that what no close or fsync had acknowledged may be lost: " + s.errs.String()
+	}
+	return ""
+}
+
+// tail keeps the last bytes of a stream.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) add(p []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	if n := len(t.text) - 2048; n > 0 {
+		t.text = append(t.text[:0], t.text[n:]...)
+	}
+}
+
+// String is the last line.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := strings.TrimSpace(string(t.text))
+	if i := strings.LastIndexByte(text, '\n'); i >= 0 {
+		text = text[i+1:]
+	}
+	if text == "" {
+		return "it said nothing"
+	}
+	return cut(text, 500)
+}
