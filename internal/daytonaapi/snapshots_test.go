@@ -140,15 +140,17 @@ func TestStorage(t *testing.T) {
 		key   string
 		spoil func(*http.Request)
 	}{
-		"signature": {key, func(r *http.Request) { r.Header.Set("Authorization", r.Header.Get("Authorization")[:len(r.Header.Get("Authorization"))-1]+"x") }},
-		"none":      {key, func(r *http.Request) { r.Header.Del("Authorization") }},
-		"token":     {key, func(r *http.Request) { r.Header.Set("X-Amz-Security-Token", c.token+"x") }},
-		"date":      {key, func(r *http.Request) { r.Header.Set("X-Amz-Date", "20200101T000000Z") }},
-		"path":      {key, func(r *http.Request) { r.URL.Path = strings.Replace(r.URL.Path, "0123", "4567", 1) }},
-		"body":      {key, func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("CONTENT")) }},
-		"others":    {"another/0123abcd/context.tar", nil},
-		"escape":    {c.org + "/../x/context.tar", nil},
-		"name":      {c.org + "/0123abcd/other", nil},
+		"signature": {key, func(r *http.Request) {
+			r.Header.Set("Authorization", r.Header.Get("Authorization")[:len(r.Header.Get("Authorization"))-1]+"x")
+		}},
+		"none":   {key, func(r *http.Request) { r.Header.Del("Authorization") }},
+		"token":  {key, func(r *http.Request) { r.Header.Set("X-Amz-Security-Token", c.token+"x") }},
+		"date":   {key, func(r *http.Request) { r.Header.Set("X-Amz-Date", "20200101T000000Z") }},
+		"path":   {key, func(r *http.Request) { r.URL.Path = strings.Replace(r.URL.Path, "0123", "4567", 1) }},
+		"body":   {key, func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("CONTENT")) }},
+		"others": {"another/0123abcd/context.tar", nil},
+		"escape": {c.org + "/../x/context.tar", nil},
+		"name":   {c.org + "/0123abcd/other", nil},
 	} {
 		if status, text := c.send("PUT", tt.key, "", []byte("content"), tt.spoil); status != http.StatusForbidden {
 			t.Errorf("a foreign %s: got %d %s", name, status, text)

@@ -5,13 +5,16 @@ package local
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"sync"
 
-	"berth/sandbox/local/boxbin"
 	"golang.org/x/sys/unix"
+
+	"berth/sandbox/local/boxbin"
+	"berth/sandbox/local/wire"
 )
 
 // boxProgram is the helper program, opened once per process: the embedded one
@@ -20,6 +23,9 @@ import (
 var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
 	b := boxbin.Bytes(runtime.GOARCH)
 	if b == nil {
+		if !wire.StandsIn() {
+			return nil, false, errors.New("the helper program box is not built in, and this program cannot stand in for it; run go generate ./sandbox/local/boxbin, or call entry.Main first of all")
+		}
 		f, err = os.Open("/proc/self/exe")
 		return f, false, err
 	}

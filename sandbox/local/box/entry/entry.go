@@ -13,11 +13,13 @@ import (
 	"berth/sandbox/local/gate"
 	"berth/sandbox/local/guest"
 	"berth/sandbox/local/monitor"
+	"berth/sandbox/local/wire"
 )
 
 // Main runs the part that args, a program's os.Args, name, and then ends the
 // program. It returns false when they name none.
 func Main(args []string) bool {
+	wire.StandIn()
 	if len(args) == 0 {
 		return false
 	}
