@@ -61,6 +61,7 @@ type commands struct {
 	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running, and forget finished steps of builds."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
+	Helper       helperCommand       `cmd:"" group:"setup" help:"Write the helper program for an image's Dockerfile."`
 	Healthcheck  healthcheckCommand  `cmd:"" group:"setup" help:"Say whether this berth works, for a container's HEALTHCHECK."`
 	Version      versionCommand      `cmd:"" group:"setup" help:"Print the version."`
 	Help         helpCommand         `cmd:"" group:"setup" help:"Show help, of a command when one is named."`

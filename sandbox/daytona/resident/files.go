@@ -28,7 +28,12 @@ func (b *Box) Files() sandbox.Files { return files{b} }
 
 type files struct{ b *Box }
 
-var _ sandbox.Files = files{}
+var (
+	_ sandbox.Files         = files{}
+	_ sandbox.FileRemover   = files{}
+	_ sandbox.FileRenamer   = files{}
+	_ sandbox.FilePermitter = files{}
+)
 
 // ask does one operation.
 func (f files) ask(ctx context.Context, o *wire.CallFile, data []byte) (*wire.Answer, []byte, error) {
@@ -71,6 +76,28 @@ func (f files) Mkdir(ctx context.Context, name string, mode fs.FileMode) error {
 func (f files) Symlink(ctx context.Context, target, name string) error {
 	_, _, err := f.ask(ctx, &wire.CallFile{Kind: wire.FileSymlink, Path: name, Target: target}, nil)
 	return err
+}
+
+// change does what is done once, and tells nothing.
+func (f files) change(ctx context.Context, op, name string, c *wire.Call) error {
+	_, _, err := f.b.ask(ctx, c, nil, 0)
+	return at(op, name, plain(err))
+}
+
+func (f files) Remove(ctx context.Context, name string, directories bool) error {
+	return f.change(ctx, "remove", name, &wire.Call{Remove: &wire.Remove{Path: name, User: f.b.o.User, Directories: directories}})
+}
+
+func (f files) Rename(ctx context.Context, from, to string) error {
+	return f.change(ctx, "rename", from, &wire.Call{Rename: &wire.Rename{From: from, To: to, User: f.b.o.User}})
+}
+
+func (f files) Permit(ctx context.Context, name string, p sandbox.Permissions) error {
+	r := &wire.Permit{Path: name, User: f.b.o.User, Mode: -1, Owner: p.Owner, Group: p.Group}
+	if p.Mode != nil {
+		r.Mode = int64(terms.UnixMode(*p.Mode))
+	}
+	return f.change(ctx, "permit", name, &wire.Call{Permit: r})
 }
 
 // Open's reader gives the file that was there then, whatever becomes of its name. It

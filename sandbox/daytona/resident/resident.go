@@ -162,6 +162,13 @@ func (b *Box) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error) {
 	return terms.Processes(a.Processes), nil
 }
 
+// ForgetProcess drops what is kept of an ended process; see
+// sandbox.ProcessForgetter.
+func (b *Box) ForgetProcess(ctx context.Context, id sandbox.ProcessID) error {
+	_, _, err := b.ask(ctx, &wire.Call{Forget: &wire.ProcessRef{ID: string(id)}}, nil, 0)
+	return plain(err)
+}
+
 // Usage is what all processes together use.
 type Usage struct {
 	Memory    int64 // bytes

@@ -263,6 +263,63 @@ func TestReaches(t *testing.T) {
 	}
 }
 
+// What is done to files is done once.
+func TestChangesOfFiles(t *testing.T) {
+	s := newShell(t, nil)
+	b := newBox(s, "changes")
+	ctx := limited(t)
+	f := b.Files().(interface {
+		sandbox.FileRemover
+		sandbox.FileRenamer
+		sandbox.FilePermitter
+	})
+	if err := b.Ensure(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/a", "/b"} {
+		if err := os.WriteFile(s.home+name, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The first answer of each is lost.
+	s.mu.Lock()
+	seen := map[string]bool{}
+	s.fault = func(_ int, text string) fault {
+		f := fault{lost: !seen[text[:len(text)/2]]}
+		seen[text[:len(text)/2]] = true
+		return f
+	}
+	s.mu.Unlock()
+	mode := fs.FileMode(0o640)
+	if err := f.Permit(ctx, s.home+"/a", sandbox.Permissions{Mode: &mode}); err != nil {
+		t.Errorf("Permit: %v", err)
+	}
+	if err := f.Rename(ctx, s.home+"/a", s.home+"/c"); err != nil {
+		t.Errorf("Rename: %v", err)
+	}
+	if err := f.Remove(ctx, s.home+"/b", false); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+	s.healed()
+	if st, err := os.Stat(s.home + "/c"); err != nil || st.Mode() != mode {
+		t.Errorf("got %v, %v", st, err)
+	}
+	if err := f.Rename(ctx, s.home+"/a", s.home+"/d"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Rename of what is not there: %v", err)
+	}
+	if err := f.Remove(ctx, s.home+"/b", false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Remove of what is not there: %v", err)
+	}
+	p := spawn(t, b, s.text("echo x"))
+	end(t, p)
+	if err := b.ForgetProcess(ctx, p.ID()); err != nil {
+		t.Errorf("ForgetProcess: %v", err)
+	}
+	if _, err := b.Process(ctx, p.ID()); !errors.Is(err, sandbox.ErrNoProcess) {
+		t.Errorf("a process that is forgotten: %v", err)
+	}
+}
+
 // A file is read as it was when it was opened.
 func TestOpenKeepsTheFile(t *testing.T) {
 	s := newShell(t, nil)

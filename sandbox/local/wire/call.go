@@ -48,15 +48,19 @@ type Call struct {
 	Reach *CallReach `json:"reach,omitempty"`
 
 	// At most one of these acts; data goes with Spawn, Stdin and File.
-	Spawn  *Command   `json:"spawn,omitempty"`
-	Stdin  *Stdin     `json:"stdin,omitempty"`
-	Resize *Resize    `json:"resize,omitempty"`
-	Kill   *Kill      `json:"kill,omitempty"`
-	Stop   *Stop      `json:"stop,omitempty"`
-	File   *CallFile  `json:"file,omitempty"`
-	List   bool       `json:"list,omitempty"`
-	Usage  bool       `json:"usage,omitempty"`
-	Watch  *CallWatch `json:"watch,omitempty"`
+	Spawn  *Command    `json:"spawn,omitempty"`
+	Stdin  *Stdin      `json:"stdin,omitempty"`
+	Resize *Resize     `json:"resize,omitempty"`
+	Kill   *Kill       `json:"kill,omitempty"`
+	Stop   *Stop       `json:"stop,omitempty"`
+	Forget *ProcessRef `json:"forget,omitempty"`
+	Remove *Remove     `json:"remove,omitempty"`
+	Rename *Rename     `json:"rename,omitempty"`
+	Permit *Permit     `json:"permit,omitempty"`
+	File   *CallFile   `json:"file,omitempty"`
+	List   bool        `json:"list,omitempty"`
+	Usage  bool        `json:"usage,omitempty"`
+	Watch  *CallWatch  `json:"watch,omitempty"`
 }
 
 // CallWatch waits for process ID and answers its state and output.

@@ -33,7 +33,7 @@ type Header struct {
 	Error *Error `json:"error,omitempty"`
 	// Once makes a request that is sent again, also over another connection, be
 	// carried out once: the first one's answer is given again. Residents know it
-	// for OpStdin, OpKill, OpCommit and OpRecall.
+	// for what changes something and is not the same a second time.
 	Once string `json:"once,omitempty"`
 	// Body is the op's request or answer; see the types named after the ops.
 	Body json.RawMessage `json:"body,omitempty"`

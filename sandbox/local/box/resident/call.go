@@ -103,6 +103,14 @@ func (r *caller) do() error {
 		return r.ask(wire.OpUsage, struct{}{}, r.answer.Usage)
 	case c.Stop != nil:
 		return r.ask(wire.OpStop, c.Stop, nil)
+	case c.Forget != nil:
+		return r.act(wire.OpForget, c.Forget)
+	case c.Remove != nil:
+		return r.act(wire.OpRemove, c.Remove)
+	case c.Rename != nil:
+		return r.act(wire.OpRename, c.Rename)
+	case c.Permit != nil:
+		return r.act(wire.OpPermit, c.Permit)
 	case c.File != nil:
 		return r.file(c.File)
 	}
@@ -117,6 +125,15 @@ func (r *caller) ask(op string, body, out any) error {
 		if out != nil {
 			err = json.Unmarshal(f.Body, out)
 		}
+	}
+	return err
+}
+
+// act is ask for what is done once, however often the call comes.
+func (r *caller) act(op string, body any) error {
+	f, err := r.request(wire.Header{Op: op, Once: r.call.ID}, body, nil)
+	if err == nil {
+		closeFiles(f)
 	}
 	return err
 }

@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+
+	"berth/sandbox/local/boxbin"
+	"berth/sandbox/local/wire"
+)
+
+type helperCommand struct {
+	Arch string `arg:"" enum:"amd64,arm64" help:"The architecture of the image: amd64 or arm64."`
+	To   string `help:"The directory that it is written to." placeholder:"DIR" default:"."`
+}
+
+// Help is shown by --help.
+func (*helperCommand) Help() string {
+	return "In a Daytona sandbox berth needs a small helper program, box, which it brings itself at the first start. An image that " +
+		"has it as " + wire.PrebakedName + " saves that: berth helper amd64, and in the Dockerfile COPY --chmod=755 box " + path.Dir(wire.PrebakedName) + "/"
+}
+
+func (c *helperCommand) Run(a *App) error {
+	b := boxbin.Bytes(c.Arch)
+	if b == nil {
+		return fmt.Errorf("this berth was built without its helper for linux/%s; build it by make, which makes the helper first", c.Arch)
+	}
+	name := filepath.Join(c.To, path.Base(wire.PrebakedName))
+	if err := writeProgram(name, b); err != nil {
+		return fmt.Errorf("write the helper: %w", err)
+	}
+	fmt.Fprintf(a.Stderr, "in a Dockerfile: COPY --chmod=755 %s %s/\n", path.Base(wire.PrebakedName), path.Dir(wire.PrebakedName))
+	_, err := fmt.Fprintln(a.Stdout, name)
+	return err
+}
+
+// writeProgram makes the executable file name, whole or not at all.
+func writeProgram(name string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".box-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(b)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(f.Name(), 0o755)
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	return err
+}

@@ -1,0 +1,42 @@
+//go:build unix
+
+package cli_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"berth/sandbox/local/boxbin"
+)
+
+func TestHelper(t *testing.T) {
+	dir := t.TempDir()
+	m := newMachine(t)
+	a := m.do("", "helper", "arm64", "--to", dir)
+	want := boxbin.Bytes("arm64")
+	if want == nil {
+		if a.code != 1 || !strings.Contains(a.stderr, "built without its helper") || a.stdout != "" {
+			t.Errorf("without a helper: got %+v", a)
+		}
+	} else {
+		got, err := os.ReadFile(filepath.Join(dir, "box"))
+		if err != nil || a.code != 0 || !bytes.Equal(got, want) || !strings.Contains(a.stderr, "COPY --chmod=755 box /usr/local/lib/berth/") {
+			t.Errorf("got %d bytes, %v, %+v", len(got), err, a)
+		}
+		if st, err := os.Stat(filepath.Join(dir, "box")); err != nil || st.Mode().Perm()&0o100 == 0 {
+			t.Errorf("got %v, %v", st, err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if a := m.do("", "helper", "sparc"); a.code != 2 || !strings.Contains(a.stderr, "amd64") {
+		t.Errorf("another architecture: got %+v", a)
+	}
+	if a := m.do("", "helper", "arm64", "--to", filepath.Join(dir, "missing")); a.code != 1 || a.stderr == "" {
+		t.Errorf("a missing directory: got %+v", a)
+	}
+}
