@@ -46,6 +46,10 @@ func mount(t testing.TB, b objects.Bucket, o bucketfs.Options) *mounted {
 		t.Fatalf("mount: %v", err)
 	}
 	go server.Serve()
+	// It also keeps this process's own poller from waiting for the mount.
+	if err := server.WaitMount(); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
 	m := &mounted{t, dir, f, server}
 	t.Cleanup(func() { m.unmount() })
 	return m
