@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"berth/sandbox"
@@ -171,8 +172,88 @@ func (f fakeFiles) Symlink(ctx context.Context, target, path string) error {
 	return fileError(os.Symlink(target, p))
 }
 
+func (f fakeFiles) Remove(ctx context.Context, path string, directories bool) error {
+	p, err := f.name(ctx, path)
+	if err != nil {
+		return fileError(err)
+	}
+	st, err := os.Lstat(p)
+	if err == nil && st.IsDir() && !directories {
+		return sandbox.ErrIsDir
+	}
+	if err = os.Remove(p); errors.Is(err, syscall.ENOTEMPTY) {
+		return sandbox.ErrNotEmpty
+	}
+	return fileError(err)
+}
+
+func (f fakeFiles) Rename(ctx context.Context, from, to string) error {
+	a, err := f.name(ctx, from)
+	if err != nil {
+		return fileError(err)
+	}
+	b, err := f.name(ctx, to)
+	if err != nil {
+		return fileError(err)
+	}
+	if _, err := os.Lstat(a); err != nil {
+		return fileError(err)
+	}
+	if _, err := os.Lstat(b); err == nil { // as good as at once, for a fake
+		return fs.ErrExist
+	}
+	return fileError(os.Rename(a, b))
+}
+
+func (f fakeFiles) Permit(ctx context.Context, path string, p sandbox.Permissions) error {
+	for field, name := range map[string]string{"owner": p.Owner, "group": p.Group} {
+		if _, err := strconv.Atoi(name); err != nil && name != "" {
+			return &sandbox.FieldError{Field: field, Problem: "there is no " + name}
+		}
+	}
+	where, err := f.find(ctx, path)
+	if err != nil {
+		return fileError(err)
+	}
+	uid, gid := -1, -1
+	if p.Owner != "" {
+		uid, _ = strconv.Atoi(p.Owner)
+	}
+	if p.Group != "" {
+		gid, _ = strconv.Atoi(p.Group)
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := os.Chown(where, uid, gid); err != nil {
+			return fileError(err)
+		}
+	}
+	if p.Mode != nil {
+		return fileError(os.Chmod(where, *p.Mode))
+	}
+	return nil
+}
+
+// name is where a name stands, whatever it is that has it.
+func (f fakeFiles) name(ctx context.Context, path string) (string, error) {
+	path = filepath.Clean(path)
+	dir, err := f.find(ctx, filepath.Dir(path))
+	if err != nil {
+		return "", err
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return "", err
+	} else if !st.IsDir() {
+		return "", sandbox.ErrNotDir
+	}
+	return filepath.Join(dir, filepath.Base(path)), nil
+}
+
 func fileInfo(path string, st fs.FileInfo) sandbox.FileInfo {
-	return sandbox.FileInfo{Path: path, Mode: st.Mode(), Size: st.Size(), ModTime: st.ModTime()}
+	i := sandbox.FileInfo{Path: path, Mode: st.Mode(), Size: st.Size(), ModTime: st.ModTime()}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		i.Owner, i.Group = strconv.FormatUint(uint64(sys.Uid), 10), strconv.FormatUint(uint64(sys.Gid), 10)
+	}
+	return i
 }
 
 func fileError(err error) error {

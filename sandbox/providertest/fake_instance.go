@@ -14,6 +14,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"berth/sandbox"
@@ -300,6 +301,28 @@ func (i *fakeInstance) Process(ctx context.Context, id sandbox.ProcessID) (sandb
 		return p, nil
 	}
 	return nil, sandbox.ErrNoProcess
+}
+
+// ForgetProcess drops an ended process.
+func (i *fakeInstance) ForgetProcess(ctx context.Context, id sandbox.ProcessID) error {
+	if err := i.provider.usable(ctx); err != nil {
+		return err
+	}
+	b := i.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.procs[id]
+	switch {
+	case b.status != sandbox.StatusRunning:
+		return sandbox.ErrNotRunning
+	case p == nil:
+		return sandbox.ErrNoProcess
+	case p.running():
+		return syscall.EBUSY
+	}
+	delete(b.procs, id)
+	b.order = slices.DeleteFunc(b.order, func(o sandbox.ProcessID) bool { return o == id })
+	return nil
 }
 
 func (i *fakeInstance) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error) {

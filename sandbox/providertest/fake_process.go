@@ -124,6 +124,9 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = ow, ew
+	if c.Merge {
+		cmd.Stderr = ow
+	}
 	var ir *os.File
 	if len(c.Stdin) > 0 || c.OpenStdin {
 		r, w, err := pipe()
@@ -144,7 +147,7 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 		_ = ir.Close()
 	}
 	p.pid = cmd.Process.Pid
-	p.st = sandbox.ProcessInfo{ID: c.ID, Command: c.Display, Cwd: c.Cwd, User: c.User, State: sandbox.ProcessRunning,
+	p.st = sandbox.ProcessInfo{ID: c.ID, Command: c.Display, Note: c.Note, Cwd: c.Cwd, User: c.User, State: sandbox.ProcessRunning,
 		Started: b.store.options.Now(), StdinOpen: c.OpenStdin, CPU: -1, Memory: -1}
 	if p.stdin != nil {
 		go p.feed()

@@ -69,6 +69,8 @@ const (
 	Forks      Ability = "forks"      // Forker
 	Snapshots  Ability = "snapshots"  // Snapshotter, SnapshotKeeper, Spec.Snapshot
 	Builds     Ability = "builds"     // SnapshotBuilder, BuildLogKeeper
+	Records    Ability = "records"    // Command.Note, Command.Merge, ProcessForgetter
+	FileChange Ability = "changes"    // FileRemover, FileRenamer, FilePermitter, FileInfo.Owner
 	Volumes    Ability = "volumes"    // Spec.Volumes, VolumeLister, VolumeDeleter
 	// OneInstant: forks and snapshots have the files as of one moment, also
 	// while processes write.
@@ -104,7 +106,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec}, {"account", testAccount},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
-		{"processes", testProcesses}, {"terminals", testTerminals}, {"files", testFiles}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
+		{"processes", testProcesses}, {"terminals", testTerminals}, {"records", testRecords}, {"files", testFiles}, {"changes", testChanges}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
 		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes}, {"mounts", testMounts},
 	} {
 		if h.Only != nil && !slices.Contains(h.Only, g.name) {

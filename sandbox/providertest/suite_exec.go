@@ -494,6 +494,9 @@ func testTerminals(t *testing.T, s *suite) {
 	}
 	p := b.spawn(c)
 	b.waitFor(p, "17 91\r\nerr\r\n")
+	if i, err := p.Info(s.ctx(t)); err != nil || i.Window != *c.TTY {
+		t.Errorf("the terminal is told to have %v, %v, want %v", i.Window, err, *c.TTY)
+	}
 	if err := p.Resize(s.ctx(t), sandbox.WindowSize{Cols: 120, Rows: 40}); err != nil {
 		t.Errorf("Resize: %v", err)
 	}
@@ -505,7 +508,7 @@ func testTerminals(t *testing.T, s *suite) {
 		t.Fatal(err)
 	}
 	info, _, errs := b.ended(p)
-	if code(info) != 0 || errs != "" || !info.TTY {
+	if code(info) != 0 || errs != "" || !info.TTY || info.Window != (sandbox.WindowSize{Cols: 120, Rows: 40}) {
 		t.Errorf("got %+v, stderr %q", info, errs)
 	}
 	// Closing the terminal is not leaving it.
