@@ -197,6 +197,9 @@ echo two >a && git -c user.name=s -c user.email=s@x commit -qam second && git pu
 	events, err := w.manager.Events(t.Context(), w.key)
 	must(t, err)
 	for _, e := range events {
+		if strings.Contains(e.Tool, "process/") {
+			continue // this test's own commands
+		}
 		for k, v := range e.Args {
 			if s, ok := v.(string); ok && (strings.Contains(s, "s3cret") || strings.Contains(s, "p'w")) {
 				t.Errorf("event %s has a secret: %s %s", e.Tool, k, s)
