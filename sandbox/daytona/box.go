@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -26,8 +25,10 @@ type box struct {
 
 	mu      sync.Mutex
 	url     string // of the toolboxes; "": ask
+	user    string // whom commands run as; "": the image's user
 	facts   *facts
 	help    helper
+	quiet   helper
 	claimed bool // see claim
 }
 
@@ -45,6 +46,9 @@ func (p *Provider) boxOf(sb *api.Sandbox) *box {
 	defer b.mu.Unlock()
 	if sb.ToolboxURL != "" {
 		b.url = sb.ToolboxURL // it may move
+	}
+	if r, kept := readRecord(sb); kept {
+		b.user = r.User
 	}
 	return b
 }
@@ -267,28 +271,3 @@ func (p *Provider) addFacts(info *sandbox.Info, sb *api.Sandbox) {
 		info.Home, info.User, info.Runtimes = f.home, f.user, f.runtimes
 	}
 }
-
-// reaches tells whether a connection to the address can be made inside.
-func (b *box) reaches(ctx context.Context, to netip.AddrPort) (bool, error) {
-	command := fmt.Sprintf(reachScript, to.Addr(), to.Port())
-	out, code, err := b.exec(ctx, command, 20*time.Second, true)
-	switch {
-	case err != nil:
-		return false, err
-	case code != 0:
-		return false, fmt.Errorf("the probe ended with exit code %d", code)
-	}
-	switch strings.TrimSpace(out) {
-	case "open":
-		return true, nil
-	case "closed":
-		return false, nil
-	}
-	return false, errors.New("nothing in the sandbox can probe the network")
-}
-
-// reachScript connects to address %[1]s, port %[2]d, with whatever is there.
-const reachScript = `if command -v bash >/dev/null && command -v timeout >/dev/null; then timeout 2 bash -c 'exec 3<>/dev/tcp/%[1]s/%[2]d' </dev/null >/dev/null 2>&1 && echo open || echo closed
-elif command -v python3 >/dev/null; then python3 -c 'import socket; socket.create_connection(("%[1]s", %[2]d), 2)' </dev/null >/dev/null 2>&1 && echo open || echo closed
-elif command -v nc >/dev/null; then nc -w 2 %[1]s %[2]d </dev/null >/dev/null 2>&1 && echo open || echo closed
-else echo unknown; fi`

@@ -158,9 +158,14 @@ func (i *Instance) Stop(ctx context.Context) error {
 		return err
 	}
 	i.p.note(i.id)
+	told := false
 	_, err = i.until(ctx, i.p.now().Add(i.p.o.Times.Change), "stop", func(sb *api.Sandbox) (bool, error) {
 		switch sb.State {
 		case api.Started:
+			if !told {
+				told = true
+				i.p.farewell(ctx, i.id, "the sandbox was stopped")
+			}
 			// Of one that has stopped meanwhile the platform says 400: look.
 			if err := at.Stop(ctx, i.id); err != nil && !errors.Is(err, api.ErrConflict) && !errors.Is(err, api.ErrNotFound) {
 				if now, lerr := i.look(ctx); lerr == nil && now.State == api.Started {

@@ -8,15 +8,6 @@ import (
 	"berth/sandbox"
 )
 
-// helper runs processes in a sandbox and reaches its files; package resident has
-// it.
-type helper interface {
-	Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error)
-	Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error)
-	Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
-	Files() sandbox.Files
-}
-
 // Spawn starts a process.
 func (i *Instance) Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error) {
 	if err := i.claimOnce(ctx); err != nil {
@@ -80,19 +71,4 @@ func (i *Instance) claimOnce(ctx context.Context) error {
 	b.claimed = true
 	b.mu.Unlock()
 	return nil
-}
-
-// busy tells whether a process runs that somebody started. Asking is no use of
-// the sandbox.
-func (b *box) busy(ctx context.Context) (bool, error) {
-	list, err := b.helper().Processes(ctx)
-	if err != nil {
-		return false, err
-	}
-	for _, i := range list {
-		if i.State == sandbox.ProcessRunning {
-			return true, nil
-		}
-	}
-	return false, nil
 }
