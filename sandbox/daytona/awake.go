@@ -55,7 +55,7 @@ func (p *Provider) keepAwake(at platform) {
 
 // wake looks once.
 func (p *Provider) wake(ctx context.Context, at platform) error {
-	filter := api.Filter{Labels: map[string]string{labelForm: form}, States: []api.State{api.Started}}
+	filter := api.Filter{Labels: p.ours(), States: []api.State{api.Started}}
 	var errs []error
 	for sb, err := range at.Sandboxes(ctx, filter) {
 		if err != nil {

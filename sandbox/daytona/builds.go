@@ -48,7 +48,7 @@ func (p *Provider) BuildSnapshot(ctx context.Context, owner sandbox.Owner, name 
 	if n := spec.Network; n != nil && n.Limited() && !p.o.BestEffort {
 		return sandbox.SnapshotInfo{}, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "Daytona builds with a network of its own, which cannot be limited as sandboxes are here; have the operator make the snapshot, or set best_effort"}
 	}
-	full, digest := prefixOf(owner)+name, b.Digest()
+	full, digest := p.prefixOf(owner)+name, b.Digest()
 	n := api.NewSnapshot{Name: full, Region: p.o.Target}
 	if n.Build, err = p.dockerfileOf(ctx, owner, b); err != nil {
 		return sandbox.SnapshotInfo{}, err
@@ -288,12 +288,12 @@ func (p *Provider) BuildLog(ctx context.Context, owner sandbox.Owner, name strin
 		return "", err
 	}
 	p.mu.Lock()
-	text := p.logs[prefixOf(owner)+name]
+	text := p.logs[p.prefixOf(owner)+name]
 	p.mu.Unlock()
 	if text != "" {
 		return tail(text, int(most)), nil
 	}
-	s, err := at.Snapshot(ctx, prefixOf(owner)+name)
+	s, err := at.Snapshot(ctx, p.prefixOf(owner)+name)
 	if errors.Is(err, api.ErrNotFound) || err == nil && s.Build == nil {
 		return "", sandbox.ErrNotFound
 	}
@@ -329,7 +329,7 @@ func (p *Provider) keepLog(owner sandbox.Owner, name, text string) {
 	if len(p.logs) >= keptLogs {
 		clear(p.logs)
 	}
-	p.logs[prefixOf(owner)+name] = text
+	p.logs[p.prefixOf(owner)+name] = text
 }
 
 // tail is the end of a text, at most so many bytes, from a line's beginning on.

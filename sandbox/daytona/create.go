@@ -32,7 +32,7 @@ func (p *Provider) Create(ctx context.Context, key sandbox.Key, spec sandbox.Spe
 // plan checks spec and says it in the platform's words. Nothing is made yet but
 // volumes.
 func (p *Provider) plan(ctx context.Context, key sandbox.Key, spec sandbox.Spec, made string) (api.NewSandbox, error) {
-	n := api.NewSandbox{Name: nameOf(key), Target: p.o.Target}
+	n := api.NewSandbox{Name: p.nameOf(key), Target: p.o.Target}
 	var errs []error
 	labels, err := p.labels(key, spec, made, false)
 	errs = append(errs, err)

@@ -117,7 +117,7 @@ func (p *Provider) find(ctx context.Context, key sandbox.Key) (*api.Sandbox, err
 	if err != nil {
 		return nil, err
 	}
-	sb, err := at.Sandbox(ctx, nameOf(key))
+	sb, err := at.Sandbox(ctx, p.nameOf(key))
 	if err == nil && !gone(sb) {
 		return sb, nil
 	}
@@ -175,7 +175,7 @@ func (p *Provider) sandboxes(ctx context.Context, owner sandbox.Owner) ([]*api.S
 	if err != nil {
 		return nil, err
 	}
-	filter := api.Filter{Labels: map[string]string{labelForm: form}}
+	filter := api.Filter{Labels: p.ours()}
 	if owner != "" {
 		filter.Labels[labelOwner] = string(owner)
 	}
@@ -202,6 +202,15 @@ func (p *Provider) sandboxes(ctx context.Context, owner sandbox.Owner) ([]*api.S
 		o, session := ownerOf(sb)
 		return session == "" || owner != "" && o != owner || gone(sb) || sb.State == api.Destroying
 	}), nil
+}
+
+// ours are labels of every sandbox that berth made or adopted.
+func (p *Provider) ours() map[string]string {
+	l := map[string]string{labelForm: form}
+	if p.o.space != "" {
+		l[labelSpace] = p.o.space
+	}
+	return l
 }
 
 // lag is for how long the platform's list may not know what was changed.

@@ -28,7 +28,7 @@ type Instance struct {
 }
 
 func (p *Provider) instance(key sandbox.Key, sb *api.Sandbox) *Instance {
-	return &Instance{p: p, key: key, id: sb.ID, adopted: sb.Name != nameOf(key), fresh: sb, at: p.now()}
+	return &Instance{p: p, key: key, id: sb.ID, adopted: sb.Name != p.nameOf(key), fresh: sb, at: p.now()}
 }
 
 // freshFor is how long what a lookup found is taken for the present state: a

@@ -16,19 +16,19 @@ import (
 
 var tenant = regexp.MustCompile(`^b-[a-z2-7]{8}-`)
 
-func prefixOf(owner sandbox.Owner) string {
-	if owner == sandbox.LocalOwner {
+func (p *Provider) prefixOf(owner sandbox.Owner) string {
+	if owner == sandbox.LocalOwner && p.o.space == "" {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(owner))
+	sum := sha256.Sum256([]byte(p.o.space + string(owner)))
 	return "b-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5])) + "-"
 }
 
 // ownName is what owner calls a name of the platform's. mine tells that it is the
 // owner's own, seen that the owner may use it: what the account itself has,
 // everybody may.
-func ownName(owner sandbox.Owner, name string) (own string, mine, seen bool) {
-	prefix := prefixOf(owner)
+func (p *Provider) ownName(owner sandbox.Owner, name string) (own string, mine, seen bool) {
+	prefix := p.prefixOf(owner)
 	switch {
 	case prefix != "" && strings.HasPrefix(name, prefix):
 		return name[len(prefix):], true, true

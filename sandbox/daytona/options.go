@@ -40,6 +40,10 @@ type Options struct {
 	Logger *slog.Logger // nil discards
 	// Times bound waiting; zero fields: the built-in ones.
 	Times Times
+
+	// space keeps what tests make apart from all else in an account; "" outside
+	// of tests.
+	space string
 }
 
 // Times bound how long the provider waits, and how often it looks.

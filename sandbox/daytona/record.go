@@ -32,6 +32,7 @@ const (
 	labelOwner   = labelPrefix + "owner"
 	labelSession = labelPrefix + "session"
 	labelMade    = labelPrefix + "made" // by which attempt to create it
+	labelSpace   = labelPrefix + "space"
 	labelSpec    = labelPrefix + "spec" // and ".1", ".2" …: what it does not fit
 	labelEnv     = labelPrefix + "env"  // likewise, sealed
 	languageKey  = "code-toolbox-language"
@@ -75,8 +76,8 @@ type volumeRecord struct {
 
 // nameOf is the name at the platform of the key's sandbox: there is one sandbox
 // of a name. It begins like the session's id, for people.
-func nameOf(key sandbox.Key) string {
-	sum := sha256.Sum256([]byte(string(key.Owner) + "\x00" + string(key.Session)))
+func (p *Provider) nameOf(key sandbox.Key) string {
+	sum := sha256.Sum256([]byte(p.o.space + "\x00" + string(key.Owner) + "\x00" + string(key.Session)))
 	code := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10]))
 	head := string(key.Session)
 	if len(head) > 40 {
@@ -147,6 +148,9 @@ func (p *Provider) labels(key sandbox.Key, spec sandbox.Spec, made string, late 
 	out[labelForm], out[labelOwner], out[labelSession] = form, string(key.Owner), string(key.Session)
 	if made != "" {
 		out[labelMade] = made
+	}
+	if p.o.space != "" {
+		out[labelSpace] = p.o.space
 	}
 	if spec.Language != "" {
 		out[languageKey] = string(spec.Language)

@@ -36,12 +36,12 @@ func (p *Provider) Snapshots(ctx context.Context, owner sandbox.Owner) ([]sandbo
 	own := map[string]bool{}
 	var out []sandbox.SnapshotInfo
 	for _, s := range list {
-		if name, mine, _ := ownName(owner, s.Name); mine {
+		if name, mine, _ := p.ownName(owner, s.Name); mine {
 			own[name] = true
 		}
 	}
 	for _, s := range list {
-		name, mine, seen := ownName(owner, s.Name)
+		name, mine, seen := p.ownName(owner, s.Name)
 		if !seen || !mine && own[name] || failed(&s) || s.State == api.SnapshotRemoving || strings.HasPrefix(s.Name, passing) {
 			continue
 		}
@@ -117,13 +117,13 @@ func (p *Provider) snapshot(ctx context.Context, owner sandbox.Owner, name strin
 	if err != nil {
 		return nil, err
 	}
-	tries := []string{prefixOf(owner) + name, name}
+	tries := []string{p.prefixOf(owner) + name, name}
 	if tries[0] == name || tenant.MatchString(name) {
 		tries = tries[:1]
 	}
 	for _, full := range tries {
 		s, err := at.Snapshot(ctx, full)
-		if _, _, seen := ownName(owner, full); err == nil && seen && s.State != api.SnapshotRemoving {
+		if _, _, seen := p.ownName(owner, full); err == nil && seen && s.State != api.SnapshotRemoving {
 			return s, nil
 		}
 		if err != nil && !errors.Is(err, api.ErrNotFound) {
@@ -135,7 +135,7 @@ func (p *Provider) snapshot(ctx context.Context, owner sandbox.Owner, name strin
 
 // Snapshot keeps its files under a name.
 func (i *Instance) Snapshot(ctx context.Context, name string) (sandbox.SnapshotInfo, error) {
-	full := prefixOf(i.key.Owner) + name
+	full := i.p.prefixOf(i.key.Owner) + name
 	if err := i.p.vacate(ctx, full); err != nil {
 		return sandbox.SnapshotInfo{}, err
 	}
@@ -263,10 +263,10 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, owner sandbox.Owner, name
 	if err != nil {
 		return err
 	}
-	if prefixOf(owner) == "" && tenant.MatchString(name) {
+	if p.prefixOf(owner) == "" && tenant.MatchString(name) {
 		return sandbox.ErrNotFound // another's
 	}
-	s, err := at.Snapshot(ctx, prefixOf(owner)+name)
+	s, err := at.Snapshot(ctx, p.prefixOf(owner)+name)
 	switch {
 	case errors.Is(err, api.ErrNotFound):
 		return sandbox.ErrNotFound

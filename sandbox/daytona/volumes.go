@@ -18,7 +18,7 @@ func (p *Provider) volume(ctx context.Context, owner sandbox.Owner, name string)
 	if err != nil {
 		return "", err
 	}
-	full := prefixOf(owner) + name
+	full := p.prefixOf(owner) + name
 	end := p.now().Add(p.o.Times.Change)
 	made := false
 	for wait := p.o.Times.Look / 8; ; wait = min(2*wait, p.o.Times.Look) {
@@ -64,7 +64,7 @@ func (p *Provider) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.
 	}
 	var out []sandbox.Volume
 	for _, v := range list {
-		name, mine, _ := ownName(owner, v.Name)
+		name, mine, _ := p.ownName(owner, v.Name)
 		if mine && v.State != "deleted" && v.State != "deleting" && v.State != "pending_delete" {
 			out = append(out, sandbox.Volume{Name: name, Created: v.Created, Size: -1, UsedBy: used.volumes[name]})
 		}
@@ -79,8 +79,8 @@ func (p *Provider) DeleteVolume(ctx context.Context, owner sandbox.Owner, name s
 	if err != nil {
 		return err
 	}
-	full := prefixOf(owner) + name
-	if tenant.MatchString(name) && prefixOf(owner) == "" {
+	full := p.prefixOf(owner) + name
+	if tenant.MatchString(name) && p.prefixOf(owner) == "" {
 		return sandbox.ErrNotFound // another's
 	}
 	used, err := p.users(ctx, owner)

@@ -61,6 +61,9 @@ const (
 	Archives   Ability = "archives"   // Archiver
 	Updates    Ability = "updates"    // Updater
 	Retirement Ability = "retirement" // Retirer
+	// Afterlife: what processes of a stopped sandbox wrote, and how they ended,
+	// can be read while it is stopped.
+	Afterlife  Ability = "afterlife"
 	Tombstones Ability = "tombstones" // Lookup of a destroyed sandbox
 	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory

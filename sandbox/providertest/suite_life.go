@@ -57,16 +57,28 @@ func testLife(t *testing.T, s *suite) {
 		wantErr(t, "Spawn in a stopped sandbox", err, sandbox.ErrNotRunning)
 		_, err = b.inst.Files().Stat(s.ctx(t), b.info.Home)
 		wantErr(t, "Stat in a stopped sandbox", err, sandbox.ErrNotRunning)
-		ps, err := b.inst.Processes(s.ctx(t))
-		if err != nil || len(ps) != 3 || ps[1].ID != early.ID() || code(ps[1]) != 3 || ps[2].State == sandbox.ProcessRunning {
-			t.Errorf("Processes of a stopped sandbox: got %+v, %v", ps, err)
+		kept := func(when string) {
+			t.Helper()
+			ps, err := b.inst.Processes(s.ctx(t))
+			if err != nil || len(ps) != 3 || ps[1].ID != early.ID() || code(ps[1]) != 3 || ps[2].State == sandbox.ProcessRunning {
+				t.Errorf("Processes %s: got %+v, %v", when, ps, err)
+			}
+			p, err := b.inst.Process(s.ctx(t), early.ID())
+			if err != nil {
+				t.Fatalf("Process %s: %v", when, err)
+			}
+			if _, out, _ := b.ended(p); out != "early\n" {
+				t.Errorf("output of a process %s: got %q", when, out)
+			}
 		}
-		p, err := b.inst.Process(s.ctx(t), early.ID())
-		if err != nil {
-			t.Fatalf("Process of a stopped sandbox: %v", err)
-		}
-		if _, out, _ := b.ended(p); out != "early\n" {
-			t.Errorf("output of a stopped sandbox's process: got %q", out)
+		if s.can(t, Afterlife) {
+			kept("of a stopped sandbox")
+		} else {
+			_, err := b.inst.Processes(s.ctx(t))
+			wantErr(t, "Processes of a stopped sandbox", err, sandbox.ErrNotRunning)
+			_, err = b.inst.Process(s.ctx(t), early.ID())
+			wantErr(t, "Process of a stopped sandbox", err, sandbox.ErrNotRunning)
+			b.status(sandbox.StatusStopped)
 		}
 		for range 2 {
 			if err := b.inst.Start(s.ctx(t)); err != nil {
@@ -74,11 +86,9 @@ func testLife(t *testing.T, s *suite) {
 			}
 		}
 		b.status(sandbox.StatusRunning)
+		kept("from before the stop")
 		if out := b.must("cat d/l; stat -c %a kept"); out != "kept\n750\n" {
 			t.Errorf("files after stop and start: got %q", out)
-		}
-		if _, err := b.inst.Process(s.ctx(t), early.ID()); err != nil {
-			t.Errorf("Process from before the stop: %v", err)
 		}
 	})
 	t.Run("archive", func(t *testing.T) {
@@ -290,18 +300,25 @@ func testRecovery(t *testing.T, s *suite) {
 			info := b.status(sandbox.StatusStopped)
 			_, err := b.inst.Spawn(s.ctx(t), b.command("true"))
 			wantErr(t, "Spawn in a dead sandbox", err, sandbox.ErrNotRunning)
-			q, err := b.inst.Process(s.ctx(t), p.ID())
-			if err != nil {
-				t.Fatalf("Process: %v", err)
+			lost := func() {
+				t.Helper()
+				q, err := b.inst.Process(s.ctx(t), p.ID())
+				if err != nil {
+					t.Fatalf("Process: %v", err)
+				}
+				i, out, _ := b.ended(q)
+				if i.State != sandbox.ProcessLost || i.ExitCode != nil || i.Reason == "" || out != "begun\n" {
+					t.Errorf("the process that was beneath: got %+v, %q; want lost, no exit code, a reason", i, out)
+				}
 			}
-			i, out, _ := b.ended(q)
-			if i.State != sandbox.ProcessLost || i.ExitCode != nil || i.Reason == "" || out != "begun\n" {
-				t.Errorf("the process that was beneath: got %+v, %q; want lost, no exit code, a reason", i, out)
+			if s.can(t, Afterlife) {
+				lost()
 			}
 			t.Logf("Reason of the sandbox: %q", info.Reason)
 			if err := b.inst.Start(s.ctx(t)); err != nil {
 				t.Fatalf("Start: %v", err)
 			}
+			lost()
 			if out := b.must("cat kept"); out != "kept\n" {
 				t.Errorf("file after the death: %q", out)
 			}
