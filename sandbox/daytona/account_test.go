@@ -23,7 +23,6 @@ import (
 	"berth/internal/secret"
 	"berth/sandbox"
 	"berth/sandbox/daytona"
-	"berth/sandbox/daytona/api"
 	"berth/sandbox/local"
 	"berth/sandbox/local/box/entry"
 	"berth/sandbox/local/client"
@@ -268,5 +267,3 @@ func cut(n int) func(http.ResponseWriter, *http.Request, http.Handler) {
 		conn.Close()
 	}
 }
-
-var _ = api.Started

@@ -40,7 +40,7 @@ func TestConformance(t *testing.T) {
 		}
 	}
 	h.Kill = func(t *testing.T, p sandbox.Provider, key sandbox.Key) { at[p].kill(t, native(t, p, key)) }
-	h.Break = func(t *testing.T, p sandbox.Provider, key sandbox.Key) { at[p].spoil(native(t, p, key)) }
+	h.Break = func(t *testing.T, p sandbox.Provider, key sandbox.Key) { at[p].spoil(t, native(t, p, key)) }
 	providertest.Run(t, h)
 }
 
@@ -54,7 +54,8 @@ func native(t *testing.T, p sandbox.Provider, key sandbox.Key) string {
 }
 
 // spoil has the platform say of a sandbox that it is broken, until it is deleted.
-func (a *account) spoil(id string) {
+func (a *account) spoil(t *testing.T, id string) {
+	t.Helper()
 	broken := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		rec := httptest.NewRecorder()
 		next.ServeHTTP(rec, r)
@@ -65,13 +66,15 @@ func (a *account) spoil(id string) {
 		w.WriteHeader(rec.Code)
 		_ = json.NewEncoder(w).Encode(body)
 	}
-	list := []*rule{on("GET", "/"+id, 1<<30, broken)}
-	if in, err := beneath.Lookup(nil, sandbox.Key{Owner: a.owner, Session: sandbox.SessionID(id)}); err == nil { //nolint:staticcheck // it needs none
-		if info, err := in.Info(nil); err == nil { //nolint:staticcheck // likewise
-			list = append(list, on("GET", "/"+info.Name, 1<<30, broken))
-		}
+	in, err := beneath.Lookup(t.Context(), sandbox.Key{Owner: a.owner, Session: sandbox.SessionID(id)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	a.faults.set(list...)
+	info, err := in.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.faults.set(on("GET", "/"+id, 1<<30, broken), on("GET", "/"+info.Name, 1<<30, broken))
 }
 
 // harness of providers whose options account gives: for one account each.

@@ -265,7 +265,7 @@ func (p *Provider) fail(doing string, err error) error {
 		return fmt.Errorf("%s: %w", doing, sandbox.ErrNotFound)
 	case errors.Is(err, api.ErrNotRunning):
 		return fmt.Errorf("%s: %w", doing, sandbox.ErrNotRunning)
-	case errors.Is(err, api.ErrUnauthorized) && e.Status == 403:
+	case answered && e.Status == 403:
 		return say(sandbox.ErrUnavailable, "the key%s may not do this (%s); give it the permission in Daytona's dashboard, or use another key", from(p.o.KeyFrom), e.Message)
 	case errors.Is(err, api.ErrUnauthorized):
 		return say(sandbox.ErrUnavailable, "the key%s is not accepted at %s; look whether it is whole, of this server, and not expired", from(p.o.KeyFrom), p.have.URL())
