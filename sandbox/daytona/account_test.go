@@ -157,7 +157,7 @@ func (a *account) kill(t *testing.T, id string) {
 	}
 	killed := false
 	for _, dir := range dirs {
-		if b, err := os.ReadFile(filepath.Join(dir, "record.json")); err != nil || !strings.Contains(string(b), id) {
+		if b, err := os.ReadFile(filepath.Join(dir, "sandbox.json")); err != nil || !strings.Contains(string(b), id) {
 			continue
 		}
 		if r, _, err := client.Alive(dir); err == nil && r != nil {

@@ -28,6 +28,9 @@ func (i *Instance) Exec(ctx context.Context, command string, timeout time.Durati
 	return i.p.box(i.id).Exec(ctx, command, timeout)
 }
 
+// Later has the provider's clock go ahead.
+func (p *Provider) Later(d time.Duration) { p.now = func() time.Time { return time.Now().Add(d) } }
+
 // Wake looks once after sandboxes with running processes.
 func (p *Provider) Wake(ctx context.Context) error { return p.wake(ctx, p.have) }
 

@@ -271,6 +271,7 @@ func TestKeptAwake(t *testing.T) {
 	if _, err := m.StartSandbox(t.Context(), who, sandbox.Spec{AutoStop: new(time.Minute)}); err != nil {
 		t.Fatal(err)
 	}
+	p.Later(50 * time.Second) // so that it is to be stopped soon
 	touched := func() int64 {
 		t.Helper()
 		u := on("POST", "/last-activity", 1<<30, func(w http.ResponseWriter, r *http.Request, next http.Handler) { next.ServeHTTP(w, r) })

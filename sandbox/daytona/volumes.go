@@ -28,7 +28,10 @@ func (p *Provider) volume(ctx context.Context, owner sandbox.Owner, name string)
 			// Another may be making it at the same time, of which the platform says
 			// 400: then it is there at the next look.
 			made = true
-			if _, err := at.CreateVolume(ctx, full); err != nil && (errors.Is(err, api.ErrUnauthorized) || api.OverQuota(err)) {
+			_, err := at.CreateVolume(ctx, full)
+			var e *api.Error
+			taken := errors.As(err, &e) && (e.Status == 400 || e.Status == 409) && !api.OverQuota(err)
+			if err != nil && !taken && !errors.Is(err, api.ErrMaybeDone) {
 				return "", p.fail("make volume "+name, err)
 			}
 		case errors.Is(err, api.ErrNotFound):

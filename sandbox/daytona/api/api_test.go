@@ -372,6 +372,10 @@ func TestUpload(t *testing.T) {
 	if fmt.Sprint(names) != "[files[0].path files[0].file]" || got["files[0].path"] != "/a/ b" || got["files[0].file"] != content {
 		t.Errorf("got %v", names)
 	}
+	got["files[0].file"] = ""
+	if err := tb.Upload(t.Context(), "/x", strings.NewReader(content), -1); err != nil || got["files[0].file"] != content {
+		t.Errorf("of an unknown size: %v", err)
+	}
 	if err := tb.Upload(t.Context(), "/x", strings.NewReader("short"), 10); err == nil {
 		t.Error("a reader that ends early was taken for a whole file")
 	}

@@ -77,8 +77,8 @@ func (t *Toolbox) Run(ctx context.Context, session, command string) error {
 	}{command, true, true}), nil)
 }
 
-// Upload writes a file as r gives it; it makes parents, and a new file has mode
-// 0644. A file of size bytes is not held in memory.
+// Upload writes a file as r gives it, size bytes (-1: not known); it makes parents,
+// and a new file has mode 0644. The file is not held in memory.
 func (t *Toolbox) Upload(ctx context.Context, path string, r io.Reader, size int64) error {
 	var head, tail strings.Builder
 	m := multipart.NewWriter(&head)
@@ -94,15 +94,21 @@ func (t *Toolbox) Upload(ctx context.Context, path string, r io.Reader, size int
 	}
 	tail.WriteString(head.String()[n:])
 	begin := head.String()[:n]
-	counted := &counting{r: io.LimitReader(r, size)}
+	if size >= 0 {
+		r = io.LimitReader(r, size)
+	}
+	counted := &counting{r: r}
 	req := t.request("POST", "/files/bulk-upload", nil)
 	req.stream = io.MultiReader(strings.NewReader(begin), counted, strings.NewReader(tail.String()))
-	req.kind, req.size = m.FormDataContentType(), int64(len(begin))+size+int64(tail.Len())
+	req.kind, req.size = m.FormDataContentType(), -1
+	if size >= 0 {
+		req.size = int64(len(begin)) + size + int64(tail.Len())
+	}
 	req.timeout = -1
 	if err := t.c.do(ctx, req, nil); err != nil {
 		return err
 	}
-	if counted.n != size {
+	if size >= 0 && counted.n != size {
 		return fmt.Errorf("upload %s: %d of %d bytes", path, counted.n, size)
 	}
 	return nil
