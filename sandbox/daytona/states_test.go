@@ -351,7 +351,9 @@ func TestAdoption(t *testing.T) {
 		c := newCloud()
 		c.boxes["made-by-sdk"] = &api.Sandbox{ID: "11111111-2222", Name: "made-by-sdk", State: api.Stopped, Labels: map[string]string{"team": "x", "code-toolbox-language": "python"}}
 		c.boxes["bobs"] = &api.Sandbox{ID: "b", Name: "bobs", State: api.Started, Labels: map[string]string{"berth/owner": "bob", "berth/session": "bobs"}}
-		key := func(s string) sandbox.Key { return sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(s)} }
+		key := func(s string) sandbox.Key {
+			return sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(s)}
+		}
 		_, strict := over(t, c, nil)
 		if _, err := strict.Lookup(t.Context(), key("made-by-sdk")); !errors.Is(err, sandbox.ErrNotFound) {
 			t.Errorf("without adopt: %v, want ErrNotFound", err)

@@ -67,6 +67,7 @@ const (
 	Tombstones Ability = "tombstones" // Lookup of a destroyed sandbox
 	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
+	Usages     Ability = "usages"     // Info.Usage
 	Resources  Ability = "resources"  // Spec.Resources
 	Networks   Ability = "networks"   // Networker
 	Forks      Ability = "forks"      // Forker
