@@ -386,7 +386,7 @@ func (m *Manager) remember(key Key, at string, c *mounts.Connection) {
 func (m *Manager) order(key Key, mt Mount) (o MountOrder, lost bool) {
 	o.Mount = mt
 	if t, err := m.options.Buckets.Complete(mt.target(), nil); err == nil && mt.Bucket == "" {
-		o.Mount.set(t) // the operator's defaults were not complete when the sandbox was made
+		o.set(t) // the operator's defaults were not complete when the sandbox was made
 	}
 	var inline *mounts.Connection
 	if mt.Connection == InlineConnection {

@@ -147,7 +147,7 @@ func (s *Server) makeSnapshot(rec snapshotRecord) error {
 			err = s.build(ctx, rec.Owner, rec.plain(), rec.Build, rec.ImageName, log)
 		}
 		if ctx.Err() != nil {
-			return nil // deleted, or it goes on when the next server starts
+			return nil //nolint:nilerr // deleted, or it goes on when the next server starts
 		}
 		return s.records.snapshots.change(rec.ID, func(r *snapshotRecord) {
 			switch {

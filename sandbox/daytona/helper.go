@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -87,7 +88,7 @@ func (p *Provider) farewell(ctx context.Context, id, reason string) {
 	ctx, cancel := context.WithTimeout(ctx, farewellTime)
 	defer cancel()
 	if err := h.Stop(ctx, reason); err != nil && !errors.Is(err, sandbox.ErrNotRunning) && !errors.Is(err, sandbox.ErrNotFound) {
-		p.log.Debug("helper not stopped", "sandbox", id, "err", err)
+		p.log.Debug("helper not stopped", slog.String("sandbox", id), slog.Any("err", err))
 	}
 }
 

@@ -415,7 +415,7 @@ func TestDownBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, _, err = in.(*daytona.Instance).Exec(t.Context(), "true", time.Minute)
-		if !errors.Is(err, tt.want) || errors.Is(err, sandbox.ErrNotRunning) != (tt.want == sandbox.ErrNotRunning) { //nolint:errorlint // which one the table has
+		if !errors.Is(err, tt.want) || errors.Is(err, sandbox.ErrNotRunning) != (tt.want == sandbox.ErrNotRunning) {
 			t.Errorf("skew %v, stopped %v ago: %v, want %v", tt.skew, tt.ago, err, tt.want)
 		}
 		p.Close()

@@ -221,7 +221,7 @@ func (t *Toolbox) job(c *call, ws *websocket.Conn, p sandbox.Process, q interpre
 			chunk
 		}
 		if json.Unmarshal(text, &m) != nil || m.Job != id {
-			return nil // another's
+			return nil //nolint:nilerr // another's
 		}
 		if m.Type == "started" {
 			if limit > 0 && !started {

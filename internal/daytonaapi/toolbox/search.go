@@ -43,7 +43,7 @@ func walk(ctx context.Context, files sandbox.Files, root string, visit func(name
 		if ctx.Err() != nil || errors.Is(err, sandbox.ErrNotRunning) {
 			return err
 		}
-		return nil //nolint:nilerr // see above
+		return nil // see above
 	}
 	for _, e := range entries {
 		name := path.Join(root, path.Base(e.Path))
@@ -141,10 +141,10 @@ func grep(ctx context.Context, files sandbox.Files, root string, text []byte) ([
 
 // ignoreCancel drops what a cancel of our own led to.
 func ignoreCancel(err, cause error) error {
-	if cause != nil {
-		return nil
+	if cause == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 func grepFile(ctx context.Context, files sandbox.Files, name string, text []byte, most int) ([]match, error) {

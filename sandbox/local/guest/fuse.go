@@ -302,7 +302,7 @@ func (m *fuseMount) drop() {
 func (g *guest) detach(r *wire.FUSEDetach) error {
 	b, err := g.placed(r.Path)
 	if err != nil {
-		return nil //nolint:nilerr // it is gone
+		return nil // it is gone
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

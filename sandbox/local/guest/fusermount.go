@@ -275,7 +275,7 @@ func parseFusermount(args []string) (c *fuseCall, text string, err error) {
 			c.autoUnmount = true
 		case a == "--":
 		case strings.HasPrefix(a, "-"):
-			return nil, "", errors.New("unknown option " + a + "\n" + fusermountUsage) //nolint:staticcheck // shown to a person as it is
+			return nil, "", errors.New("unknown option " + a + "\n" + fusermountUsage)
 		case c.Path != "":
 			return nil, "", errors.New("more than one mount point")
 		default:
