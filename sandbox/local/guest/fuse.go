@@ -5,6 +5,7 @@ package guest
 import (
 	"os"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -298,6 +299,41 @@ func (m *fuseMount) drop() {
 	_ = unix.Close(m.root)
 }
 
+// unmount takes the mount away unless somebody uses it: EBUSY. A descriptor of
+// it is a use too, so that it is named without one: as what is mounted on the
+// root directory of a thread, whose root is the plug. No path is followed, which
+// might lead into a file system that does not answer. b.mu is held.
+func (b *bucket) unmount() error {
+	_ = unix.Close(b.mount.root)
+	b.mount.root = -1
+	ch := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this function
+		ch <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Fchdir(b.plug); err != nil {
+				return err
+			}
+			if err := unix.Chroot("."); err != nil { // the thread's alone
+				return err
+			}
+			return unix.Unmount("/..", 0)
+		}()
+	}()
+	err := <-ch
+	if err != nil && err != unix.EINVAL { // it is still there
+		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
+		root, oerr := unix.Openat2(b.plug, "..", how)
+		if oerr != nil {
+			return oerr
+		}
+		b.mount.root = root
+	}
+	return err
+}
+
 // detach unmounts a bucket.
 func (g *guest) detach(r *wire.FUSEDetach) error {
 	b, err := g.placed(r.Path)
@@ -307,10 +343,10 @@ func (g *guest) detach(r *wire.FUSEDetach) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mount != nil {
-		err := unix.Unmount(reach(b.mount.root), 0)
+		err := b.unmount()
 		for end := time.Now().Add(detachPeriod); err == unix.EBUSY && len(g.users(r.Path)) == 0 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond) // who used it is just ending
-			err = unix.Unmount(reach(b.mount.root), 0)
+			err = b.unmount()
 		}
 		switch {
 		case err == unix.EBUSY && !r.Force:
@@ -320,11 +356,10 @@ func (g *guest) detach(r *wire.FUSEDetach) error {
 			}
 			return mountpoint(r.Path, "is in use, by "+who+"; end that, or wait for it, and try again")
 		case err == unix.EBUSY:
-			_ = unix.Unmount(reach(b.mount.root), unix.MNT_DETACH)
+			b.mount.drop()
 		case err != nil && err != unix.EINVAL: // not mounted any more
 			return rootfs.Explain("unmount "+r.Path, err)
 		}
-		_ = unix.Close(b.mount.root)
 		b.mount = nil
 	}
 	if r.Keep || b.plug < 0 {
