@@ -24,8 +24,8 @@ import (
 // most of them share: what sandboxes are built on is then made once.
 var program, shared string
 
-// TestMain builds berth once, with the embedded helper program, unless
-// BERTH_TEST_PROGRAM names one that is built already.
+// TestMain builds berth once, with the embedded helper program, and bucketd beside
+// it, unless BERTH_TEST_PROGRAM names one that is built already.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		// Not t.TempDir: its long names would not leave room for socket paths.
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		defer removeAll(dir)
 		if program = os.Getenv("BERTH_TEST_PROGRAM"); program == "" {
 			program = filepath.Join(dir, "berth")
-			for _, args := range [][]string{{"generate", "berth/sandbox/local/boxbin"}, {"build", "-o", program, "berth"}} {
+			for _, args := range [][]string{{"generate", "berth/sandbox/local/boxbin"}, {"build", "-o", program, "berth"}, {"build", "-o", filepath.Join(dir, "bucketd"), "berth/mounts/bucketd"}} {
 				cmd := exec.Command("go", args...)
 				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 				if out, err := cmd.CombinedOutput(); err != nil {
