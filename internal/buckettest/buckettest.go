@@ -93,7 +93,7 @@ func made(name string, make func(dir string) error) (string, error) {
 // goProgram builds a Go program outside of this module.
 func goProgram(name, pkg string) (string, error) {
 	dir, err := made(name+"-"+version(pkg), func(dir string) error {
-		cmd := exec.Command("go", "install", "-trimpath", "-ldflags", "-s -w", pkg)
+		cmd := exec.CommandContext(context.Background(), "go", "install", "-trimpath", "-ldflags", "-s -w", pkg)
 		cmd.Dir = dir // no go.mod above it
 		cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH)
 		return quiet(cmd)
@@ -131,7 +131,7 @@ type Process struct {
 
 // freePort returns an address of loopback that nobody listened on just now.
 func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

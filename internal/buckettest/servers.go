@@ -52,7 +52,7 @@ func S3(t testing.TB) *Server {
 		args = append(args, "--sidecar", meta)
 	}
 	args = append(args, dir)
-	p := start(t, "versitygw", addr, func() *exec.Cmd { return exec.Command(program, args...) })
+	p := start(t, "versitygw", addr, func() *exec.Cmd { return exec.CommandContext(context.Background(), program, args...) })
 	return &Server{Process: p, Dir: filepath.Join(dir, "bucket"), Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{
 		Kind: mounts.S3, Endpoint: "http://" + addr, Region: "us-east-1", AccessKeyID: accessKey, SecretAccessKey: secretKey}}}
 }
@@ -67,7 +67,7 @@ func GCS(t testing.TB) *Server {
 	dir, addr := t.TempDir(), freePort(t)
 	host, port, _ := strings.Cut(addr, ":")
 	p := start(t, "fake-gcs-server", addr, func() *exec.Cmd {
-		return exec.Command(program, "-scheme", "http", "-host", host, "-port", port, "-backend", "filesystem", "-filesystem-root", dir, "-log-level", "error", "-public-host", addr)
+		return exec.CommandContext(context.Background(), program, "-scheme", "http", "-host", host, "-port", port, "-backend", "filesystem", "-filesystem-root", dir, "-log-level", "error", "-public-host", addr)
 	})
 	s := &Server{Process: p, Dir: dir, Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{Kind: mounts.GCS, Endpoint: "http://" + addr, Anonymous: true}}}
 	s.post(t, s.Job.Service.Endpoint+"/storage/v1/b?project=test", `{"name":"bucket"}`)
@@ -101,7 +101,7 @@ func Azure(t testing.TB) *Server {
 		unavailable(t, "Azurite needs node: %v", err)
 	}
 	home, err := made("azurite-"+version(azurite), func(dir string) error {
-		cmd := exec.Command("npm", "install", "--no-audit", "--no-fund", "--prefix", dir, azurite)
+		cmd := exec.CommandContext(context.Background(), "npm", "install", "--no-audit", "--no-fund", "--prefix", dir, azurite)
 		return quiet(cmd)
 	})
 	if err != nil {
@@ -110,7 +110,7 @@ func Azure(t testing.TB) *Server {
 	dir, addr := t.TempDir(), freePort(t)
 	host, port, _ := strings.Cut(addr, ":")
 	p := start(t, "azurite", addr, func() *exec.Cmd {
-		return exec.Command(node, filepath.Join(home, "node_modules/azurite/dist/src/blob/main.js"), "--blobHost", host, "--blobPort", port, "--location", dir, "--silent", "--skipApiVersionCheck", "--disableTelemetry")
+		return exec.CommandContext(context.Background(), node, filepath.Join(home, "node_modules/azurite/dist/src/blob/main.js"), "--blobHost", host, "--blobPort", port, "--location", dir, "--silent", "--skipApiVersionCheck", "--disableTelemetry")
 	})
 	s := &Server{Process: p, Dir: dir, Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{
 		Kind: mounts.Azure, Endpoint: "http://" + addr + "/" + AzureAccount, Account: AzureAccount, AccountKey: azureKey}}}

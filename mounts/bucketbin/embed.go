@@ -40,7 +40,7 @@ func Has(goarch string) bool {
 func Bytes(goarch string) ([]byte, error) {
 	packed, err := files.ReadFile("bucketd-linux-" + goarch + ".zst")
 	if err != nil {
-		return nil, nil //nolint:nilerr // not there, which is no error
+		return nil, nil // not there, which is no error
 	}
 	d, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1))
 	if err != nil {
@@ -54,7 +54,7 @@ func Bytes(goarch string) ([]byte, error) {
 	return b, nil
 }
 
-// ErrNone: there is no bucketd anywhere.
+// ErrNone says that there is no bucketd anywhere.
 var ErrNone = errors.New("the program bucketd is missing: build berth with make, or put bucketd beside it or in PATH")
 
 // Find returns the path of a bucketd for this machine's architecture. The

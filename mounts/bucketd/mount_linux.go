@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,8 @@ func mount(name string, out io.Writer) error {
 		return err
 	}
 	defer conn.Close()
-	child := exec.Command("/proc/self/exe", "serve")
+	// The server outlives this program.
+	child := exec.CommandContext(context.Background(), "/proc/self/exe", "serve")
 	child.Args[0] = "bucketd"
 	child.Dir = "/"
 	child.ExtraFiles = []*os.File{theirs}

@@ -92,7 +92,7 @@ func serve() error {
 	if len(lost) == 0 {
 		return nil
 	}
-	logger.Error("lost: content that no close or fsync had acknowledged", "keys", lost)
+	logger.Error("lost: content that no close or fsync had acknowledged", slog.Any("keys", lost))
 	// Who started us may be gone; the log has it too.
 	_ = writeReport(peer, mounts.Report{Lost: lost[:min(len(lost), 100)]})
 	return errReported
@@ -104,7 +104,7 @@ func report(peer io.Writer, logger *slog.Logger, r mounts.Report) error {
 		return fmt.Errorf("report: %w", err)
 	}
 	if r.Fault != nil {
-		logger.Error("no mount", "kind", string(r.Fault.Kind), "message", r.Fault.Message)
+		logger.Error("no mount", slog.String("kind", string(r.Fault.Kind)), slog.String("message", r.Fault.Message))
 		return errReported
 	}
 	return nil
@@ -240,7 +240,7 @@ func wait(server *fuse.Server, j mounts.Job, done <-chan struct{}, logger *slog.
 			return
 		}
 		if err := server.Unmount(); err != nil {
-			logger.Warn("still in use; unmounting when it no longer is", "err", err.Error())
+			logger.Warn("still in use; unmounting when it no longer is", slog.Any("err", err))
 			_ = unix.Unmount(j.Mountpoint, unix.MNT_DETACH) // best effort, as root
 			select {
 			case <-done:

@@ -5,6 +5,7 @@ package bucketfs
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"syscall"
 	"time"
 
@@ -303,7 +304,7 @@ func (f *FS) release(id uint64) {
 	if last {
 		if n.dirty() && !gone {
 			if err := f.save(n); err != nil {
-				f.log.Error("lost: content that could not be saved, as its close or fsync said", "key", f.key(n), "err", err)
+				f.log.Error("lost: content that could not be saved, as its close or fsync said", slog.String("key", f.key(n)), slog.Any("err", err))
 			}
 		}
 		f.settle(n)

@@ -175,7 +175,7 @@ func (f *FS) status(op, key string, err error) fuse.Status {
 		f.quiet.warn(f.log, "the service refused", op, key, err)
 		return fuse.EACCES
 	case errors.Is(err, objects.ErrChanged):
-		f.log.Warn("changed by somebody else meanwhile", "op", op, "key", key)
+		f.log.Warn("changed by somebody else meanwhile", slog.String("op", op), slog.String("key", key))
 		return fuse.Status(syscall.ESTALE)
 	case errors.Is(err, objects.ErrTooBig):
 		return fuse.Status(syscall.EFBIG)
@@ -200,5 +200,5 @@ func (q *quiet) warn(l *slog.Logger, msg, op, key string, err error) {
 		q.dropped.Add(1)
 		return
 	}
-	l.Warn(msg, "op", op, "key", key, "err", err, "more", q.dropped.Swap(0)) //nolint:sloglint // the callers' messages are constants
+	l.Warn(msg, slog.String("op", op), slog.String("key", key), slog.Any("err", err), slog.Int64("more", q.dropped.Swap(0))) //nolint:sloglint // the callers' messages are constants
 }

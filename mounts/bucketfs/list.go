@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -214,7 +215,7 @@ func (s *scan) next(ctx context.Context) error {
 		s.whole = nil
 	}
 	if s.done && s.hidden > 0 {
-		s.f.log.Warn("keys that no file can be named after are not shown", "directory", s.prefix, "count", s.hidden)
+		s.f.log.Warn("keys that no file can be named after are not shown", slog.String("directory", s.prefix), slog.Int("count", s.hidden))
 	}
 	return nil
 }

@@ -88,13 +88,6 @@ func (n *node) local() bool {
 
 func (n *node) isDir() bool { return n.kind == dir }
 
-// snapshot returns what is known of n.
-func (n *node) snapshot() attr {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.attr
-}
-
 // key is the object's key; a directory's ends with '/', the root's is the
 // prefix.
 func (f *FS) key(n *node) string {
@@ -181,14 +174,9 @@ func (f *FS) storedLocked(n *node) {
 	n.mu.Unlock()
 }
 
-// adopt makes what the bucket says of a name known, and returns its node. What
-// is ahead of the bucket stays as it is. The caller says how long it holds.
-func (f *FS) adopt(parent *node, name string, a attr, until time.Time, marker bool) *node {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.adoptLocked(parent, name, a, until, marker)
-}
-
+// adoptLocked makes what the bucket says of a name known, and returns its node.
+// What is ahead of the bucket stays as it is. The caller, who holds f.mu, says
+// how long it holds.
 func (f *FS) adoptLocked(parent *node, name string, a attr, until time.Time, marker bool) *node {
 	n := parent.children[name]
 	if n != nil && n.kind != a.kind && !n.local() {

@@ -138,11 +138,10 @@ func endpoint(j mounts.Job) string {
 
 // answer is what a failed request tells, whichever the service.
 type answer struct {
-	status  int
-	code    string
-	region  string
-	expects string // the region that the service says it expects
-	err     error
+	status int
+	code   string
+	region string
+	err    error
 }
 
 var expecting = regexp.MustCompile(`expecting '([a-z0-9-]+)'`)
@@ -240,7 +239,7 @@ func root(err error) error {
 		if next == nil {
 			return err
 		}
-		if op := (*net.OpError)(nil); errors.As(err, &op) && err == error(op) {
+		if _, ok := err.(*net.OpError); ok { //nolint:errorlint // each layer is looked at by itself
 			return err
 		}
 		err = next

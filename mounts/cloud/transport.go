@@ -186,7 +186,7 @@ func (r *receiving) Read(p []byte) (int, error) {
 	}
 	if err != nil {
 		r.w.stop()
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			err = r.w.err(err)
 		}
 	}
