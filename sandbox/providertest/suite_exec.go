@@ -127,10 +127,15 @@ func testCommands(t *testing.T, s *suite) {
 		b := *b
 		b.t = t
 		ctx, cancel := context.WithCancel(s.ctx(t))
-		p := b.spawn(b.command("sleep 0.3; echo survived"))
+		c := b.command("read x; echo survived")
+		c.OpenStdin = true
+		p := b.spawn(c)
 		go func() { time.Sleep(50 * time.Millisecond); cancel() }()
 		if err := p.Wait(ctx, sandbox.Cursor{}, true); !errors.Is(err, context.Canceled) {
 			t.Errorf("Wait with a cancelled context: got %v", err)
+		}
+		if err := p.Write(s.ctx(t), []byte("\n"), true); err != nil {
+			t.Errorf("Write: %v", err)
 		}
 		if _, out, _ := b.ended(p); out != "survived\n" {
 			t.Errorf("got %q: a cancelled Wait must not end the process", out)
