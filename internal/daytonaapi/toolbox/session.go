@@ -28,6 +28,7 @@ const (
 const (
 	startTime = 20 * time.Second // for a shell to start, or its guard to act
 	lookEvery = 3 * time.Second  // at the shell, while a command is waited for
+	toldIn    = 30 * time.Second // for commands that were told that their shell ended
 	endGrace  = 5 * time.Second  // between TERM and KILL of a deleted session
 )
 
@@ -454,8 +455,14 @@ func (t *Toolbox) release(ctx context.Context, key sandbox.Key, p sandbox.Proces
 	case errors.Is(err, sandbox.ErrNoProcess):
 	case err != nil:
 		return err
-	case parseNote(info).Dir == s.Dir && (info.State == sandbox.ProcessRunning || time.Since(info.Ended) < lookEvery):
-		return nil
+	case parseNote(info).Dir == s.Dir:
+		grace := lookEvery
+		if info.Signal == "" {
+			grace = toldIn // it has told its commands, and they end by themselves
+		}
+		if info.State == sandbox.ProcessRunning || time.Since(info.Ended) < grace {
+			return nil
+		}
 	}
 	err = p.Kill(ctx, "KILL", 0, "the session's shell was killed")
 	if errors.Is(err, sandbox.ErrNoProcess) {

@@ -78,5 +78,8 @@ exit "$code"
 `
 
 // echoScript writes input of a command into its output, as a terminal would. $1
-// is the session's directory, $2 the command's id, $3 the input.
-const echoScript = `read -r pid <"$1/$2.pid" && printf '%s' "$3" >>"/proc/$pid/fd/6"`
+// is the session's directory, $2 the command's id, $3 the input. The command may
+// have begun only just now, and not have said where its output is.
+const echoScript = `n=0
+until [ -s "$1/$2.pid" ] || ! [ -d "$1" ] || [ $n = 250 ]; do sleep 0.02; n=$((n+1)); done
+read -r pid <"$1/$2.pid" && printf '%s' "$3" >>"/proc/$pid/fd/6"`
