@@ -175,7 +175,7 @@ func TestBuildFails(t *testing.T) {
 		{"signal", "RUN kill -9 $$", nil, 137, []string{"was ended by SIGKILL"}},
 		{"no_program", `RUN ["/none"]`, nil, -1, []string{`there is no program "/none"`}},
 		{"no_file", "COPY none /", map[string]string{"some": "x"}, -1, []string{`there is no file "none"`, "some"}},
-		{"no_files", "COPY none /", nil, -1, []string{"no files are given"}},
+		{"no_files", "COPY none /", nil, -1, []string{"no file for COPY is given"}},
 		{"out", "COPY ../x /", map[string]string{"x": "x"}, -1, []string{"leads out of"}},
 		{"directory", "COPY x /srv/../etc/../srv/good/y", map[string]string{"x": "x"}, -1, []string{"is no directory"}},
 		{"archive", "ADD x.tgz /", map[string]string{"x.tgz": "\x1f\x8b\x08\x00"}, -1, []string{"ADD would unpack"}},

@@ -9,10 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
+	"berth/internal/buckettest"
+	"berth/mounts/bucketbin"
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/client"
@@ -38,7 +41,8 @@ func TestProvider(t *testing.T) {
 func conform(t *testing.T) {
 	dirs := map[sandbox.Provider]string{}
 	open := func(t *testing.T, dir string) sandbox.Provider {
-		p, err := local.New(local.Options{Dir: dir, LogBytes: testLogLimit})
+		p, err := local.New(local.Options{Dir: dir, LogBytes: testLogLimit,
+			Bucketd: func(dir string) (string, error) { return bucketbin.Find(dir, runtime.GOARCH) }})
 		must(t, err)
 		dirs[p] = dir
 		return p
@@ -54,8 +58,15 @@ func conform(t *testing.T) {
 			cannot[providertest.RootsOwn] = "user and root are one id: " + c.Detail
 		}
 	}
+	if err := open(t, stateDir(t)).(sandbox.MountChecker).CheckMounts(t.Context()); err != nil {
+		cannot[providertest.Mounts] = err.Error()
+	}
 	providertest.Run(t, providertest.Harness{
 		Cannot: cannot,
+		Bucket: func(t *testing.T, _ sandbox.Provider) providertest.Bucket {
+			srv := buckettest.S3(t)
+			return providertest.DirBucket(srv.Dir, srv.Job)
+		},
 		Open: func(t *testing.T) sandbox.Provider {
 			dir := stateDir(t)
 			t.Cleanup(func() {

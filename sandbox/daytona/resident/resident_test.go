@@ -62,9 +62,9 @@ func TestQuickCommandIsOneCall(t *testing.T) {
 func TestCallsTellNobody(t *testing.T) {
 	s := newShell(t, nil)
 	b := newBox(s, "quiet")
-	c := s.text("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c -e s3cr3t -e BERTH_CALL -e Y3IzdA; env | grep -c BERTH")
+	c := s.text("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c -e 's3cr[3]t' -e 'BERTH_CAL[L]' -e 'Y3Izd[A]'; env | grep -c BERTH")
 	c.Env = map[string]string{"KEY": "s3cr3t-of-the-test"}
-	if _, out := end(t, spawn(t, b, c)); out != "1\n0\n" && out != "0\n0\n" { // grep itself, perhaps
+	if _, out := end(t, spawn(t, b, c)); out != "0\n0\n" {
 		t.Errorf("got %q", out)
 	}
 	if out := run(t, b, s.text("echo $PLATFORM")); out != "yes\n" {
