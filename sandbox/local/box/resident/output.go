@@ -61,38 +61,44 @@ func (r *caller) read(id string, s logs.Stream, from, most int64) (int64, error)
 	return n, nil
 }
 
-// reach tries a TCP connection, and lets it go at once.
+// reach tries a TCP connection, and lets it go. A firewall may take connections
+// only to reset them: one counts that is there when the time is over, or that the
+// other end said something on or ended.
 func (r *caller) reach() error {
-	bad := &wire.Error{Code: wire.CodeInvalid, Text: "address: an IPv4 or IPv6 address and a port"}
 	to, family := address(r.call.Reach.Address)
 	if to == nil {
-		return bad
+		return &wire.Error{Code: wire.CodeInvalid, Text: "address: an IPv4 or IPv6 address and a port"}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil // of a family that there is not, nothing can be reached
 	}
 	defer unix.Close(fd)
-	if err = unix.Connect(fd, to); err == unix.EINPROGRESS {
-		late := time.Now().Add(time.Duration(r.call.Reach.WaitMS) * time.Millisecond)
-		for {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-			n, perr := unix.Poll(fds, int(max(0, time.Until(late).Milliseconds())))
-			if perr == unix.EINTR {
-				continue
-			}
-			if n == 0 || perr != nil {
-				return nil // not in time
-			}
-			break
-		}
-		var code int
-		if code, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && code != 0 {
-			err = unix.Errno(code)
+	late := time.Now().Add(time.Duration(r.call.Reach.WaitMS) * time.Millisecond)
+	switch err := unix.Connect(fd, to); {
+	case err == nil:
+	case err != unix.EINPROGRESS || !ready(fd, unix.POLLOUT, late): //nolint:errorlint // the system call's own
+		return nil
+	}
+	if code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 {
+		return nil
+	}
+	r.answer.Reached = true
+	if ready(fd, unix.POLLIN, late) {
+		_, err := unix.Read(fd, make([]byte, 1))
+		r.answer.Reached = err == nil
+	}
+	return nil
+}
+
+// ready waits until there is something to do with fd, or it is late.
+func ready(fd int, events int16, late time.Time) bool {
+	for {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		if n, err := unix.Poll(fds, int(max(0, time.Until(late).Milliseconds()))); err != unix.EINTR { //nolint:errorlint // likewise
+			return n > 0 && err == nil
 		}
 	}
-	r.answer.Reached = err == nil
-	return nil
 }
 
 func address(text string) (unix.Sockaddr, int) {
