@@ -22,7 +22,7 @@ func itoa(n int) string { return strconv.Itoa(n) }
 // interruptions is how many faults the tests below inject; BERTH_INTERRUPTIONS says
 // otherwise.
 func interruptions(t *testing.T) int {
-	n := 60
+	n := 24
 	if v := os.Getenv("BERTH_INTERRUPTIONS"); v != "" {
 		var err error
 		if n, err = strconv.Atoi(v); err != nil {
