@@ -70,6 +70,7 @@ const (
 	Usages     Ability = "usages"     // Info.Usage
 	Resources  Ability = "resources"  // Spec.Resources
 	Networks   Ability = "networks"   // Networker
+	AnyRule    Ability = "any rule"   // NetworkPolicy.AllowDomains, and IPv6 ranges
 	Forks      Ability = "forks"      // Forker
 	Snapshots  Ability = "snapshots"  // Snapshotter, SnapshotKeeper, Spec.Snapshot
 	Builds     Ability = "builds"     // SnapshotBuilder, BuildLogKeeper
