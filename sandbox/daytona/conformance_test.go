@@ -21,7 +21,7 @@ import (
 func TestConformance(t *testing.T) {
 	at := map[sandbox.Provider]*account{}
 	var last *account
-	h := harness(func(t *testing.T) daytona.Options {
+	h := harness(t, func(t *testing.T) daytona.Options {
 		last = newAccount(t)
 		return last.options()
 	})
@@ -38,9 +38,6 @@ func TestConformance(t *testing.T) {
 			at[q] = at[p]
 			return q
 		}
-	}
-	for _, a := range []providertest.Ability{providertest.Updates, providertest.Networks, providertest.Forks, providertest.Snapshots, providertest.Builds, providertest.Volumes} {
-		h.Cannot[a] = "the other end does not serve it yet" // TestLive tries it
 	}
 	h.Kill = func(t *testing.T, p sandbox.Provider, key sandbox.Key) { at[p].kill(t, native(t, p, key)) }
 	h.Break = func(t *testing.T, p sandbox.Provider, key sandbox.Key) { at[p].spoil(t, native(t, p, key)) }
@@ -80,8 +77,9 @@ func (a *account) spoil(t *testing.T, id string) {
 	a.faults.set(on("GET", "/"+id, 1<<30, broken), on("GET", "/"+info.Name, 1<<30, broken))
 }
 
-// harness of providers whose options account gives: for one account each.
-func harness(account func(*testing.T) daytona.Options) providertest.Harness {
+// harness of providers whose options account gives: for one account each. They are
+// closed when all ends: one that a test opened again serves those that follow.
+func harness(all *testing.T, account func(*testing.T) daytona.Options) providertest.Harness {
 	options := map[sandbox.Provider]daytona.Options{}
 	open := func(t *testing.T, o daytona.Options) sandbox.Provider {
 		p, err := daytona.New(o)
@@ -89,7 +87,7 @@ func harness(account func(*testing.T) daytona.Options) providertest.Harness {
 			t.Fatal(err)
 		}
 		options[p] = o
-		t.Cleanup(func() { _ = p.Close() })
+		all.Cleanup(func() { _ = p.Close() })
 		return p
 	}
 	return providertest.Harness{
@@ -106,11 +104,16 @@ func harness(account func(*testing.T) daytona.Options) providertest.Harness {
 		Another: func(t *testing.T, p sandbox.Provider) sandbox.Provider { return open(t, options[p]) },
 		Timeout: time.Minute,
 		Cannot: map[providertest.Ability]string{
-			providertest.Afterlife:  "logs lie in the sandbox, which does not run then",
-			providertest.Usages:     "asking inside costs a call, which every look at a sandbox would",
-			providertest.Tombstones: "the platform forgets what was destroyed",
-			providertest.Resources:  "sizes come from the snapshot, and only those of images can be asked for",
-			providertest.Ports:      "the platform shows ports at addresses of its own: LinkPort",
+			providertest.Afterlife:       "logs lie in the sandbox, which does not run then",
+			providertest.Usages:          "asking inside costs a call, which every look at a sandbox would",
+			providertest.Tombstones:      "the platform forgets what was destroyed",
+			providertest.Accounts:        "who the ordinary user is, the snapshot says",
+			providertest.Builds:          "a build at the platform stands on an image, of which there is none here",
+			providertest.Mounts:          "the platform mounts no buckets",
+			providertest.AnyRule:         "the platform limits by IPv4 ranges alone",
+			providertest.ReadOnlyVolumes: "the platform attaches volumes to be written to",
+			providertest.Resources:       "sizes come from the snapshot, and only those of images can be asked for",
+			providertest.Ports:           "the platform shows ports at addresses of its own: LinkPort",
 		},
 	}
 }

@@ -51,6 +51,8 @@ type Provider struct {
 var (
 	_ sandbox.Provider = (*Provider)(nil)
 	_ sandbox.Instance = (*Instance)(nil)
+
+	_ sandbox.ProcessForgetter = (*Instance)(nil)
 )
 
 // New checks o. It connects to nothing yet, and without a credential every call

@@ -18,6 +18,7 @@ type helper interface {
 	Spawn(ctx context.Context, c sandbox.Command) (sandbox.Process, error)
 	Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error)
 	Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
+	ForgetProcess(ctx context.Context, id sandbox.ProcessID) error
 	Files() sandbox.Files
 	Busy(ctx context.Context) (bool, error)
 	Stop(ctx context.Context, reason string) error

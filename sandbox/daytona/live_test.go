@@ -21,7 +21,7 @@ func TestLive(t *testing.T) {
 		t.Skip("DAYTONA_API_KEY and BERTH_TEST_LIVE are not set: there is no account to try")
 	}
 	o := daytona.Options{URL: os.Getenv("DAYTONA_API_URL"), Key: secret.New(key), Target: os.Getenv("DAYTONA_TARGET")}
-	h := harness(func(*testing.T) daytona.Options { return o })
+	h := harness(t, func(*testing.T) daytona.Options { return o })
 	h.Timeout = 5 * time.Minute
 	providertest.Run(t, h)
 }

@@ -170,12 +170,13 @@ func (i *Instance) closed(ctx context.Context, sb *api.Sandbox, policy sandbox.N
 		if err == nil && !open {
 			return nil
 		}
-		if err == nil || ctx.Err() == nil {
-			err = pause(ctx, wait)
-		}
+		found := fmt.Sprintf("Daytona still lets it reach %s", to)
 		if err != nil {
+			found = fmt.Sprintf("whether it holds cannot be told (%v)", err)
+		}
+		if pause(ctx, wait) != nil {
 			return &sandbox.UserError{Err: sandbox.ErrUnavailable, Text: fmt.Sprintf(
-				"the network of the sandbox is limited to %q, and Daytona still lets it reach %s, or does not say; nothing was run in it; make the same call again, or stop_sandbox", policy.String(), to)}
+				"the network of the sandbox is limited to %q, and %s; nothing was run in it; make the same call again, or stop_sandbox", policy.String(), found)}
 		}
 	}
 }

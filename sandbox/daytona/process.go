@@ -41,6 +41,11 @@ func (i *Instance) Processes(ctx context.Context) ([]sandbox.ProcessInfo, error)
 	return list, i.stopped(err)
 }
 
+// ForgetProcess drops what is kept of an ended process of a running sandbox.
+func (i *Instance) ForgetProcess(ctx context.Context, id sandbox.ProcessID) error {
+	return i.stopped(i.p.box(i.id).helper().ForgetProcess(ctx, id))
+}
+
 // stopped says what to do about processes of a sandbox that does not run.
 func (i *Instance) stopped(err error) error {
 	if !errors.Is(err, sandbox.ErrNotRunning) {

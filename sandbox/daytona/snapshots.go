@@ -315,7 +315,7 @@ func (i *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec)
 		return nil, err
 	}
 	n.Labels = labels
-	sb, err := at.Fork(ctx, i.id, n.Name)
+	sb, err := i.forkAs(ctx, key, n.Name)
 	switch {
 	case err == nil:
 		return i.p.forked(ctx, key, sb, spec, labels)
@@ -324,11 +324,8 @@ func (i *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec)
 			return i.p.forked(ctx, key, sb, spec, labels)
 		}
 		return nil, i.p.fail("fork the sandbox", err)
-	case errors.Is(err, api.ErrConflict):
-		if _, err := i.p.find(ctx, key); err == nil {
-			return nil, sandbox.ErrExists
-		}
-		return nil, i.p.fail("fork the sandbox", err)
+	case errors.Is(err, sandbox.ErrExists):
+		return nil, sandbox.ErrExists
 	case !cannotFork(err):
 		return nil, i.p.fail("fork the sandbox", err)
 	}
@@ -344,6 +341,31 @@ func (i *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec)
 	}()
 	n.Snapshot, n.Build, n.CPU, n.Memory, n.Disk = temp, nil, 0, 0, 0
 	return i.p.make(ctx, key, withoutSource(spec), n, made)
+}
+
+// forkAs has the platform fork the sandbox, once nothing else changes it: another
+// fork, say. ErrExists when the key has a sandbox meanwhile.
+func (i *Instance) forkAs(ctx context.Context, key sandbox.Key, name string) (*api.Sandbox, error) {
+	at, err := i.p.at()
+	if err != nil {
+		return nil, err
+	}
+	end := i.p.now().Add(i.p.o.Times.Change)
+	for wait := i.p.o.Times.Look / 8; ; wait = min(2*wait, i.p.o.Times.Look) {
+		sb, err := at.Fork(ctx, i.id, name)
+		if !errors.Is(err, api.ErrConflict) || i.p.now().After(end) {
+			return sb, err
+		}
+		switch _, ferr := i.p.find(ctx, key); {
+		case ferr == nil:
+			return nil, sandbox.ErrExists
+		case !errors.Is(ferr, sandbox.ErrNotFound):
+			return nil, ferr
+		}
+		if perr := pause(ctx, wait); perr != nil {
+			return nil, err
+		}
+	}
 }
 
 // withoutSource is spec without what its files come from.
