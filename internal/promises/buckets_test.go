@@ -301,3 +301,34 @@ func TestPromise74MountsComeBack(t *testing.T) {
 	c.call("stop_sandbox", nil)
 	c.want("cat /data/f; ls -d /more 2>/dev/null || echo gone", "again\ngone")
 }
+
+// A program inside mounts as libfuse does, through fusermount3. One that answers
+// nothing stops neither berth's own file operations nor the end of the sandbox.
+func TestFusermountInside(t *testing.T) {
+	buckets(t)
+	t.Parallel()
+	b := newSite(t).dial(t, driver.Stdio)
+	b.sh("mkdir ~/m ~/n")
+	b.call("write_file", args{"path": "/home/agent/mute.py", "content": `
+import array, os, socket, subprocess, sys, time
+ours, theirs = socket.socketpair()
+os.set_inheritable(theirs.fileno(), True)
+subprocess.run(["fusermount3", "-o", "rw,fsname=mute", "--", sys.argv[1]], env=dict(os.environ, _FUSE_COMMFD=str(theirs.fileno())), close_fds=False, check=True)
+_, anc, _, _ = ours.recvmsg(16, socket.CMSG_SPACE(4))
+fd = array.array("i", anc[0][2])[0]
+init = os.read(fd, 1 << 17)
+print("asked", int.from_bytes(init[4:8], "little"), flush=True)
+time.sleep(600)
+`})
+	p := b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/m", "wait_for": "pattern", "pattern": "asked", "wait_seconds": 30})
+	contains(t, p.Text, "asked 26") // FUSE_INIT
+	b.want("grep -c ' fuse.* mute ' /proc/self/mountinfo; fusermount3 -u ~/m && grep -c ' mute ' /proc/self/mountinfo || true", "1\n0")
+	b.call("kill_process", args{"process_id": p.Result.ProcessID})
+
+	b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/n", "wait_for": "pattern", "pattern": "asked", "wait_seconds": 30})
+	b.call("spawn_process", args{"command": "exec ls ~/n"}) // it waits for ever
+	contains(t, b.refused("read_file", args{"path": "/home/agent/n/f"}), "/home/agent/n")
+	b.want("echo alive", "alive")
+	b.call("stop_sandbox", nil)
+	b.want("ls -A ~/n", "")
+}

@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"errors"
 	"os"
 	"path"
 	"runtime"
@@ -31,9 +32,10 @@ type fuse struct {
 
 // fuseMount is a mounted file system.
 type fuseMount struct {
-	root int    // its root, by which it is reached without asking it anything
-	id   uint64 // of the mount
-	uid  uint32 // who had it mounted
+	root  int    // its root, by which it is reached without asking it anything
+	under int    // the directory that it is mounted on
+	id    uint64 // of the mount
+	uid   uint32 // who had it mounted
 }
 
 // bucket is the place of a bucket: a directory under a file system that is empty
@@ -111,7 +113,7 @@ func (g *guest) plug(b *bucket, name string, u *wire.User) error {
 	err = func() error {
 		var fs unix.Statfs_t
 		var st unix.Statx_t
-		if err := unix.Statx(dir, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MNT_ID, &st); err != nil {
+		if err := unix.Statx(dir, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 			return pathError(name, err)
 		}
 		switch {
@@ -222,7 +224,7 @@ func (g *guest) other(mount uint64) bool {
 // whoever reads or writes it may wait for ever. It asks nobody.
 func (g *guest) unanswered(fd int) bool {
 	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MNT_ID, &st); err != nil {
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 		return true
 	}
 	return g.other(st.Mnt_id)
@@ -253,11 +255,25 @@ func (g *guest) newFUSE(attrs int, options ...string) (mount *fuseMount, server 
 		return nil, nil, rootfs.Explain("mount a FUSE file system", err)
 	}
 	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MNT_ID, &st); err != nil {
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 		_, _ = unix.Close(fd), unix.Close(dev)
 		return nil, nil, rootfs.Explain("look at the mount", err)
 	}
-	return &fuseMount{root: fd, id: st.Mnt_id}, os.NewFile(uintptr(dev), "fuse"), nil
+	return &fuseMount{root: fd, under: -1, id: st.Mnt_id}, os.NewFile(uintptr(dev), "fuse"), nil
+}
+
+// attach mounts it on a directory.
+func (m *fuseMount) attach(dir int) error {
+	under, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return err
+	}
+	if err := unix.MoveMount(m.root, "", dir, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		_ = unix.Close(under)
+		return err
+	}
+	m.under = under
+	return nil
 }
 
 // bucket mounts on a place. What was mounted there before, which has lost its
@@ -282,7 +298,7 @@ func (g *guest) bucket(r *wire.FUSEMount) ([]*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.MoveMount(m.root, "", b.plug, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+	if err := m.attach(b.plug); err != nil {
 		_, _ = unix.Close(m.root), server.Close()
 		return nil, rootfs.Explain("mount "+r.Path, err)
 	}
@@ -296,16 +312,36 @@ func (m *fuseMount) drop() {
 		return
 	}
 	_ = unix.Unmount(reach(m.root), unix.MNT_DETACH)
-	_ = unix.Close(m.root)
+	m.forget()
 }
 
-// unmount takes the mount away unless somebody uses it: EBUSY. A descriptor of
-// it is a use too, so that it is named without one: as what is mounted on the
-// root directory of a thread, whose root is the plug. No path is followed, which
-// might lead into a file system that does not answer. b.mu is held.
-func (b *bucket) unmount() error {
-	_ = unix.Close(b.mount.root)
-	b.mount.root = -1
+func (m *fuseMount) forget() {
+	_, _ = unix.Close(m.root), unix.Close(m.under)
+	m.root, m.under = -1, -1
+}
+
+// unmount takes it away unless somebody uses it: EBUSY. A descriptor of it is a
+// use too, so that it is named without one: as what is mounted on the root
+// directory of a thread, whose root is the directory beneath. No path is followed,
+// which might lead into a file system that does not answer.
+func (m *fuseMount) unmount() error {
+	top, err := m.top()
+	if err != nil {
+		return err
+	}
+	now, err := mountOf(top)
+	_ = unix.Close(top)
+	below, berr := mountOf(m.under)
+	switch {
+	case err != nil || berr != nil:
+		return errors.Join(err, berr)
+	case now == below:
+		return unix.EINVAL // it is not mounted any more
+	case now != m.id:
+		return unix.EBUSY // another is mounted on it
+	}
+	_ = unix.Close(m.root)
+	m.root = -1
 	ch := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with this function
@@ -313,7 +349,7 @@ func (b *bucket) unmount() error {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return err
 			}
-			if err := unix.Fchdir(b.plug); err != nil {
+			if err := unix.Fchdir(m.under); err != nil {
 				return err
 			}
 			if err := unix.Chroot("."); err != nil { // the thread's alone
@@ -322,16 +358,28 @@ func (b *bucket) unmount() error {
 			return unix.Unmount("/..", 0)
 		}()
 	}()
-	err := <-ch
-	if err != nil && err != unix.EINVAL { // it is still there
-		how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
-		root, oerr := unix.Openat2(b.plug, "..", how)
-		if oerr != nil {
-			return oerr
-		}
-		b.mount.root = root
+	if err = <-ch; err == nil {
+		m.forget()
+		return nil
+	}
+	if m.root, _ = m.top(); m.root < 0 {
+		m.root = -1
 	}
 	return err
+}
+
+// mountOf is the id of the mount that fd is in. It asks nobody: a file system that
+// another user serves refuses everything to init but to be asked for nothing.
+func mountOf(fd int) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
+	return st.Mnt_id, err
+}
+
+// top opens the root of what is mounted last on the directory beneath, or that
+// directory: its "..", where it is the root, is itself and what is mounted on it.
+func (m *fuseMount) top() (int, error) {
+	return unix.Openat2(m.under, "..", &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
 }
 
 // detach unmounts a bucket.
@@ -343,10 +391,10 @@ func (g *guest) detach(r *wire.FUSEDetach) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mount != nil {
-		err := b.unmount()
+		err := b.mount.unmount()
 		for end := time.Now().Add(detachPeriod); err == unix.EBUSY && len(g.users(r.Path)) == 0 && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond) // who used it is just ending
-			err = b.unmount()
+			err = b.mount.unmount()
 		}
 		switch {
 		case err == unix.EBUSY && !r.Force:
@@ -359,6 +407,8 @@ func (g *guest) detach(r *wire.FUSEDetach) error {
 			b.mount.drop()
 		case err != nil && err != unix.EINVAL: // not mounted any more
 			return rootfs.Explain("unmount "+r.Path, err)
+		case err == unix.EINVAL:
+			b.mount.forget()
 		}
 		b.mount = nil
 	}
@@ -428,7 +478,7 @@ func (g *guest) abortAll() {
 		if err := unix.Unmount(reach(m.root), unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
 			_ = unix.Unmount(reach(m.root), unix.MNT_DETACH)
 		}
-		_ = unix.Close(m.root)
+		m.forget()
 		delete(g.fuse.others, name)
 	}
 }

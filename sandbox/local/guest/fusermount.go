@@ -84,19 +84,18 @@ func (g *guest) mountOther(dir int, options []string, uid uint32) (*os.File, err
 		return nil, err
 	}
 	m.uid = uid
-	if err := unix.MoveMount(m.root, "", dir, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+	if err := m.attach(dir); err != nil {
 		_, _ = unix.Close(m.root), server.Close()
 		return nil, rootfs.Explain("mount on "+name, err)
 	}
 	g.fuse.mu.Lock()
-	defer g.fuse.mu.Unlock()
 	if g.fuse.others == nil {
 		g.fuse.others = map[string]*fuseMount{}
 	}
-	if old := g.fuse.others[name]; old != nil { // beneath it now
-		old.drop()
-	}
+	old := g.fuse.others[name]
 	g.fuse.others[name] = m
+	g.fuse.mu.Unlock()
+	old.drop() // it is beneath now
 	return server, nil
 }
 
@@ -187,25 +186,35 @@ func (g *guest) unmountOther(r *fuseRequest, uid uint32) error {
 	case uid != 0 && uid != m.uid:
 		return &wire.Error{Code: wire.CodePermission, Text: name + " was mounted by another user"}
 	}
-	flags := 0
-	if r.Lazy {
-		flags = unix.MNT_DETACH
+	g.fuse.mu.Lock()
+	if g.fuse.others[name] != m { // somebody was faster
+		g.fuse.mu.Unlock()
+		return nil
 	}
+	delete(g.fuse.others, name)
+	g.fuse.mu.Unlock()
 	// In this thread, which is the caller's alone: it may wait for the program.
-	switch err := unix.Unmount(reach(m.root), flags); err {
-	case nil, unix.EINVAL:
-	case unix.EBUSY:
-		return mountpoint(name, "is in use; fusermount3 -uz takes it away for those who come")
-	default:
-		return rootfs.Explain("unmount "+name, err)
+	if r.Lazy {
+		m.drop()
+		return nil
+	}
+	err := m.unmount()
+	switch err {
+	case nil:
+		return nil
+	case unix.EINVAL:
+		m.forget()
+		return nil
 	}
 	g.fuse.mu.Lock()
-	defer g.fuse.mu.Unlock()
-	if g.fuse.others[name] == m {
-		delete(g.fuse.others, name)
-		_ = unix.Close(m.root)
+	if g.fuse.others[name] == nil {
+		g.fuse.others[name] = m
 	}
-	return nil
+	g.fuse.mu.Unlock()
+	if err == unix.EBUSY {
+		return mountpoint(name, "is in use; fusermount3 -uz takes it away for those who come")
+	}
+	return rootfs.Explain("unmount "+name, err)
 }
 
 const fusermountUsage = `usage: fusermount3 [-o opt[,opt...]] MOUNTPOINT
