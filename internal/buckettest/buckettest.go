@@ -1,12 +1,12 @@
 //go:build unix
 
 // Package buckettest starts real bucket servers for tests: versitygw (S3),
-// fake-gcs-server (Google) and Azurite (Azure), each the published program, and
-// a proxy in front of them that fails as asked.
+// fake-gcs-server (Google) and Azurite (Azure), each the published program. A test
+// can kill and pause them.
 //
-// The programs are built or fetched when they are first needed, and kept in the
-// user's cache directory. A test is skipped, with the reason, where that cannot
-// be done; with BERTH_REQUIRE_BUCKETS=1 it fails instead.
+// Tests that need them run with BERTH_REQUIRE_BUCKETS=1 and are skipped without
+// it: the programs are built or fetched when they are first needed, which takes
+// minutes, and kept in the user's cache directory.
 package buckettest
 
 import (
@@ -33,7 +33,7 @@ const (
 	azurite   = "azurite@3.37.0"
 )
 
-// RequireVariable turns skips for want of a server into failures.
+// RequireVariable lets tests use real servers.
 const RequireVariable = "BERTH_REQUIRE_BUCKETS"
 
 // unavailable skips the test, or fails it where servers are required.
@@ -60,6 +60,9 @@ var once sync.Map // name: func() (string, error)
 // made returns the path of a program that make puts into a directory of its
 // own; several processes that want it wait for the one that makes it.
 func made(name string, make func(dir string) error) (string, error) {
+	if os.Getenv(RequireVariable) == "" {
+		return "", fmt.Errorf("real servers are used with %s=1 only", RequireVariable)
+	}
 	f, _ := once.LoadOrStore(name, sync.OnceValues(func() (string, error) {
 		cache, err := cacheDir()
 		if err != nil {

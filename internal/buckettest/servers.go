@@ -41,7 +41,7 @@ func S3(t testing.TB) *Server {
 	t.Helper()
 	program, err := goProgram("versitygw", versitygw)
 	if err != nil {
-		unavailable(t, "versitygw cannot be built: %v", err)
+		unavailable(t, "versitygw is not there: %v", err)
 	}
 	dir, meta, addr := t.TempDir(), t.TempDir(), freePort(t)
 	if err := os.Mkdir(filepath.Join(dir, "bucket"), 0o755); err != nil {
@@ -62,7 +62,7 @@ func GCS(t testing.TB) *Server {
 	t.Helper()
 	program, err := goProgram("fake-gcs-server", fakeGCS)
 	if err != nil {
-		unavailable(t, "fake-gcs-server cannot be built: %v", err)
+		unavailable(t, "fake-gcs-server is not there: %v", err)
 	}
 	dir, addr := t.TempDir(), freePort(t)
 	host, port, _ := strings.Cut(addr, ":")
@@ -105,7 +105,7 @@ func Azure(t testing.TB) *Server {
 		return quiet(cmd)
 	})
 	if err != nil {
-		unavailable(t, "Azurite cannot be installed: %v", err)
+		unavailable(t, "Azurite is not there: %v", err)
 	}
 	dir, addr := t.TempDir(), freePort(t)
 	host, port, _ := strings.Cut(addr, ":")

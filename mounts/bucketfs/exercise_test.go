@@ -23,7 +23,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 60, "how many sequences of operations the exerciser runs")
+	sequences = flag.Int("sequences", 8, "how many sequences of operations the exerciser runs")
 	firstSeed = flag.Uint64("seed", 1, "the exerciser's first seed")
 )
 
@@ -39,7 +39,7 @@ func TestExerciser(t *testing.T) {
 	}
 	n := *sequences
 	if testing.Short() {
-		n = 5
+		n = min(n, 2)
 	}
 	for i := range n {
 		seed := *firstSeed + uint64(i)

@@ -5,6 +5,7 @@ package bucketfs_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -27,6 +29,7 @@ type mounted struct {
 	dir    string
 	fs     *bucketfs.FS
 	server *fuse.Server
+	minor  uint32
 }
 
 // mount mounts a bucket until the test ends.
@@ -50,9 +53,32 @@ func mount(t testing.TB, b objects.Bucket, o bucketfs.Options) *mounted {
 	if err := server.WaitMount(); err != nil {
 		t.Fatalf("mount: %v", err)
 	}
-	m := &mounted{t, dir, f, server}
+	m := &mounted{t: t, dir: dir, fs: f, server: server}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	m.minor = unix.Minor(st.Dev)
 	t.Cleanup(func() { m.unmount() })
+	// A process that ends while it waits for a mount of its own never ends.
+	if d, ok := t.(interface{ Deadline() (time.Time, bool) }); ok {
+		if at, ok := d.Deadline(); ok {
+			timer := time.AfterFunc(time.Until(at)-5*time.Second, m.abort)
+			t.Cleanup(func() { timer.Stop() })
+		}
+	}
 	return m
+}
+
+// abort lets all calls that wait for the mount fail.
+func (m *mounted) abort() {
+	if unix.Unmount(m.dir, unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW) == nil {
+		return
+	}
+	name := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", m.minor)
+	if err := os.WriteFile(name, []byte("1"), 0); err != nil {
+		fmt.Fprintf(os.Stderr, "abort the mount %s: %v\n", m.dir, err)
+	}
 }
 
 // testLog keeps logs with the test.
@@ -72,7 +98,10 @@ func (m *mounted) unmount() []string {
 	m.server = nil
 	if err := s.Unmount(); err != nil {
 		m.t.Errorf("unmount: %v", err)
-		_ = unix.Unmount(m.dir, unix.MNT_DETACH)
+		m.abort()
+		if err := s.Unmount(); err != nil {
+			_ = unix.Unmount(m.dir, unix.MNT_DETACH) // as root; what is open keeps it
+		}
 		return nil
 	}
 	s.Wait()

@@ -24,9 +24,10 @@ type upload struct {
 	o    objects.Options
 	size int64 // of a part
 
-	begin sync.Once
-	up    objects.Upload
-	err   error
+	beginning sync.Mutex // guards what follows
+	up        objects.Upload
+	refused   time.Time // when beginning last failed, and why
+	err       error
 
 	mu    sync.Mutex
 	parts map[int]*part
@@ -199,10 +200,25 @@ func (f *FS) ahead(n *node, s *stage, off, end int64) {
 	s.upload.sendFull(s, off, end)
 }
 
-// start begins the upload at the service, once.
-func (u *upload) start() error {
-	u.begin.Do(func() { u.up, u.err = u.f.bucket.Upload(u.f.ctx, u.key, u.o) })
-	return u.err
+// start begins the upload at the service, if it has not begun. Those who wait
+// while that fails share the failure; who comes later tries again.
+func (u *upload) start() (objects.Upload, error) {
+	asked := time.Now()
+	u.beginning.Lock()
+	defer u.beginning.Unlock()
+	if u.up != nil {
+		return u.up, nil
+	}
+	if u.refused.After(asked) {
+		return nil, u.err
+	}
+	up, err := u.f.bucket.Upload(u.f.ctx, u.key, u.o)
+	if err != nil {
+		u.refused, u.err = time.Now(), err
+		return nil, err
+	}
+	u.up = up
+	return up, nil
 }
 
 // wrote notes that parts have to be sent again.
@@ -243,9 +259,9 @@ func (u *upload) send(s *stage, i int, length int64) {
 		defer u.wg.Done()
 		u.f.sending <- struct{}{}
 		defer func() { <-u.f.sending }()
-		err := u.start()
+		up, err := u.start()
 		if err == nil {
-			err = u.up.Part(u.f.ctx, i, s, int64(i)*u.size, length)
+			err = up.Part(u.f.ctx, i, s, int64(i)*u.size, length)
 		}
 		u.mu.Lock()
 		defer u.mu.Unlock()
@@ -292,10 +308,11 @@ func (u *upload) finish(ctx context.Context, s *stage, size int64) (string, erro
 	if err := failed(); err != nil {
 		return "", err
 	}
-	if err := u.start(); err != nil {
+	up, err := u.start()
+	if err != nil {
 		return "", err
 	}
-	return u.up.Complete(ctx, count)
+	return up.Complete(ctx, count)
 }
 
 // abandon drops what was sent, in the background.
@@ -305,9 +322,11 @@ func (u *upload) abandon() {
 	}
 	u.f.background(func() {
 		u.wg.Wait()
-		u.begin.Do(func() { u.err = context.Canceled })
-		if u.up != nil {
-			_ = u.up.Abort(u.f.ctx) // a service drops those that nobody completes
+		u.beginning.Lock()
+		up := u.up
+		u.beginning.Unlock()
+		if up != nil {
+			_ = up.Abort(u.f.ctx) // a service drops those that nobody completes
 		}
 	})
 }
