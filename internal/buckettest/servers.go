@@ -23,7 +23,8 @@ type Server struct {
 	*Process
 	// Job opens the bucket; its view, prefix and so on are the test's to set.
 	Job mounts.Job
-	// Dir is where a server keeps its objects; of S3, a file an object.
+	// Dir is where a server keeps its objects; of S3, a file an object;
+	// empty: in memory.
 	Dir string
 }
 
@@ -64,12 +65,13 @@ func GCS(t testing.TB) *Server {
 	if err != nil {
 		unavailable(t, "fake-gcs-server is not there: %v", err)
 	}
-	dir, addr := t.TempDir(), freePort(t)
+	addr := freePort(t)
 	host, port, _ := strings.Cut(addr, ":")
+	// On disk it would drop objects whose names end with a slash.
 	p := start(t, "fake-gcs-server", addr, func() *exec.Cmd {
-		return exec.CommandContext(context.Background(), program, "-scheme", "http", "-host", host, "-port", port, "-backend", "filesystem", "-filesystem-root", dir, "-log-level", "error", "-public-host", addr)
+		return exec.CommandContext(context.Background(), program, "-scheme", "http", "-host", host, "-port", port, "-backend", "memory", "-log-level", "error", "-public-host", addr)
 	})
-	s := &Server{Process: p, Dir: dir, Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{Kind: mounts.GCS, Endpoint: "http://" + addr, Anonymous: true}}}
+	s := &Server{Process: p, Job: mounts.Job{Bucket: "bucket", Service: mounts.Service{Kind: mounts.GCS, Endpoint: "http://" + addr, Anonymous: true}}}
 	s.post(t, s.Job.Service.Endpoint+"/storage/v1/b?project=test", `{"name":"bucket"}`)
 	return s
 }
