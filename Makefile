@@ -1,6 +1,6 @@
 # The targets are short commands around go; make alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help box bucketd build install demo test check bench conformance update fuzz cover vuln lint chaos
+.PHONY: help box bucketd build install demo test check bench conformance sdk update fuzz cover vuln lint chaos
 
 # Tool versions are pinned here, not in go.mod.
 GOLANGCI    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -59,6 +59,9 @@ bench: build ## measure, beside the peers that this machine has
 
 conformance: build ## run the public MCP conformance suite (Node 22 or later)
 	BERTH=$(CURDIR)/bin/berth internal/conformance/run.sh
+
+sdk: build ## run the official Daytona SDKs and Mastra's sandbox against berth (as root; needs npm)
+	BERTH=$(CURDIR)/bin/berth internal/daytonaapi/sdktest/run.sh
 
 chaos: build ## kill servers and connections at random, and count the bytes
 	go run ./internal/chaos -berth bin/berth -kills $(KILLS)
