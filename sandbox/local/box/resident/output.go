@@ -77,7 +77,7 @@ func (r *caller) reach() error {
 	late := time.Now().Add(time.Duration(r.call.Reach.WaitMS) * time.Millisecond)
 	switch err := unix.Connect(fd, to); {
 	case err == nil:
-	case err != unix.EINPROGRESS || !ready(fd, unix.POLLOUT, late): //nolint:errorlint // the system call's own
+	case err != unix.EINPROGRESS || !ready(fd, unix.POLLOUT, late):
 		return nil
 	}
 	if code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 {
@@ -95,7 +95,7 @@ func (r *caller) reach() error {
 func ready(fd int, events int16, late time.Time) bool {
 	for {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-		if n, err := unix.Poll(fds, int(max(0, time.Until(late).Milliseconds()))); err != unix.EINTR { //nolint:errorlint // likewise
+		if n, err := unix.Poll(fds, int(max(0, time.Until(late).Milliseconds()))); err != unix.EINTR {
 			return n > 0 && err == nil
 		}
 	}

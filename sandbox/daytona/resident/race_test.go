@@ -1,5 +1,0 @@
-//go:build race
-
-package resident_test
-
-const raceEnabled = true
