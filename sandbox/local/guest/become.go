@@ -70,6 +70,9 @@ func (f *free) viaSudo(g *guest, t *tree, c *command) error {
 // becomes waits until the command runs as its user.
 func (g *guest) becomes(t *tree, s *shim) error {
 	for end := time.Now().Add(startPatience); ; time.Sleep(time.Millisecond) {
+		// First, since it may become its user and end between two looks.
+		p, ok := readProc(s.main)
+		dead := s.main <= 0 || !ok || p.dead()
 		_, gone := os.Lstat(t.become)
 		if b, err := os.ReadFile(errName(t.become)); err == nil {
 			_ = os.Remove(errName(t.become))
@@ -82,7 +85,7 @@ func (g *guest) becomes(t *tree, s *shim) error {
 		if os.IsNotExist(gone) {
 			return nil
 		}
-		if p, ok := readProc(s.main); s.main <= 0 || !ok || p.dead() {
+		if dead {
 			return &wire.Error{Code: wire.CodeNoUser, Text: "sudo did not run the command, and says why only to those who may read its log"}
 		}
 		if time.Now().After(end) {
