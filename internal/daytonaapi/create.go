@@ -59,7 +59,15 @@ func (s *Server) createSandbox(c *call) (any, error) {
 		return nil, err
 	}
 	if rec.Build != nil { // which may take long
-		return s.show(c, rec.key())
+		v, err := s.see(c.ctx(), rec.key())
+		if err != nil {
+			return nil, err
+		}
+		if rec.From != "" && v.work != nil {
+			// Work has begun, but the SDKs read a build's log only if it is still to come.
+			v.work = &work{state: "pending_build", desired: "started"}
+		}
+		return v.body(c.base), nil
 	}
 	if err := w.hold(c.ctx()); err != nil {
 		if c.ctx().Err() != nil || s.ctx.Err() != nil {

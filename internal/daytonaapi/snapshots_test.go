@@ -209,6 +209,9 @@ func TestBuild(t *testing.T) {
 	}
 	// A sandbox of the same, built by itself.
 	own := a.do(http.StatusOK, "POST", "/api/sandbox", object{"buildInfo": build})
+	if own["state"] != "pending_build" { // what the SDKs read the log for
+		t.Errorf("it is %v at first", own["state"])
+	}
 	own = a.until(own["id"].(string), "started")
 	if got := a.run(own["id"].(string), "run"); got != "hello world" {
 		t.Errorf("got %q", got)

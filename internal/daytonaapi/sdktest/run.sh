@@ -91,7 +91,7 @@ script() {
 	fi
 }
 if [ $# = 0 ]; then
-	set -- life.mjs process.mjs files.mjs git.mjs mastra.mjs
+	set -- life.mjs process.mjs files.mjs git.mjs images.mjs mastra.mjs
 fi
 for name in "$@"; do
 	if [ "$name" = mastra.mjs ]; then
