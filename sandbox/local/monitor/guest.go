@@ -85,23 +85,32 @@ func (g *guest) take(id uint64) func(*wire.Frame, *wire.Error) {
 
 // call asks init and waits for the answer, at most for limit.
 func (g *guest) call(op string, body any, limit time.Duration) (*wire.Frame, *wire.Error) {
+	f, e := g.callFiles(op, body, limit)
+	if f != nil {
+		closeFiles(f.Files)
+	}
+	return f, e
+}
+
+// callFiles is call for an answer whose files the caller takes.
+func (g *guest) callFiles(op string, body any, limit time.Duration) (*wire.Frame, *wire.Error) {
 	type answer struct {
 		f *wire.Frame
 		e *wire.Error
 	}
 	ch := make(chan answer, 1)
-	go g.send(op, body, nil, nil, func(f *wire.Frame, e *wire.Error) {
-		if f != nil {
-			closeFiles(f.Files)
-		}
-		ch <- answer{f, e}
-	})
+	go g.send(op, body, nil, nil, func(f *wire.Frame, e *wire.Error) { ch <- answer{f, e} })
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case a := <-ch:
 		return a.f, a.e
 	case <-t.C:
+		go func() {
+			if a := <-ch; a.f != nil {
+				closeFiles(a.f.Files)
+			}
+		}()
 		return nil, &wire.Error{Code: wire.CodeInternal, Text: "the sandbox does not answer"}
 	}
 }
