@@ -38,6 +38,25 @@ func s3Variables(srv *buckettest.Server) []string {
 	return []string{"S3_BUCKET=" + srv.Job.Bucket, "S3_REGION=" + j.Region, "S3_ENDPOINT=" + j.Endpoint, "S3_ACCESS_KEY_ID=" + string(j.AccessKeyID), "S3_SECRET_ACCESS_KEY=" + string(j.SecretAccessKey)}
 }
 
+// s3Site is a site whose connection s3 leads to a real S3 service with one empty
+// bucket, and a client of it. The test runs beside others.
+func s3Site(t *testing.T) (*buckettest.Server, *site, *box) {
+	t.Helper()
+	buckets(t)
+	t.Parallel()
+	srv := buckettest.S3(t)
+	s := ownSite(t)
+	s.Env = append(s.Env, s3Variables(srv)...)
+	return srv, s, s.dial(t, driver.Stdio)
+}
+
+// appears waits until a session sees what another has written: names may be out
+// of date for 5 s, the attribute time-out's default.
+func (b *box) appears(path string) {
+	b.t.Helper()
+	b.want("for i in $(seq 100); do test -e "+path+" && break; sleep 0.1; done; test -e "+path, "")
+}
+
 // object is what the service itself has under a key.
 func object(t *testing.T, srv *buckettest.Server, key string) string {
 	t.Helper()
@@ -65,12 +84,7 @@ func mountOf(b *box, path string) args {
 }
 
 func TestPromise26S3Bucket(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	srv, _, b := s3Site(t)
 
 	b.call("mount_bucket", args{"path": "/data"})
 	if m := mountOf(b, "/data"); m["state"] != "mounted" || m["by"] != "mount_bucket" {
@@ -131,12 +145,7 @@ func (b *box) mounted(path string) {
 }
 
 func TestPromise28SeveralMounts(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	srv, _, b := s3Site(t)
 
 	b.start(args{"mounts": args{"/bad": args{"connection": "s3", "bucket": "none-such"}, "/a": args{"connection": "s3", "prefix": "a/"}, "/ro": args{"connection": "s3", "read_only": true}}}, "created")
 	bad := mountOf(b, "/bad")
@@ -156,12 +165,7 @@ func TestPromise28SeveralMounts(t *testing.T) {
 }
 
 func TestPromise30MountAnyTime(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	_, _, b := s3Site(t)
 
 	b.sh("mkdir -p ~/full ~/empty && echo mine > ~/full/f")
 	contains(t, b.refused("mount_bucket", args{"path": "/home/agent/full"}), "not empty")
@@ -183,12 +187,7 @@ func TestPromise30MountAnyTime(t *testing.T) {
 // With the network closed the bucket is served all the same: what serves it is
 // outside. No key is inside, nor in what berth keeps or says.
 func TestPromise36NothingInside(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	srv, s, b := s3Site(t)
 	secret := string(srv.Job.Service.SecretAccessKey)
 
 	b.start(args{"network_block_all": true, "mounts": args{"/data": args{"connection": "s3"}}}, "created")
@@ -236,30 +235,22 @@ func pid(t *testing.T, monitor map[string]any) int {
 
 // Large data goes both ways, and sessions share it.
 func TestPromise39Sessions(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	_, _, b := s3Site(t)
 	other := b.other()
 
 	b.call("mount_bucket", args{"path": "/data"})
 	other.call("mount_bucket", args{"path": "/elsewhere", "read_only": true})
 	sum := b.sh("head -c 40000000 /dev/urandom > /tmp/big && cp /tmp/big /data/big && sha256sum < /tmp/big")
+	other.appears("/elsewhere/big")
 	other.want("sha256sum < /elsewhere/big", sum)
 	b.sh("mkdir /data/many; for i in $(seq 60); do echo $i > /data/many/$i; done; mv /data/many /data/all")
+	other.appears("/elsewhere/all/60")
 	other.want("cat /elsewhere/all/* | sort -n | tail -1; ls /elsewhere/all | wc -l", "60\n60")
 }
 
 // Mounts come back after a stop, and when the program that serves them dies.
 func TestPromise74MountsComeBack(t *testing.T) {
-	buckets(t)
-	t.Parallel()
-	srv := buckettest.S3(t)
-	s := ownSite(t)
-	s.Env = append(s.Env, s3Variables(srv)...)
-	b := s.dial(t, driver.Stdio)
+	srv, s, b := s3Site(t)
 
 	b.start(args{"mounts": args{"/data": args{"connection": "s3"}}}, "created")
 	b.call("mount_bucket", args{"path": "/more", "prefix": "more/"})
@@ -320,12 +311,12 @@ init = os.read(fd, 1 << 17)
 print("asked", int.from_bytes(init[4:8], "little"), flush=True)
 time.sleep(600)
 `})
-	p := b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/m", "wait_for": "pattern", "pattern": "asked", "wait_seconds": 30})
+	p := b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/m", "wait_for": "pattern", "pattern": `asked \d+\n`, "wait_seconds": 30})
 	contains(t, p.Text, "asked 26") // FUSE_INIT
 	b.want("grep -c ' fuse.* mute ' /proc/self/mountinfo; fusermount3 -u ~/m && grep -c ' mute ' /proc/self/mountinfo || true", "1\n0")
 	b.call("kill_process", args{"process_id": p.Result.ProcessID})
 
-	b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/n", "wait_for": "pattern", "pattern": "asked", "wait_seconds": 30})
+	b.call("spawn_process", args{"command": "exec python3 ~/mute.py ~/n", "wait_for": "pattern", "pattern": `asked \d+\n`, "wait_seconds": 30})
 	b.call("spawn_process", args{"command": "exec ls ~/n"}) // it waits for ever
 	contains(t, b.refused("read_file", args{"path": "/home/agent/n/f"}), "/home/agent/n")
 	b.want("echo alive", "alive")
