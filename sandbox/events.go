@@ -127,7 +127,7 @@ func (l *eventLog) lock(name string) (release func(), err error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return nil, err
 	}
-	return tryLock(filepath.Join(l.dir, name))
+	return TryLock(filepath.Join(l.dir, name))
 }
 
 // turnOver makes the file at p the old half. Of several

@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// tryLock takes the lock of the file p, which is made when it is not there,
+// TryLock takes the lock of the file p, which is made when it is not there,
 // against all processes of this machine. Release is nil when another holds it.
 // The kernel lets go when the process ends, however it ends.
-func tryLock(p string) (release func(), err error) {
+func TryLock(p string) (release func(), err error) {
 	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err

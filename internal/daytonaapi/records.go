@@ -90,7 +90,7 @@ const lockWait = 5 * time.Second
 // lock takes a file against all other processes.
 func lock(path string) (unlock func(), err error) {
 	for end := time.Now().Add(lockWait); ; time.Sleep(50 * time.Millisecond) {
-		unlock, err = tryLock(path)
+		unlock, err = sandbox.TryLock(path)
 		if unlock != nil || err != nil {
 			return unlock, err
 		}
