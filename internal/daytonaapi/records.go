@@ -160,6 +160,11 @@ func (t *table[T]) all(want func(T) bool) []T {
 func (t *table[T]) put(id string, row T) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.keep(id, row)
+}
+
+// keep is put; mu is held.
+func (t *table[T]) keep(id string, row T) error {
 	b, err := json.Marshal(row)
 	if err == nil {
 		err = writeFile(filepath.Join(t.dir, id+".json"), b)
@@ -173,12 +178,14 @@ func (t *table[T]) put(id string, row T) error {
 
 // change applies f to a row, if it is there, and keeps it.
 func (t *table[T]) change(id string, f func(*T)) error {
-	row, ok := t.get(id)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	row, ok := t.rows[id]
 	if !ok {
 		return nil
 	}
 	f(&row)
-	return t.put(id, row)
+	return t.keep(id, row)
 }
 
 // drop removes a row, if it is there.
