@@ -103,7 +103,9 @@ func (m *Manager) existing(ctx context.Context, key Key) (Instance, Info, error)
 	inst, err := m.peek(ctx, key)
 	var info Info
 	if err == nil {
-		info, err = inst.Info(ctx)
+		if info, err = inst.Info(ctx); err != nil {
+			err = fmt.Errorf("read the sandbox: %w", err)
+		}
 	}
 	if errors.Is(err, ErrNotFound) || err == nil && info.Status == StatusDestroyed {
 		return nil, info, noSession(key)
