@@ -6,9 +6,16 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
+
+// lazily compiles a pattern when it is first used: at every start of berth it
+// would cost all that need none.
+func lazily(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // Bounds of names, in bytes.
 const (
@@ -17,13 +24,13 @@ const (
 )
 
 var (
-	pathPattern      = regexp.MustCompile(`^/[A-Za-z0-9_./-]+$`)
-	s3Bucket         = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-	gcsBucket        = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
-	azureContainer   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
-	azureAccount     = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
-	regionPattern    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-	connectionName   = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}$`)
+	pathPattern      = lazily(`^/[A-Za-z0-9_./-]+$`)
+	s3Bucket         = lazily(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	gcsBucket        = lazily(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
+	azureContainer   = lazily(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
+	azureAccount     = lazily(`^[a-z0-9]{3,24}$`)
+	regionPattern    = lazily(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	connectionName   = lazily(`^[a-z0-9][a-z0-9_-]{0,31}$`)
 	connectionNeeded = "1 to 32 lower-case letters, digits, '-' and '_', the first a letter or digit"
 )
 
@@ -35,7 +42,7 @@ func CheckPath(field, p string) error {
 	switch {
 	case p == "":
 		return bad("it is missing")
-	case len(p) > maxPath || !pathPattern.MatchString(p):
+	case len(p) > maxPath || !pathPattern().MatchString(p):
 		return bad(shown(p) + " cannot be the place of a bucket")
 	case strings.Contains(p, "//"):
 		return bad(shown(p) + " has an empty part (//)")
@@ -51,15 +58,15 @@ func (l *problems) bucket(kind Kind, name string) {
 	switch kind {
 	case S3:
 		_, ip := netip.ParseAddr(name)
-		if !s3Bucket.MatchString(name) || strings.Contains(name, "..") || ip == nil {
+		if !s3Bucket().MatchString(name) || strings.Contains(name, "..") || ip == nil {
 			l.add("bucket", shown(name)+" is no name of an S3 bucket", "3 to 63 lower-case letters, digits, '.' and '-', the first and last a letter or digit", bucketHint(name))
 		}
 	case GCS:
-		if !gcsBucket.MatchString(name) || strings.Contains(name, "..") || len(name) > 63 && !strings.Contains(name, ".") {
+		if !gcsBucket().MatchString(name) || strings.Contains(name, "..") || len(name) > 63 && !strings.Contains(name, ".") {
 			l.add("bucket", shown(name)+" is no name of a GCS bucket", "3 to 63 lower-case letters, digits, '.', '-' and '_', the first and last a letter or digit", bucketHint(name))
 		}
 	case Azure:
-		if !azureContainer.MatchString(name) || strings.Contains(name, "--") {
+		if !azureContainer().MatchString(name) || strings.Contains(name, "--") {
 			l.add("bucket", shown(name)+" is no name of an Azure container", "3 to 63 lower-case letters, digits and single '-', the first and last a letter or digit", bucketHint(name))
 		}
 	}

@@ -106,7 +106,7 @@ func (c *Connection) keyed(l *problems, keys bool) {
 }
 
 func (c *Connection) checkS3(l *problems) {
-	if c.Region != "" && !regionPattern.MatchString(c.Region) {
+	if c.Region != "" && !regionPattern().MatchString(c.Region) {
 		l.add("region", shown(c.Region)+" is no region", "such as eu-central-1, or auto for services that have none", "")
 	}
 	id, key := !c.AccessKeyID.IsZero(), !c.SecretAccessKey.IsZero()
@@ -190,7 +190,7 @@ func (c *Connection) checkAzure(l *problems) {
 		}
 	case c.Account == "":
 		l.add("account", "it is missing", need, "")
-	case !azureAccount.MatchString(c.Account):
+	case !azureAccount().MatchString(c.Account):
 		l.add("account", shown(c.Account)+" is no storage account", "3 to 24 lower-case letters and digits", "")
 	}
 	if k := c.AccountKey.Reveal(); k != "" {

@@ -60,7 +60,7 @@ func NewSet(connections map[string]Connection, o SetOptions) (*Set, error) {
 	s := &Set{connections: map[string]Connection{}, options: o}
 	var l problems
 	for _, name := range slices.Sorted(maps.Keys(connections)) {
-		if !connectionName.MatchString(name) || name == Inline {
+		if !connectionName().MatchString(name) || name == Inline {
 			l.add("connections."+name, "is no name of a connection", connectionNeeded+"; not "+Inline, "")
 			continue
 		}

@@ -56,7 +56,7 @@ func (s *Server) buildOf(owner sandbox.Owner, b *buildInfo, image string, skippe
 	if out.Snapshot != "" && isGeneral(out.Snapshot) {
 		out.Snapshot, out.Account = "", account
 	} else if out.Snapshot != "" {
-		out.Snapshot = plainName(out.Snapshot, plainSnapshot)
+		out.Snapshot = plainName(out.Snapshot, plainSnapshot())
 	}
 	return out, nil
 }

@@ -21,7 +21,7 @@ import (
 func (s *Server) contextFiles(owner sandbox.Owner, hashes []string) (map[string]sandbox.BuildFile, error) {
 	files := map[string]sandbox.BuildFile{}
 	for _, hash := range hashes {
-		if !contextHash.MatchString(hash) {
+		if !contextHash().MatchString(hash) {
 			return nil, refuse(http.StatusBadRequest, "contextHashes: %.80q is no hash", hash)
 		}
 		at := s.storage.path(owner, hash)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -16,6 +17,12 @@ import (
 
 	"berth/sandbox"
 )
+
+// lazily compiles a pattern when it is first used: at every start of berth it
+// would cost all that need none.
+func lazily(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // account is the ordinary user of sandboxes that are made here of no image.
 const account = "daytona"
@@ -246,14 +253,14 @@ func (u unsupportedCreate) refused() error {
 	return errors.Join(errs...)
 }
 
-var markup = regexp.MustCompile(`<[^>]*>|[a-zA-Z][a-zA-Z0-9+.-]*://|(?i)\bwww\.`)
+var markup = lazily(`<[^>]*>|[a-zA-Z][a-zA-Z0-9+.-]*://|(?i)\bwww\.`)
 
 // checkName is the platform's rule for names that are shown to people.
 func checkName(field, name string) error {
 	switch {
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return &sandbox.FieldError{Field: field, Problem: "it holds control characters", Allowed: "printable text"}
-	case markup.MatchString(name):
+	case markup().MatchString(name):
 		return &sandbox.FieldError{Field: field, Problem: fmt.Sprintf("%.80q holds markup or an address", name), Allowed: "plain text without HTML tags and URLs"}
 	}
 	return nil

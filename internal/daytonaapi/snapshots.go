@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -35,11 +34,11 @@ type snapshotRecord struct {
 }
 
 // plain is what the Manager calls it.
-func (r snapshotRecord) plain() string { return plainName(r.Name, plainSnapshot) }
+func (r snapshotRecord) plain() string { return plainName(r.Name, plainSnapshot()) }
 
 var (
-	plainSnapshot = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	snapshotName  = regexp.MustCompile(`^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)*$`)
+	plainSnapshot = lazily(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	snapshotName  = lazily(`^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)*$`)
 )
 
 // hiddenPrefix begins the names of snapshots that stand behind sandboxes which
@@ -282,7 +281,7 @@ func (r *snapshotRequest) check() error {
 	bad := func(field, problem, allowed string) {
 		errs = append(errs, &sandbox.FieldError{Field: field, Problem: problem, Allowed: allowed})
 	}
-	if !snapshotName.MatchString(r.Name) || len(r.Name) > 255 {
+	if !snapshotName().MatchString(r.Name) || len(r.Name) > 255 {
 		bad("name", "it is no name of a snapshot", "1 to 255 letters, digits, '_', '.', ':' and '-', in parts with '/' between")
 	}
 	if strings.HasPrefix(r.Name, hiddenPrefix) || isGeneral(r.Name) {

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -89,7 +88,7 @@ type s3Fault struct {
 
 func (f *s3Fault) Error() string { return f.text }
 
-var contextHash = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+var contextHash = lazily(`^[A-Za-z0-9_-]{1,128}$`)
 
 // ServeHTTP serves what is below s3Prefix.
 func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -135,7 +134,7 @@ func (s *storage) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	org, rest, _ := strings.Cut(key, "/")
 	hash, file, _ := strings.Cut(rest, "/")
-	if org != organization(owner) || !contextHash.MatchString(hash) || file != objectName {
+	if org != organization(owner) || !contextHash().MatchString(hash) || file != objectName {
 		return &s3Fault{http.StatusForbidden, denied, "only " + organization(owner) + "/HASH/" + objectName + " can be reached with these credentials"}
 	}
 	path := s.path(owner, hash)
@@ -232,14 +231,14 @@ func (s *storage) put(w http.ResponseWriter, r *http.Request, owner sandbox.Owne
 }
 
 var (
-	uploadID   = regexp.MustCompile(`^[A-Z2-7]{26}$`)
-	partNumber = regexp.MustCompile(`^[1-9][0-9]{0,4}$`)
+	uploadID   = lazily(`^[A-Z2-7]{26}$`)
+	partNumber = lazily(`^[1-9][0-9]{0,4}$`)
 )
 
 // upload is the directory of an owner's upload in parts.
 func (s *storage) upload(owner sandbox.Owner, id string) (string, error) {
 	dir := filepath.Join(s.dir, "uploads", organization(owner), id)
-	if !uploadID.MatchString(id) {
+	if !uploadID().MatchString(id) {
 		return "", &s3Fault{http.StatusNotFound, noUpload, "there is no such upload"}
 	}
 	if _, err := os.Stat(dir); err != nil {
@@ -268,7 +267,7 @@ func (s *storage) part(w http.ResponseWriter, r *http.Request, owner sandbox.Own
 	if err != nil {
 		return err
 	}
-	if !partNumber.MatchString(number) {
+	if !partNumber().MatchString(number) {
 		return &s3Fault{http.StatusBadRequest, badRequest, "partNumber must be 1 to 99999"}
 	}
 	path := filepath.Join(dir, number)

@@ -45,7 +45,7 @@ func volumeID(owner sandbox.Owner, plain string) string {
 	return derivedID("volume", string(owner), plain)
 }
 
-var plainVolume = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+var plainVolume = lazily(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // plainName is what the Manager calls a volume of that name: the name itself
 // where that can be.
@@ -72,7 +72,7 @@ func (s *Server) volumesOf(ctx context.Context, owner sandbox.Owner) ([]volume, 
 		list = append(list, volume{volumeBody{ID: volumeID(owner, plain), Name: name, OrganizationID: organization(owner), State: "ready", CreatedAt: stamp(created), UpdatedAt: stamp(created)}, plain})
 	}
 	for _, r := range s.records.volumes.all(func(r volumeRecord) bool { return r.Owner == owner }) {
-		add(r.Name, plainName(r.Name, plainVolume), r.Created)
+		add(r.Name, plainName(r.Name, plainVolume()), r.Created)
 	}
 	for _, v := range used {
 		if !slices.ContainsFunc(list, func(x volume) bool { return x.plain == v.Name }) {
@@ -138,7 +138,7 @@ func (s *Server) createVolume(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain := plainName(body.Name, plainVolume)
+	plain := plainName(body.Name, plainVolume())
 	switch {
 	case slices.ContainsFunc(list, func(v volume) bool { return v.plain == plain }):
 		return nil, refuse(http.StatusBadRequest, "Volume with name %s already exists", body.Name)
