@@ -115,12 +115,20 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
+// A schema that cannot be compiled would refuse every call of its tool.
+func TestEverySchemaCompiles(t *testing.T) {
+	for _, b := range []buckets{{}, {inline: true, connections: []string{"s3", "archive"}}} {
+		for _, def := range all(b) {
+			if _, err := newValidator(def.name, def.args, def.shape(), def.unavailable).schema(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 func BenchmarkDecodeLargeWrite(b *testing.B) {
 	def := writeFile()
-	v, err := newValidator(def.name, def.args, shape{}, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
+	v := newValidator(def.name, def.args, shape{}, nil)
 	raw := []byte(`{"path":"f","content":"` + strings.Repeat("line of text\\n", 500_000) + `"}`)
 	b.SetBytes(int64(len(raw)))
 	for b.Loop() {
@@ -132,10 +140,7 @@ func BenchmarkDecodeLargeWrite(b *testing.B) {
 
 func BenchmarkDecodeCommand(b *testing.B) {
 	def := executeCommand()
-	v, err := newValidator(def.name, def.args, shape{}, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
+	v := newValidator(def.name, def.args, shape{}, nil)
 	raw := []byte(`{"command":"true","session_id":"s","timeout_seconds":3}`)
 	for b.Loop() {
 		if _, err := v.decode(raw); err != nil {

@@ -190,11 +190,7 @@ func Register(s *server.MCPServer, m *sandbox.Manager, o Options) error {
 		if !set[t.toolset] || (o.ReadOnly && !t.readOnly) || (t.previews && o.Previews == nil) || (t.toolset == "volumes" && !m.HasVolumes()) || (t.toolset == "buckets" && !m.HasMounts()) {
 			continue
 		}
-		v, err := newValidator(t.name, t.args, t.shape(), t.unavailable)
-		if err != nil {
-			return err // a programmer's mistake; the schema tests find it
-		}
-		s.AddTool(t.published(), r.wrap(t, v))
+		s.AddTool(t.published(), r.wrap(t, newValidator(t.name, t.args, t.shape(), t.unavailable)))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -28,15 +29,22 @@ const (
 
 // validator checks the arguments of one tool.
 type validator struct {
-	tool        string
-	args        reflect.Type
-	fields      []field
-	schema      *jsonschema.Schema
+	tool   string
+	args   reflect.Type
+	fields []field
+	// schema is compiled by the first call: all tools' together take a good part
+	// of a server's start. That each can be is shown by a test.
+	schema      func() (*jsonschema.Schema, error)
 	unavailable map[string]string // argument -> why this version lacks it
 }
 
-func newValidator(tool string, args reflect.Type, o shape, unavailable map[string]string) (*validator, error) {
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(o.schemaOf(args)))
+func newValidator(tool string, args reflect.Type, o shape, unavailable map[string]string) *validator {
+	return &validator{tool: tool, args: args, fields: fields(args), unavailable: unavailable,
+		schema: sync.OnceValues(func() (*jsonschema.Schema, error) { return compileSchema(tool, o.schemaOf(args)) })}
+}
+
+func compileSchema(tool string, schema []byte) (*jsonschema.Schema, error) {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(schema))
 	if err != nil {
 		return nil, fmt.Errorf("schema of %s: %w", tool, err)
 	}
@@ -49,7 +57,7 @@ func newValidator(tool string, args reflect.Type, o shape, unavailable map[strin
 	if err != nil {
 		return nil, fmt.Errorf("schema of %s: %w", tool, err)
 	}
-	return &validator{tool: tool, args: args, fields: fields(args), schema: s, unavailable: unavailable}, nil
+	return s, nil
 }
 
 // decode checks raw, the JSON of the arguments as it came, and decodes it into
@@ -71,7 +79,11 @@ func (v *validator) decode(raw json.RawMessage) (reflect.Value, error) {
 	if _, ok := doc.(map[string]any); !ok {
 		return out, &sandbox.FieldError{Field: "arguments", Problem: "not an object", Allowed: "one JSON object"}
 	}
-	if err := v.schema.Validate(doc); err != nil {
+	schema, err := v.schema()
+	if err != nil {
+		return out, err
+	}
+	if err := schema.Validate(doc); err != nil {
 		var ve *jsonschema.ValidationError
 		if !errors.As(err, &ve) {
 			return out, err
