@@ -4,7 +4,6 @@ package daytonaapi_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,36 +18,21 @@ import (
 
 	"berth/internal/access"
 	"berth/internal/daytonaapi"
+	"berth/internal/localtest"
 	"berth/internal/preview"
 	"berth/internal/secret"
 	"berth/sandbox"
 	"berth/sandbox/local"
-	"berth/sandbox/local/box/entry"
 )
 
 // patience is how long a test waits for what must happen.
 const patience = 2 * time.Minute
 
-// provider is one for all tests, whose owners differ: the layers of the default
-// root take a second to build.
+// provider is one for all tests, whose owners differ.
 var provider *local.Provider
 
 func TestMain(m *testing.M) {
-	entry.Main(os.Args)
-	// Its long names would not leave room for socket paths, so no test's own.
-	dir, err := os.MkdirTemp("", "berth")
-	if err == nil {
-		provider, err = local.New(local.Options{Dir: dir})
-	}
-	if err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	_ = provider.Close()
-	if os.RemoveAll(dir) != nil { // an ordinary user's sealed layers have files of other ids of his
-		_ = exec.CommandContext(context.Background(), "unshare", "--user", "--map-auto", "--map-root-user", "rm", "-rf", dir).Run()
-	}
-	os.Exit(code)
+	os.Exit(localtest.Run(m, func(p *local.Provider, _ string) { provider = p }))
 }
 
 var owners atomic.Int64
@@ -75,8 +58,8 @@ func newAPI(t *testing.T) *api {
 	a.serve()
 	t.Cleanup(func() {
 		a.stop()
-		destroyAll(t, a.owner)
-		destroyAll(t, a.other())
+		localtest.DestroyAll(t, provider, a.owner)
+		localtest.DestroyAll(t, provider, a.other())
 	})
 	return a
 }
@@ -134,24 +117,6 @@ type testWriter struct{ t *testing.T }
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
-}
-
-func destroyAll(t *testing.T, owner sandbox.Owner) {
-	t.Helper()
-	ctx := context.WithoutCancel(t.Context())
-	list, err := provider.List(ctx, owner)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, i := range list {
-		in, err := provider.Lookup(ctx, i.Key)
-		if err == nil {
-			err = in.Destroy(ctx)
-		}
-		if err != nil {
-			t.Errorf("destroy %v: %v", i.Key, err)
-		}
-	}
 }
 
 // object is a JSON object.

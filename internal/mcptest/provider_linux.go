@@ -3,9 +3,9 @@ package mcptest
 import (
 	"context"
 	"os"
-	"os/exec"
 	"testing"
 
+	"berth/internal/localtest"
 	"berth/sandbox"
 	"berth/sandbox/local"
 )
@@ -24,29 +24,12 @@ func localProvider(t testing.TB) sandbox.Provider {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// The test's own context has ended by now.
-		ctx := context.WithoutCancel(t.Context())
-		infos, err := p.List(ctx, "")
-		if err != nil {
-			t.Errorf("list what is left: %v", err)
-		}
-		for _, i := range infos {
-			inst, err := p.Lookup(ctx, i.Key)
-			if err == nil {
-				err = inst.Destroy(ctx)
-			}
-			if err != nil {
-				t.Errorf("destroy %s: %v", i.Key.Session, err)
-			}
-		}
+		localtest.DestroyAll(t, p, "")
 		if err := p.Close(); err != nil {
 			t.Errorf("close the provider: %v", err)
 		}
-		err = os.RemoveAll(dir)
-		if err != nil { // an ordinary user's sealed layers have files of other ids of his
-			err = exec.CommandContext(ctx, "unshare", "--user", "--map-auto", "--map-root-user", "rm", "-rf", dir).Run()
-		}
-		if err != nil {
+		// The test's own context has ended by now.
+		if err := localtest.RemoveState(context.WithoutCancel(t.Context()), dir); err != nil {
 			t.Errorf("remove the state: %v", err)
 		}
 	})

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -20,36 +19,22 @@ import (
 	"berth/internal/access"
 	"berth/internal/daytonaapi"
 	"berth/internal/daytonaapi/toolbox"
+	"berth/internal/localtest"
 	"berth/internal/secret"
 	"berth/sandbox"
 	"berth/sandbox/daytona"
 	"berth/sandbox/local"
-	"berth/sandbox/local/box/entry"
 	"berth/sandbox/local/client"
 )
 
-// The Daytona of these tests is berth's own, over the local provider: one for all
-// of them, since the layers of the default root take a second to build.
+// The Daytona of these tests is berth's own, over the local provider.
 var (
 	beneath *local.Provider
 	state   string
 )
 
 func TestMain(m *testing.M) {
-	entry.Main(os.Args)
-	var err error
-	if state, err = os.MkdirTemp("", "berth"); err == nil { // t.TempDir would be too long for sockets
-		beneath, err = local.New(local.Options{Dir: state})
-	}
-	if err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	_ = beneath.Close()
-	if os.RemoveAll(state) != nil { // an ordinary user's sealed layers have files of other ids of his
-		_ = exec.CommandContext(context.Background(), "unshare", "--user", "--map-auto", "--map-root-user", "rm", "-rf", state).Run()
-	}
-	os.Exit(code)
+	os.Exit(localtest.Run(m, func(p *local.Provider, dir string) { beneath, state = p, dir }))
 }
 
 var accounts atomic.Int64
@@ -91,7 +76,7 @@ func newAccount(t *testing.T) *account {
 		if err := a.manager.Close(); err != nil {
 			t.Error(err)
 		}
-		a.empty(t)
+		localtest.DestroyAll(t, beneath, a.owner)
 	})
 	return a
 }
@@ -117,25 +102,6 @@ func (a *account) open(t *testing.T, change func(*daytona.Options)) *daytona.Pro
 		}
 	})
 	return p
-}
-
-// empty destroys what is left, beneath all that is tested.
-func (a *account) empty(t *testing.T) {
-	t.Helper()
-	ctx := context.WithoutCancel(t.Context())
-	list, err := beneath.List(ctx, a.owner)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, i := range list {
-		in, err := beneath.Lookup(ctx, i.Key)
-		if err == nil {
-			err = in.Destroy(ctx)
-		}
-		if err != nil {
-			t.Errorf("destroy %v: %v", i.Key, err)
-		}
-	}
 }
 
 // count is how many sandboxes there really are.

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +20,7 @@ import (
 
 	"berth/internal/compile"
 	"berth/internal/daytonaapi/toolbox"
+	"berth/internal/localtest"
 	"berth/sandbox"
 	"berth/sandbox/local"
 	"berth/sandbox/local/box/entry"
@@ -36,20 +36,10 @@ func TestMain(m *testing.M) {
 	}
 	sharedBase = dir
 	code := m.Run()
-	if err := removeState(context.Background(), dir); err != nil {
+	if err := localtest.RemoveState(context.Background(), dir); err != nil {
 		panic(err)
 	}
 	os.Exit(code)
-}
-
-// removeState removes what an ordinary user may not: layers have files of other
-// ids of his.
-func removeState(ctx context.Context, dir string) error {
-	err := os.RemoveAll(dir)
-	if err != nil {
-		err = exec.CommandContext(ctx, "unshare", "--user", "--map-auto", "--map-root-user", "rm", "-rf", dir).Run()
-	}
-	return err
 }
 
 // patience is how long a test waits for what must come. It bounds a failure and
@@ -89,20 +79,9 @@ func newWorld(t testing.TB) *world {
 		w.shut()
 		p, err := local.New(local.Options{Dir: dir})
 		must(t, err)
-		ctx := context.WithoutCancel(t.Context())
-		infos, err := p.List(ctx, "")
-		must(t, err)
-		for _, i := range infos {
-			inst, err := p.Lookup(ctx, i.Key)
-			if err == nil {
-				err = inst.Destroy(ctx)
-			}
-			if err != nil {
-				t.Errorf("destroy %s: %v", i.Key.Session, err)
-			}
-		}
+		localtest.DestroyAll(t, p, "")
 		must(t, p.Close())
-		if err := removeState(ctx, dir); err != nil {
+		if err := localtest.RemoveState(context.WithoutCancel(t.Context()), dir); err != nil {
 			t.Errorf("remove the state: %v", err)
 		}
 	})
