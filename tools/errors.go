@@ -55,7 +55,8 @@ var sentences = []struct {
 
 func fixed(s string) func(*call) string { return func(*call) string { return s } }
 
-// path is a sentence about the path the call named.
+// path is a sentence about the path the call named; without one there is none,
+// for then it was a file of the server's own.
 func path(s string) func(*call) string {
 	return func(c *call) string {
 		for _, name := range []string{"path", "cwd", "working_directory"} {
@@ -63,7 +64,7 @@ func path(s string) func(*call) string {
 				return fmt.Sprintf("%s: %s %s", name, show(v), s)
 			}
 		}
-		return "the path " + s
+		return ""
 	}
 }
 
@@ -95,7 +96,9 @@ func (r *registry) explain(c *call, err error) string {
 			if errors.Is(s.kind, context.DeadlineExceeded) || errors.Is(s.kind, sandbox.ErrUnavailable) {
 				r.log.Warn("tool failed", slog.String("tool", c.tool.name), slog.String("session", string(c.key.Session)), slog.Any("err", err))
 			}
-			return s.text(c)
+			if text := s.text(c); text != "" {
+				return text
+			}
 		}
 	}
 	var more moreFaults

@@ -50,7 +50,7 @@ func run(berth, out string, n int, only string) error {
 		return err
 	}
 	b := &bench{ctx: context.Background(), dir: dir, n: n,
-		program: driver.Program{Path: berth, State: filepath.Join(dir, "state")}}
+		program: driver.Program{Path: berth, State: filepath.Join(dir, "state"), Args: []string{"--log-level", "warn"}, Stderr: os.Stderr}}
 	defer func() {
 		b.cleanUp()
 		_ = os.RemoveAll(dir)

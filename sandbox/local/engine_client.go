@@ -121,8 +121,9 @@ func (e *clientEngine) connect(ctx context.Context, dir string) (connection, err
 	return conn{c}, nil
 }
 
-// killTime bounds how long killed processes may take to go.
-const killTime = 10 * time.Second
+// killTime bounds how long killed processes may take to go: they may have a file
+// system to write out, on a busy disk.
+const killTime = 60 * time.Second
 
 func (e *clientEngine) kill(ctx context.Context, dir string) error {
 	e.forget(dir)

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"berth/sandbox"
 )
@@ -31,11 +32,20 @@ type fakeSnapshot struct {
 // accountOf is the ordinary user of a sandbox.
 func accountOf(s sandbox.Spec) string { return cmp.Or(s.Account, sandbox.DefaultAccount) }
 
+// copyRoot copies while processes run: files may go before their turn.
 func copyRoot(ctx context.Context, from, to string) error {
-	if out, err := exec.CommandContext(ctx, "cp", "-a", from+"/.", to).CombinedOutput(); err != nil {
-		return fmt.Errorf("copy: %w: %s", err, out)
+	cmd := exec.CommandContext(ctx, "cp", "-a", from+"/.", to)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasSuffix(line, ": No such file or directory\n") {
+			return fmt.Errorf("copy: %w: %s", err, out)
+		}
 	}
-	return nil
+	if _, ok := errors.AsType[*exec.ExitError](err); ok && len(out) > 0 {
+		return nil
+	}
+	return err
 }
 
 // snapshot finds one by its name; s.mu is held.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -300,6 +301,7 @@ func (t *Toolbox) deleteSession(c *call) error {
 	if err := t.forget(ctx, c.key, shell.ID); err != nil {
 		return err
 	}
+	t.orders.Delete(s.Dir)
 	return c.empty(http.StatusNoContent)
 }
 
@@ -369,7 +371,7 @@ func (t *Toolbox) execInSession(c *call) error {
 			return err
 		}
 	}
-	p, _, err := t.spawn(c.ctx, c.key, sandbox.SpawnRequest{ID: id, Note: n.String(), Display: q.Command, OpenStdin: async,
+	p, err := t.spawnNext(c, s.Dir, sandbox.SpawnRequest{ID: id, Note: n.String(), Display: q.Command, OpenStdin: async,
 		RunRequest: sandbox.RunRequest{Argv: []string{"sh", "-c", commandScript, "sh", s.Dir, string(id), arg}, Cwd: "/"}})
 	if err != nil {
 		return err
@@ -392,6 +394,23 @@ func (t *Toolbox) execInSession(c *call) error {
 	code, _ := json.Marshal(info.ExitCode)
 	w.raw(`,"exitCode":` + string(code) + "}")
 	return w.end(err)
+}
+
+// spawnNext spawns a command of a session, and tells it of the one before it, if
+// that still runs. One at a time, so that each is before one other.
+func (t *Toolbox) spawnNext(c *call, dir string, r sandbox.SpawnRequest) (sandbox.Process, error) {
+	one, _ := t.orders.LoadOrStore(dir, new(sync.Mutex))
+	one.(*sync.Mutex).Lock()
+	defer one.(*sync.Mutex).Unlock()
+	before, err := t.list(c, func(n note) bool { return n.Kind == kindCommand && n.Dir == dir })
+	if err != nil {
+		return nil, err
+	}
+	if len(before) > 0 && before[len(before)-1].State == sandbox.ProcessRunning {
+		r.Argv = append(r.Argv, string(before[len(before)-1].ID))
+	}
+	p, _, err := t.spawn(c.ctx, c.key, r)
+	return p, err
 }
 
 // putText writes a command that is too long for an argument.

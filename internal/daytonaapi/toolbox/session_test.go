@@ -248,8 +248,30 @@ func TestLongCommand(t *testing.T) {
 	if code, out, _ := w.in("s", "echo ${#Y}"); code != 0 || out != "307200\n" {
 		t.Errorf("after a long command: %d %q", code, out)
 	}
-	if out := w.run("ls /tmp/.session-*"); out != "commands\n" {
+	if out := w.run("ls -I '*.sent' /tmp/.session-*"); out != "commands\n" {
 		t.Errorf("left behind: %q", out)
+	}
+}
+
+// Commands run in the order in which they were asked for, busy as the machine is.
+func TestCommandsInOrder(t *testing.T) {
+	w := newWorld(t)
+	w.session("s")
+	w.session("other")
+	w.begin("other", "for i in 1 2 3 4; do while :; do :; done & done; wait", true)
+	var last, want string
+	for i := range 40 {
+		last = w.begin("s", fmt.Sprintf("echo %d >>/tmp/order", i), true)
+		want += fmt.Sprintln(i)
+	}
+	if code := w.finished("s", last); code != 0 {
+		t.Errorf("the last: %d", code)
+	}
+	if out := w.run("cat /tmp/order"); out != want {
+		t.Errorf("the order: %q", out)
+	}
+	if out := w.run("[ $(ls /tmp/.session-*/ | grep -c sent) -lt 4 ] && echo few"); out != "few\n" {
+		t.Error("marks of commands that have ended stay")
 	}
 }
 

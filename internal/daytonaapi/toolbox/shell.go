@@ -24,7 +24,9 @@ package toolbox
 //     kept outside of the sandbox.
 //
 // Spawning the command's process is all that there is to begin a command, so a
-// server killed at any moment leaves a command begun, or none. The lines go
+// server killed at any moment leaves a command begun, or none. Commands run in
+// the order of their requests: each is told of the one before it, and sends its
+// line after that one has (ID.sent). The lines go
 // through a FIFO that the shell reads as its script; each is shorter than
 // PIPE_BUF and written at once. Lines of commands that have to wait stay there.
 //
@@ -56,9 +58,10 @@ exit "$code"
 `
 
 // commandScript is the process of a command. $1 is the session's directory, $2
-// the command's id, $3 its text; when that is empty, it is in $1/$2.text. The
-// shell is shown the descriptors 3 to 7, since this one's own redirections
-// change 0 and 1 for a moment.
+// the command's id, $3 its text; when that is empty, it is in $1/$2.text; $4 the
+// id of the command before it, whose line must go first, or empty. The shell is
+// shown the descriptors 3 to 7, since this one's own redirections change 0 and 1
+// for a moment.
 const commandScript = `c=$1/$2
 fail() {
 	echo 'the session has ended; the command was not run' >&2
@@ -70,7 +73,15 @@ exec 5<&0 6>&1 7>&2
 { exec 3<>"$c.end" 4<"$c.text"; } 2>/dev/null || fail
 echo $$ >"$c.pid"
 p=/proc/$$/fd
+n=0
+while [ -n "$4" ] && [ -d "$1" ] && ! [ -e "$1/$4.sent" ] && [ $n -lt 500 ]; do
+	# One that was killed sends nothing; one that has no pid yet should soon.
+	if { read -r pid <"$1/$4.pid"; } 2>/dev/null; then kill -0 "$pid" 2>/dev/null || break; else n=$((n+1)); fi
+	sleep 0.02
+done
 printf '>%s.begun; . %s/4 <%s/5 >>%s/6 2>>%s/7; command printf "%%s\\n" "$?" >%s/3\n' "$c" $p $p $p $p $p 1<>"$1/commands" || fail
+: >"$c.sent"
+for f in "$1"/*.sent; do [ "$f" = "$c.sent" ] || rm -f "$f"; done
 read -r code <&3
 rm -f "$c.end" "$c.begun" "$c.text" "$c.pid"
 [ "$code" = ended ] && fail

@@ -43,6 +43,7 @@ type Toolbox struct {
 	// ctx is the life of the streams; Close ends them.
 	ctx    context.Context
 	cancel context.CancelFunc
+	orders sync.Map   // the directories of sessions -> a lock for who adds a command
 	mu     sync.Mutex // guards closed against wg, and unseen
 	closed bool
 	wg     sync.WaitGroup

@@ -100,27 +100,39 @@ func spawnMonitor(box *os.File, l *wire.Launch, session string) (*exec.Cmd, *wir
 	if err != nil {
 		return fail(err)
 	}
-	// The child finds the program by its descriptor, whose number must not be
-	// one of those that it is given.
-	fd, err := unix.FcntlInt(box.Fd(), unix.F_DUPFD_CLOEXEC, 64)
+	cmd, program, err := boxCommand(box, []*os.File{launch, socket, theirs}, "monitor", session)
 	if err != nil {
-		return fail(os.NewSyscallError("dup", err))
+		return fail(err)
 	}
-	program, _ := keep(os.NewFile(uintptr(fd), "box"), nil)
-	cmd := &exec.Cmd{
-		Path:        "/proc/self/fd/" + strconv.Itoa(int(program.Fd())),
-		Args:        []string{"box", "monitor", session},
-		Env:         []string{"GOMAXPROCS=1", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"},
-		Dir:         "/",
-		Stdout:      log,
-		Stderr:      log,
-		ExtraFiles:  []*os.File{launch, socket, theirs},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
+	defer program.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(cmd.Env, "GODEBUG=containermaxprocs=0,updatemaxprocs=0")
 	if err := cmd.Start(); err != nil {
 		return fail(err)
 	}
 	return cmd, ready, nil
+}
+
+// boxCommand is a command of box, with files from descriptor 3 on. The caller
+// closes program when the command has started.
+//
+// The child finds the program by its descriptor. On its way there it overwrites
+// the descriptors that it is given, and moves others above the highest of all it
+// is given (package syscall); so the program is given too, as the last.
+func boxCommand(box *os.File, files []*os.File, args ...string) (cmd *exec.Cmd, program *os.File, err error) {
+	fd, err := unix.FcntlInt(box.Fd(), unix.F_DUPFD_CLOEXEC, len(files)+64)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("dup", err)
+	}
+	program = os.NewFile(uintptr(fd), "box")
+	return &exec.Cmd{
+		Path:        "/proc/self/fd/" + strconv.Itoa(fd),
+		Args:        append([]string{"box"}, args...),
+		Env:         []string{"GOMAXPROCS=1"},
+		Dir:         "/",
+		ExtraFiles:  append(files[:len(files):len(files)], program),
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}, program, nil
 }
 
 func memfile(name string, b []byte) (*os.File, error) {

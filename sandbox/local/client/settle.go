@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -60,20 +58,12 @@ func Settle(box *os.File, namespaces []*os.File, dirs ...string) error {
 		}
 		files = append(files, f)
 	}
-	fd, err := unix.FcntlInt(box.Fd(), unix.F_DUPFD_CLOEXEC, 256)
+	all := append(files[:len(files):len(files)], namespaces...)
+	cmd, program, err := boxCommand(box, all, "settle", strconv.Itoa(len(files)), strconv.Itoa(len(namespaces)))
 	if err != nil {
-		return os.NewSyscallError("dup", err)
+		return err
 	}
-	program := os.NewFile(uintptr(fd), "box")
 	defer program.Close()
-	cmd := &exec.Cmd{
-		Path:        "/proc/self/fd/" + strconv.Itoa(fd),
-		Args:        []string{"box", "settle", strconv.Itoa(len(files)), strconv.Itoa(len(namespaces))},
-		Env:         []string{"GOMAXPROCS=1"},
-		Dir:         "/",
-		ExtraFiles:  append(files[:len(files):len(files)], namespaces...),
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
 	gate, err := cmd.StdinPipe()
 	if err != nil {
 		return err

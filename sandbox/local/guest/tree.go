@@ -176,7 +176,8 @@ func processes() map[int]proc {
 }
 
 // below lists the live descendants of roots, without the roots and without
-// shims.
+// shims. The table was not read at one instant: who has a parent that is not in
+// it may have lost it since, or got it after the table was read.
 func below(table map[int]proc, roots map[int]bool) []proc {
 	under := map[int]bool{}
 	var check func(pid, depth int) bool
@@ -188,7 +189,14 @@ func below(table map[int]proc, roots map[int]bool) []proc {
 			return is
 		}
 		p, ok := table[pid]
+		if !ok && pid > 1 {
+			p, ok = readProc(pid)
+		}
 		is := ok && pid != 1 && depth < 4096 && check(p.ppid, depth+1)
+		if _, had := table[p.ppid]; ok && !is && !had && p.ppid > 1 {
+			now, alive := readProc(pid)
+			is = alive && now.start == p.start && now.ppid != p.ppid && depth < 4096 && check(now.ppid, depth+1)
+		}
 		under[pid] = is
 		return is
 	}
@@ -243,6 +251,9 @@ func (g *guest) send(list []proc, sig unix.Signal) (count int) {
 	return count
 }
 
+// killTime bounds how long killAll goes after processes that come ever anew.
+const killTime = 20 * time.Second
+
 // killAll ends all processes that list tells, however fast they fork: first
 // each is stopped, until there is no new one.
 func (g *guest) killAll(list func() []proc) (count int) {
@@ -251,7 +262,11 @@ func (g *guest) killAll(list func() []proc) (count int) {
 		start uint64
 	}
 	seen := map[key]bool{}
-	for range 1000 {
+	// Reading the table takes time, in which one process may follow another
+	// unseen: so it must be empty twice. What waits for a file system that does
+	// not answer does not go: that is given up when nothing new has come for long.
+	end := time.Now().Add(killTime)
+	for empty, idle := 0, 0; empty < 2 && idle < 1000 && time.Now().Before(end); idle++ {
 		found := list()
 		var fresh []proc
 		for _, p := range found {
@@ -263,11 +278,14 @@ func (g *guest) killAll(list func() []proc) (count int) {
 		}
 		if len(fresh) > 0 {
 			g.send(fresh, unix.SIGSTOP)
+			empty, idle = 0, 0
 			continue
 		}
 		if len(found) == 0 {
-			break
+			empty++
+			continue
 		}
+		empty = 0
 		g.send(found, unix.SIGKILL)
 		time.Sleep(time.Millisecond) // they take a moment to die
 	}

@@ -15,7 +15,7 @@ import (
 
 // abortWait is for killed processes to go, and again when what they wait for was
 // aborted.
-const abortWait = 10 * time.Second
+const abortWait = 20 * time.Second
 
 // gone waits for init's end, which comes after that of every process inside. One
 // of them may wait for a file system that it serves itself; the kernel lets it

@@ -37,9 +37,10 @@ const (
 	defaultKeep      = 200
 	defaultKeepBytes = 1 << 30
 	stopGrace        = 2 * time.Second
-	killWait         = 5 * time.Second // for what should end at once
-	treeWait         = 2 * time.Second // for init to describe a tree
-	restAfter        = 2 * time.Second // idle time after which memory is given back
+	killWait         = 5 * time.Second  // for what should end at once
+	signalWait       = 40 * time.Second // for init to find all of a tree, and to end what forks on
+	treeWait         = 2 * time.Second  // for init to describe a tree
+	restAfter        = 2 * time.Second  // idle time after which memory is given back
 	maxPeers         = 1000
 )
 

@@ -327,7 +327,7 @@ func (m *monitor) kill(k *wire.Kill) *wire.Error {
 		})
 	}
 	m.mu.Unlock()
-	_, e := m.guest.call(wire.OpSignal, &wire.Signal{ID: k.ID, Signal: int(sig)}, killWait)
+	_, e := m.guest.call(wire.OpSignal, &wire.Signal{ID: k.ID, Signal: int(sig)}, signalWait)
 	if e != nil && (e.Code == wire.CodeNoProcess || e == errGone) {
 		return nil // it has just ended
 	}
