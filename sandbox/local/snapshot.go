@@ -164,6 +164,10 @@ func (in *Instance) shareForSnapshot(ctx context.Context) (*shared, error) {
 	if err := in.s.checkSpace(); err != nil {
 		return nil, err
 	}
+	// Before they are sealed, for then they can be no more removed.
+	if err := tree.CheckDepth(in.layers()); errors.Is(err, tree.ErrTooDeep) {
+		return nil, &sandbox.UserError{Err: sandbox.ErrLimit, Text: "no snapshot was made: " + err.Error() + "; remove them, then make it again"}
+	}
 	o, err := in.share(ctx, &v, true)
 	if err != nil {
 		return nil, err

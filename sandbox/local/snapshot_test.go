@@ -76,6 +76,8 @@ func TestSnapshotOfDirectoriesTooDeep(t *testing.T) {
 		t.Errorf("Snapshots afterwards: %v, %v; want none", list, err)
 	}
 	wantRun(t, in, "agent", "cd; rm -r d; echo works", "works")
+	_, err = in.(sandbox.Snapshotter).Snapshot(ctx, "deep")
+	must(t, err)
 }
 
 // Snapshots are their owner's alone, and tell who stands on them.

@@ -74,6 +74,45 @@ func Pack(w io.Writer, dir string, shift IDShift) (Summary, error) {
 	return p.sum, p.tw.Close()
 }
 
+// CheckDepth returns ErrTooDeep for a tree under dir that Pack would return it
+// for, and looks at directories only. It passes over what it may not read.
+func CheckDepth(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	return checkDepth(f, "", 0)
+}
+
+func checkDepth(dir *os.File, name string, depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("%.80s…: %w", name, ErrTooDeep)
+	}
+	entries, _ := dir.ReadDir(-1) // as far as it goes
+	for _, e := range entries {
+		path := filepath.Join(name, e.Name())
+		if len(path) > maxName {
+			return fmt.Errorf("%.80s…: %w", path, ErrTooDeep)
+		}
+		if !e.IsDir() {
+			continue
+		}
+		fd, err := unix.Openat(int(dir.Fd()), e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		sub := os.NewFile(uintptr(fd), path)
+		err = checkDepth(sub, path, depth+1)
+		_ = sub.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type inode struct{ dev, ino uint64 }
 
 type packer struct {
