@@ -16,7 +16,7 @@ import (
 func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartResult, error) {
 	ctx = withDeadline(ctx)
 	spec = spec.Clone()
-	if err := errors.Join(spec.Validate(), m.allowed(spec), m.checkImage(spec), m.completeMounts(ctx, &spec)); err != nil {
+	if err := errors.Join(m.allowed(spec), m.checkImage(spec), m.completeMounts(ctx, &spec)); err != nil {
 		return nil, err
 	}
 	b, err := m.ready(ctx, key, create, spec)

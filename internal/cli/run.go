@@ -36,7 +36,8 @@ type runCommand struct {
 	User     string   `help:"Run as this user: agent or root; with an image one of its own." placeholder:"USER"`
 	Cwd      string   `short:"w" help:"Start in this directory." placeholder:"PATH"`
 	TTY      bool     `short:"t" name:"tty" help:"Give it a terminal."`
-	Command  []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
+	wants
+	Command []string `arg:"" passthrough:"partial" help:"The command and its arguments."`
 }
 
 // Help is shown by --help.
@@ -55,6 +56,11 @@ func (c *runCommand) Run(a *App) error {
 		return usagef("run: say which command to run: berth run -- CMD")
 	}
 	if err := imagePath("run: --image", c.Image); err != nil {
+		return err
+	}
+	ephemeral := !c.Keep
+	spec := sandbox.Spec{Ephemeral: &ephemeral, Image: a.absoluteImage(c.Image), Snapshot: c.Snapshot}
+	if err := c.add(&spec); err != nil {
 		return err
 	}
 	a.flags = a.absoluteDirs(a.flags)
@@ -87,8 +93,7 @@ func (c *runCommand) Run(a *App) error {
 	// Whatever happens from here on, the sandbox goes away again, also when
 	// the reader of our output does.
 	signal.Ignore(syscall.SIGPIPE)
-	ephemeral := !c.Keep
-	started, err := a.start(b, key, sandbox.Spec{Ephemeral: &ephemeral, Image: a.absoluteImage(c.Image), Snapshot: c.Snapshot})
+	started, err := a.start(b, key, spec)
 	if err != nil {
 		return a.notRun(err)
 	}
