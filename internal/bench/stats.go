@@ -51,12 +51,18 @@ type contender struct {
 	once func(i int) error
 }
 
+// settle is the pause before each turn: what a contender still does after its
+// answer is not the next one's.
+const settle = 20 * time.Millisecond
+
 // interleave runs the contenders in turn, n times each, so that whatever else
-// the machine does strikes all of them alike.
+// the machine does strikes all of them alike. Each round begins with the next one.
 func interleave(n int, cs []contender) (map[string]sample, error) {
 	got := map[string]sample{}
 	for i := range n + 1 {
-		for _, c := range cs {
+		for k := range cs {
+			c := cs[(i+k)%len(cs)]
+			time.Sleep(settle)
 			begin := time.Now()
 			if err := c.once(i); err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
