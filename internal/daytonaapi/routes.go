@@ -60,6 +60,7 @@ func (s *Server) routes() http.Handler {
 	open("GET /api/config", s.getConfig)
 	open("GET /api/health", s.getHealth)
 	open("GET /api/health/ready", s.getReady)
+	open("GET /api/socket.io/", s.noEvents)
 	handle("GET /api/api-keys/current", s.currentKey)
 	handle("GET /api/api-keys", s.listKeys)
 

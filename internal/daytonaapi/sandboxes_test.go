@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/coder/websocket"
+
 	"berth/sandbox"
 )
 
@@ -35,7 +37,42 @@ func TestAuthentication(t *testing.T) {
 	}
 	a.refused(http.StatusNotFound, "GET", "/api/nothing", nil)
 	a.refused(http.StatusNotImplemented, "POST", "/api/secret", nil, "secrets")
-	a.refused(http.StatusNotFound, "GET", "/api/socket.io/?EIO=4&transport=websocket", nil)
+}
+
+// A client of the event stream learns in its handshake that there is none.
+func TestEventStreamIsRefused(t *testing.T) {
+	a := newAPI(t)
+	a.refused(http.StatusNotFound, "GET", "/api/socket.io/?EIO=4&transport=polling", nil, "event stream")
+	ws, resp, err := websocket.Dial(t.Context(), a.http.URL+"/api/socket.io/?EIO=4&transport=websocket", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Errorf("the handshake: got status %d", resp.StatusCode)
+	}
+	read := func(prefix string) object {
+		t.Helper()
+		_, b, err := ws.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, ok := strings.CutPrefix(string(b), prefix)
+		var o object
+		if err := json.Unmarshal([]byte(text), &o); !ok || err != nil {
+			t.Fatalf("got %s, want %s and an object", b, prefix)
+		}
+		return o
+	}
+	if o := read("0"); o["sid"] == "" || o["pingInterval"] == nil {
+		t.Errorf("the transport opens with %v", o)
+	}
+	if err := ws.Write(t.Context(), websocket.MessageText, []byte(`40{"token":"`+a.token+`"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if o := read("44"); !strings.Contains(fmt.Sprint(o["message"]), "no event stream") {
+		t.Errorf("joining is answered with %v", o)
+	}
 }
 
 func TestForeignPages(t *testing.T) {

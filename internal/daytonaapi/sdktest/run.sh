@@ -81,7 +81,7 @@ failed=()
 # script SDK NAME: run it, and show its output only when it fails.
 script() {
 	local begin=$SECONDS
-	if (cd "$tmp/scripts" && env -i HOME="$tmp" PATH="$PATH" SDK="$1" DAYTONA_API_KEY=any DAYTONA_API_URL="$url" timeout 120 node --test-force-exit "$2") >"$tmp/out" 2>&1; then
+	if (cd "$tmp/scripts" && env -i HOME="$tmp" PATH="$PATH" SDK="$1" DAYTONA_API_KEY=any DAYTONA_API_URL="$url" timeout 120 node "$2") >"$tmp/out" 2>&1; then
 		echo "ok    $2 with $1, $((SECONDS - begin)) s"
 	else
 		echo "FAIL  $2 with $1 (exit $?)"
