@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,7 @@ type Conn struct {
 	file *os.File
 	raw  syscall.RawConn
 	max  uint32
+	over atomic.Bool // Close was called
 
 	send sync.Mutex
 	in   []byte // received and not yet consumed
@@ -60,7 +62,19 @@ func Socket(fd int, max int) (*Conn, error) {
 }
 
 // Close ends the connection; a pending Recv fails.
-func (c *Conn) Close() error { return c.file.Close() }
+func (c *Conn) Close() error {
+	c.over.Store(true)
+	return c.file.Close()
+}
+
+// closed is the error of the raw connection; after Close os.ErrClosed, which
+// package os does not make of it.
+func (c *Conn) closed(err error) error {
+	if c.over.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
 
 // File is the socket, for its peer's credentials.
 func (c *Conn) File() *os.File { return c.file }
@@ -138,7 +152,7 @@ func (c *Conn) write(p, rights []byte) error {
 			return err != unix.EAGAIN
 		})
 		if werr != nil {
-			return werr
+			return c.closed(werr)
 		}
 		if err == unix.EINTR {
 			continue
@@ -234,7 +248,7 @@ func (c *Conn) fill(n int) error {
 			return err != unix.EAGAIN
 		})
 		if rerr != nil {
-			return rerr
+			return c.closed(rerr)
 		}
 		if err == unix.EINTR {
 			continue

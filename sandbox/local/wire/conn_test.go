@@ -4,6 +4,7 @@ package wire
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"testing"
@@ -137,6 +138,31 @@ func TestConnDescriptorsStayWithTheirFrame(t *testing.T) {
 				t.Fatalf("frame %d brought the descriptor of %v, %v", i+1, mark, err)
 			}
 			r.Close()
+		}
+	}
+}
+
+// Whoever sends and receives on a connection that is closed learns that, and not
+// what package os makes of it.
+func TestClosedConn(t *testing.T) {
+	a, _ := pair(t, 0)
+	sent := make(chan error, 1)
+	go func() {
+		for { // until nothing fits any more, and then until the end
+			if err := a.Send(Header{ID: 1, Op: "x"}, nil, make([]byte, 1<<16)); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	got := make(chan error, 1)
+	go func() { _, err := a.Recv(); got <- err }()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{"Send": <-sent, "Recv": <-got, "Send later": a.Send(Header{ID: 2, Op: "x"}, nil, nil)} {
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s: got %v, want os.ErrClosed", what, err)
 		}
 	}
 }
