@@ -83,7 +83,7 @@ func (b *fakeBox) endAll(grace time.Duration, reason string) {
 	}
 	for _, p := range b.processes() {
 		<-p.done
-		_ = killTree(p.id, p.pid, "KILL")
+		_ = killTree(p.id, p.pid, p.born, "KILL")
 	}
 }
 

@@ -23,6 +23,7 @@ const stdinBacklog = 1 << 20
 type fakeProcess struct {
 	id    sandbox.ProcessID
 	pid   int
+	born  int // see born
 	store *fakeStore
 	done  chan struct{} // closed when the exit is recorded
 
@@ -147,6 +148,7 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 		_ = ir.Close()
 	}
 	p.pid = cmd.Process.Pid
+	p.born = born(p.pid)
 	p.st = sandbox.ProcessInfo{ID: c.ID, Command: c.Display, Note: c.Note, Cwd: c.Cwd, User: c.User, State: sandbox.ProcessRunning,
 		Started: b.store.options.Now(), StdinOpen: c.OpenStdin, CPU: -1, Memory: -1}
 	if p.stdin != nil {
@@ -243,7 +245,7 @@ func (p *fakeProcess) notify() {
 }
 
 func (p *fakeProcess) exited(ps *os.ProcessState, err error) {
-	left := treeCommands(p.id, p.pid)
+	left := treeCommands(p.id, p.pid, p.born)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.st.State != sandbox.ProcessRunning {
@@ -283,7 +285,7 @@ func (p *fakeProcess) lose(reason string) {
 		p.notify()
 	}
 	p.mu.Unlock()
-	_ = killTree(p.id, p.pid, "KILL")
+	_ = killTree(p.id, p.pid, p.born, "KILL")
 }
 
 func (p *fakeProcess) running() bool {
@@ -419,11 +421,11 @@ func (p *fakeProcess) kill(sig string, grace time.Duration, reason string) error
 		p.killSignal, p.killReason = sig, reason
 	}
 	p.mu.Unlock()
-	if err := killTree(p.id, p.pid, sig); err != nil {
+	if err := killTree(p.id, p.pid, p.born, sig); err != nil {
 		return err
 	}
 	if grace > 0 {
-		time.AfterFunc(grace, func() { _ = killTree(p.id, p.pid, "KILL") })
+		time.AfterFunc(grace, func() { _ = killTree(p.id, p.pid, p.born, "KILL") })
 	}
 	return nil
 }

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"berth/sandbox"
 )
@@ -33,21 +35,29 @@ func signalName(s syscall.Signal) string {
 	return fmt.Sprintf("SIG%d", int(s))
 }
 
-// tree lists the living processes marked with id.
-func tree(id sandbox.ProcessID) []int {
+// born is when a process was started, in ticks since the boot; 0: not known.
+func born(pid int) int {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return 0
+	}
+	ticks, _ := strconv.Atoi(f[19])
+	return ticks
+}
+
+// tree lists the living processes marked with id, none of which is older than
+// since: the environment of others may be slow to come.
+func tree(id sandbox.ProcessID, since int) []int {
 	mark := []byte(treeMark + "=" + string(id))
 	entries, _ := os.ReadDir("/proc")
 	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
+		if err != nil || born(pid) < since {
 			continue
 		}
-		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
-		if err != nil {
-			continue
-		}
-		for v := range bytes.SplitSeq(env, []byte{0}) {
+		for v := range bytes.SplitSeq(environ(pid), []byte{0}) {
 			if bytes.Equal(v, mark) {
 				pids = append(pids, pid)
 				break
@@ -57,14 +67,38 @@ func tree(id sandbox.ProcessID) []int {
 	return pids
 }
 
+// held are processes whose environment could not be read in time.
+var held sync.Map
+
+// environ reads a process's environment. Of one that waits for a file system
+// that does not answer, as those of other tests may, it cannot be read.
+func environ(pid int) []byte {
+	if _, is := held.Load(pid); is {
+		return nil
+	}
+	got := make(chan []byte, 1)
+	go func() {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		got <- b
+	}()
+	select {
+	case b := <-got:
+		return b
+	case <-time.After(time.Second):
+		held.Store(pid, true)
+		go func() { <-got; held.Delete(pid) }()
+		return nil
+	}
+}
+
 // killTree sends sig to the group and, for KILL, again until nothing is left.
-func killTree(id sandbox.ProcessID, group int, sig string) error {
+func killTree(id sandbox.ProcessID, group, since int, sig string) error {
 	s, ok := signals[strings.TrimPrefix(sig, "SIG")]
 	if !ok {
 		return &sandbox.FieldError{Field: "signal", Problem: fmt.Sprintf("%q is not a signal", sig)}
 	}
 	for range 20 {
-		pids := tree(id)
+		pids := tree(id, since)
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, s)
 		}
@@ -79,9 +113,9 @@ func killTree(id sandbox.ProcessID, group int, sig string) error {
 }
 
 // treeCommands are the processes of a tree that outlive their first.
-func treeCommands(id sandbox.ProcessID, first int) []string {
+func treeCommands(id sandbox.ProcessID, first, since int) []string {
 	var left []string
-	for _, pid := range tree(id) {
+	for _, pid := range tree(id, since) {
 		if pid == first || len(left) == 20 {
 			continue
 		}
