@@ -119,8 +119,11 @@ func (t *Toolbox) fileInfo(c *call) error {
 	return c.answer(http.StatusOK, fileOf(p[0], i))
 }
 
-// maxListed bounds a list of files.
-const maxListed = 100_000
+// Bounds of a list of files: how many, and the bytes of their names.
+const (
+	maxListed = 100_000
+	maxNames  = 16 << 20
+)
 
 // listFiles lists a directory, and with depth what is below. Links are shown as
 // what they lead to; those that lead nowhere are left out.
@@ -142,7 +145,7 @@ func (t *Toolbox) listFiles(c *call) error {
 			return badRequest("depth: %.40q does not fit; allowed: 1 or more", d)
 		}
 	}
-	list := []fileBody{}
+	list, size := []fileBody{}, 0
 	dirs := []string{root}
 	for ; depth > 0 && len(dirs) > 0; depth-- {
 		var below []string
@@ -165,9 +168,10 @@ func (t *Toolbox) listFiles(c *call) error {
 					below = append(below, name)
 				}
 				list = append(list, fileOf(name, e))
+				size += len(name)
 			}
-			if len(list) > maxListed {
-				return badRequest("path: there are more than 100,000 files below %s; list a part of it, or with less depth", root)
+			if len(list) > maxListed || size > maxNames {
+				return badRequest("path: there are more than 100,000 files below %s, or their names have more than 16 MiB; list a part of it, or with less depth", root)
 			}
 		}
 		dirs = below

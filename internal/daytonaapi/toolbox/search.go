@@ -19,6 +19,7 @@ import (
 // Bounds of searches.
 const (
 	maxMatches  = 50_000   // lines or names that one answer has
+	maxFound    = 16 << 20 // bytes of lines and names that one answer has
 	maxLine     = 64 << 10 // bytes; a longer line ends the search of its file
 	sniffed     = 512      // bytes at a file's beginning in which a NUL makes it binary
 	searchers   = 8        // files read at once
@@ -32,7 +33,28 @@ type match struct {
 	Content string `json:"content"`
 }
 
-var errEnough = errors.New("enough")
+var (
+	errEnough  = errors.New("enough")
+	errTooMuch = badRequest("pattern: more than 50,000 lines hold it, or lines of more than 16 MiB; look for a longer text, or in fewer files")
+)
+
+// matches are what is found so far.
+type matches struct {
+	list []match
+	size int // bytes
+}
+
+// add fails when it is more than one answer has.
+func (a *matches) add(found ...match) error {
+	for _, m := range found {
+		a.size += len(m.File) + len(m.Content)
+	}
+	a.list = append(a.list, found...)
+	if len(a.list) > maxMatches || a.size > maxFound {
+		return errTooMuch
+	}
+	return nil
+}
 
 // walk calls visit for what is at and below root, depth first, in order of
 // names. Links are visited and not followed. What cannot be read is passed
@@ -87,7 +109,7 @@ func grep(ctx context.Context, files sandbox.Files, root string, text []byte) ([
 		return nil, fileError(err, root)
 	}
 	if !info.Mode.IsDir() {
-		found, err := grepFile(ctx, files, root, text, maxMatches)
+		found, err := grepFile(ctx, files, root, text)
 		if err != nil {
 			return nil, fileError(err, root)
 		}
@@ -116,27 +138,28 @@ func grep(ctx context.Context, files sandbox.Files, root string, text []byte) ([
 				return ctx.Err()
 			}
 			wg.Go(func() {
-				found, err := grepFile(ctx, files, name, text, maxMatches)
+				found, err := grepFile(ctx, files, name, text)
 				r <- result{found, err}
 			})
 			return nil
 		})
 	})
-	all := []match{}
+	all := matches{list: []match{}}
 	for r := range queue {
 		got := <-r
-		if errors.Is(got.err, sandbox.ErrNotRunning) {
+		switch {
+		case err != nil: // the rest is not looked at
+		case errors.Is(got.err, sandbox.ErrNotRunning), errors.Is(got.err, errTooMuch):
 			err = got.err
-		}
-		if all = append(all, got.found...); len(all) > maxMatches {
-			err = badRequest("pattern: more than 50,000 lines hold it; look for a longer text, or in fewer files")
+		default:
+			err = all.add(got.found...)
 		}
 		if err != nil {
 			cancel()
 		}
 	}
 	wg.Wait()
-	return all, errors.Join(err, ignoreCancel(walked, err))
+	return all.list, errors.Join(err, ignoreCancel(walked, err))
 }
 
 // ignoreCancel drops what a cancel of our own led to.
@@ -147,7 +170,7 @@ func ignoreCancel(err, cause error) error {
 	return nil
 }
 
-func grepFile(ctx context.Context, files sandbox.Files, name string, text []byte, most int) ([]match, error) {
+func grepFile(ctx context.Context, files sandbox.Files, name string, text []byte) ([]match, error) {
 	body, _, err := files.Open(ctx, name)
 	if err != nil {
 		return nil, err
@@ -157,7 +180,7 @@ func grepFile(ctx context.Context, files sandbox.Files, name string, text []byte
 	if start, _ := in.Peek(sniffed); bytes.IndexByte(start, 0) >= 0 {
 		return nil, nil
 	}
-	var found []match
+	var found matches
 	for n := 1; ctx.Err() == nil; n++ {
 		line, err := in.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
@@ -165,15 +188,15 @@ func grepFile(ctx context.Context, files sandbox.Files, name string, text []byte
 		}
 		line = bytes.TrimSuffix(line, []byte("\n"))
 		if bytes.Contains(line, text) {
-			if found = append(found, match{File: name, Line: n, Content: strings.ToValidUTF8(string(line), "\uFFFD")}); len(found) > most {
-				break
+			if err := found.add(match{File: name, Line: n, Content: strings.ToValidUTF8(string(line), "\uFFFD")}); err != nil {
+				return nil, err
 			}
 		}
 		if err != nil { // the end, or all that can be read
 			break
 		}
 	}
-	return found, nil
+	return found.list, nil
 }
 
 // search finds files by the pattern of their names.
@@ -190,17 +213,18 @@ func (t *Toolbox) search(c *call) error {
 	if _, err := files.Stat(c.ctx, p[0]); err != nil {
 		return fileError(err, p[0])
 	}
-	found := []string{}
+	found, size := []string{}, 0
 	err = walk(c.ctx, files, p[0], func(name string, _ sandbox.FileInfo) error {
 		if ok, _ := path.Match(pattern, path.Base(name)); ok {
-			if found = append(found, name); len(found) > maxMatches {
+			size += len(name)
+			if found = append(found, name); len(found) > maxMatches || size > maxFound {
 				return errEnough
 			}
 		}
 		return nil
 	})
 	if errors.Is(err, errEnough) {
-		return badRequest("pattern: more than 50,000 names match it; give a narrower one")
+		return badRequest("pattern: more than 50,000 names match it, or names of more than 16 MiB; give a narrower one")
 	}
 	if err != nil {
 		return err
@@ -262,7 +286,7 @@ func replaceIn(ctx context.Context, files sandbox.Files, name string, old, repla
 	if err != nil {
 		return err
 	}
-	first := newReplacer(body, old, replacement)
+	first := newReplacer(body, old, nil)
 	_, err = io.Copy(io.Discard, first)
 	if cerr := body.Close(); err == nil {
 		err = cerr
@@ -280,12 +304,13 @@ func replaceIn(ctx context.Context, files sandbox.Files, name string, old, repla
 	return nil
 }
 
-// replacer reads what r gives, with every old replaced, from the left.
+// replacer reads what r gives, with every old replaced, from the left. It holds
+// no more than a piece of either, however often old is in it.
 type replacer struct {
 	r                io.Reader
 	old, replacement []byte
 	in               []byte // read and not yet looked through
-	out              []byte // to be given
+	out, then        []byte // to be given, one after the other
 	err              error
 	count            int
 }
@@ -294,33 +319,43 @@ func newReplacer(r io.Reader, old, replacement []byte) *replacer {
 	return &replacer{r: r, old: old, replacement: replacement}
 }
 
-func (r *replacer) Read(p []byte) (int, error) {
-	for len(r.out) == 0 {
-		if r.err != nil && len(r.in) == 0 {
-			return 0, r.err
-		}
-		if r.err == nil {
-			chunk := make([]byte, max(64<<10, 2*len(r.old)))
-			n, err := r.r.Read(chunk)
-			r.in, r.err = append(r.in, chunk[:n]...), err
-		}
-		for {
-			i := bytes.Index(r.in, r.old)
-			if i < 0 {
-				break
+func (r *replacer) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		if len(r.out) == 0 {
+			if err := r.next(); err != nil && n == 0 {
+				return 0, err
+			} else if err != nil {
+				break // it comes again
 			}
-			r.out = append(append(r.out, r.in[:i]...), r.replacement...)
-			r.in = r.in[i+len(r.old):]
-			r.count++
 		}
-		keep := 0 // what may be the beginning of another
-		if r.err == nil {
-			keep = min(len(r.old)-1, len(r.in))
-		}
-		r.out = append(r.out, r.in[:len(r.in)-keep]...)
-		r.in = append([]byte(nil), r.in[len(r.in)-keep:]...)
+		m := copy(p[n:], r.out)
+		r.out, n = r.out[m:], n+m
 	}
-	n := copy(p, r.out)
-	r.out = r.out[n:]
 	return n, nil
+}
+
+// next finds what is to be given next, perhaps nothing yet.
+func (r *replacer) next() error {
+	if len(r.then) > 0 {
+		r.out, r.then = r.then, nil
+		return nil
+	}
+	if i := bytes.Index(r.in, r.old); i >= 0 {
+		r.out, r.then, r.in = r.in[:i], r.replacement, r.in[i+len(r.old):]
+		r.count++
+		return nil
+	}
+	if r.err != nil {
+		r.out, r.in = r.in, nil
+		if len(r.out) == 0 {
+			return r.err
+		}
+		return nil
+	}
+	keep := min(len(r.old)-1, len(r.in)) // what may be the beginning of another
+	chunk := make([]byte, keep+max(64<<10, 2*len(r.old)))
+	copy(chunk, r.in[len(r.in)-keep:])
+	n, err := r.r.Read(chunk[keep:])
+	r.out, r.in, r.err = r.in[:len(r.in)-keep], chunk[:keep+n], err
+	return nil
 }

@@ -5,6 +5,7 @@ package toolbox_test
 import (
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -70,6 +71,43 @@ func TestFindSearchReplace(t *testing.T) {
 	}
 	for _, bad := range []m{{"pattern": "x", "newValue": "y"}, {"files": []string{"/tmp/d/bin"}, "newValue": "y"}, {"files": []string{"/tmp/d/bin"}, "pattern": "x"}} {
 		w.problem(w.do("POST", "/files/replace", bad, 400, nil), 400, "BAD_REQUEST", "")
+	}
+}
+
+// What a search finds is held by the server: one that finds too much is refused.
+func TestSearchesAreBounded(t *testing.T) {
+	w := newWorld(t)
+	// Lines of nearly 64 KiB; and names of nearly 4 KiB.
+	w.run(`mkdir /tmp/l; cd /tmp/l; yes "$(head -c 64000 /dev/zero | tr '\0' x)" | head -n 200 >a; cp a b`)
+	w.problem(w.do("GET", "/files/find?path=/tmp/l&pattern=x", nil, 400, nil), 400, "BAD_REQUEST", "16 MiB")
+	var found []struct{ Content string }
+	w.do("GET", "/files/find?path=/tmp/l/a&pattern=x", nil, 200, &found)
+	if len(found) != 200 {
+		t.Errorf("found %d lines, want 200", len(found))
+	}
+	w.run(`cd /tmp/l; cat a b >c`)
+	w.problem(w.do("GET", "/files/find?path=/tmp/l/c&pattern=x", nil, 400, nil), 400, "BAD_REQUEST", "16 MiB")
+
+	w.run(`mkdir /tmp/n; cd /tmp/n; d=$(head -c 250 /dev/zero | tr '\0' d); for i in $(seq 15); do mkdir $d; cd -P $d; done; seq 5000 | xargs touch`)
+	w.problem(w.do("GET", "/files?path=/tmp/n&depth=20", nil, 400, nil), 400, "BAD_REQUEST", "16 MiB")
+	w.problem(w.do("GET", "/files/search?path=/tmp/n&pattern=*", nil, 400, nil), 400, "BAD_REQUEST", "16 MiB")
+	var names struct{ Files []string }
+	w.do("GET", "/files/search?path=/tmp/n&pattern=1*", nil, 200, &names)
+	if len(names.Files) != 1111 {
+		t.Errorf("found %d names, want 1111", len(names.Files))
+	}
+}
+
+// A file that is full of what is replaced by a long text takes no memory: what it
+// comes to is made as it is written.
+func TestReplacerIsBounded(t *testing.T) {
+	r := toolbox.NewReplacer(strings.NewReader(strings.Repeat("a", 64<<10)), []byte("a"), make([]byte, 1<<20))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	n, err := io.CopyN(io.Discard, r, 256<<20)
+	runtime.ReadMemStats(&after)
+	if made := after.TotalAlloc - before.TotalAlloc; err != nil || n != 256<<20 || made > 8<<20 {
+		t.Errorf("256 MiB of 64 GiB were read as %d, %v, and took %d bytes", n, err, made)
 	}
 }
 
