@@ -22,7 +22,7 @@ import (
 //
 // It copies one state only as long as nobody writes below src.
 func Copy(ctx context.Context, src, dst string) (Summary, error) {
-	c := &copier{ctx: ctx, links: map[inode]string{}, top: dst}
+	c := &copier{ctx: ctx, links: map[inode]*place{}, top: dst}
 	var st unix.Stat_t
 	if err := unix.Lstat(src, &st); err != nil {
 		return c.sum, &fs.PathError{Op: "copy", Path: src, Err: err}
@@ -30,7 +30,7 @@ func Copy(ctx context.Context, src, dst string) (Summary, error) {
 	if err := unix.Mkdir(dst, 0o700); err != nil {
 		return c.sum, &fs.PathError{Op: "mkdir", Path: dst, Err: err}
 	}
-	err := c.directory(unix.AT_FDCWD, src, unix.AT_FDCWD, dst, "", &st, 0)
+	err := c.directory(unix.AT_FDCWD, src, unix.AT_FDCWD, dst, "", nil, &st, 0)
 	return c.sum, err
 }
 
@@ -71,14 +71,14 @@ func (a As) Copy(ctx context.Context, src, dst string) (Summary, error) {
 type copier struct {
 	ctx   context.Context
 	top   string
-	links map[inode]string // names below top of files with several
+	links map[inode]*place // names below top of files with several
 	whole bool             // sharing blocks is not possible here
 	sum   Summary
 }
 
 // directory copies what is in a directory, then what is said of it: making
 // entries would change its times.
-func (c *copier) directory(from int, name string, to int, toName, at string, st *unix.Stat_t, depth int) error {
+func (c *copier) directory(from int, name string, to int, toName, at string, dir *place, st *unix.Stat_t, depth int) error {
 	if depth > maxDepth {
 		return &fs.PathError{Op: "copy", Path: at, Err: ErrTooDeep}
 	}
@@ -107,7 +107,7 @@ func (c *copier) directory(from int, name string, to int, toName, at string, st 
 			if err := c.ctx.Err(); err != nil {
 				return err
 			}
-			if err := c.entry(in, out, n, at+"/"+n, depth); err != nil {
+			if err := c.entry(in, out, n, at+"/"+n, dir, depth); err != nil {
 				return err
 			}
 		}
@@ -118,7 +118,7 @@ func (c *copier) directory(from int, name string, to int, toName, at string, st 
 	return c.attributes(in, out, st, at)
 }
 
-func (c *copier) entry(in, out int, name, at string, depth int) error {
+func (c *copier) entry(in, out int, name, at string, above *place, depth int) error {
 	fail := func(err error) error {
 		var pe *fs.PathError
 		if err == nil || errors.As(err, &pe) {
@@ -135,10 +135,10 @@ func (c *copier) entry(in, out int, name, at string, depth int) error {
 	key := inode{st.Dev, st.Ino}
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		if first, ok := c.links[key]; ok {
-			return fail(unix.Linkat(unix.AT_FDCWD, c.top+first, out, name, 0))
+			return fail(unix.Linkat(unix.AT_FDCWD, c.top+"/"+first.String(), out, name, 0))
 		}
 		if len(c.top)+len(at) < maxName {
-			c.links[key] = at
+			c.links[key] = &place{above, name}
 		}
 	}
 	switch kind {
@@ -146,7 +146,7 @@ func (c *copier) entry(in, out int, name, at string, depth int) error {
 		if err := unix.Mkdirat(out, name, 0o700); err != nil {
 			return fail(err)
 		}
-		return c.directory(in, name, out, name, at, &st, depth+1)
+		return c.directory(in, name, out, name, at, &place{above, name}, &st, depth+1)
 	case unix.S_IFREG:
 		return fail(c.file(in, out, name, at, &st))
 	case unix.S_IFLNK:

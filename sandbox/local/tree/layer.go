@@ -162,10 +162,19 @@ type layerer struct {
 	// more; which they are is told by their inodes.
 	dirs   map[string]layerDir
 	order  []string
+	noted  int64
 	parent int // the directory named by name, -1 when none
 	name   string
 	stale  bool // a name may lead elsewhere than it did
 }
+
+// What is noted of directories is bounded, in bytes: an entry of a few bytes, as
+// it is transferred, can have a name of 4,000, and lead to a directory that is
+// there already.
+const (
+	maxNoted    = 64 << 20
+	notedBeside = 64 // a name's inode, mode and times
+)
 
 func (u *layerer) closeParent() {
 	if u.parent >= 0 {

@@ -243,6 +243,9 @@ func (u *layerer) attributes(h *tar.Header, name string, fd int, kind uint32) er
 		return err
 	}
 	if _, had := u.dirs[name]; !had {
+		if u.noted += int64(len(name) + notedBeside); u.noted > maxNoted {
+			return badEntry(name, "the names of its directories have more than %d MiB together", maxNoted>>20)
+		}
 		u.order = append(u.order, name)
 	}
 	sec, nsec := times(h)

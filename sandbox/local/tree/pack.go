@@ -67,8 +67,8 @@ func Pack(w io.Writer, dir string, shift IDShift) (Summary, error) {
 		return Summary{}, &fs.PathError{Op: "pack", Path: dir, Err: err}
 	}
 	defer unix.Close(fd)
-	p := packer{tw: tar.NewWriter(w), shift: shift, links: map[inode]string{}, buf: make([]byte, 128<<10)}
-	if err := p.directory(fd, "", 0); err != nil {
+	p := packer{tw: tar.NewWriter(w), shift: shift, links: map[inode]*place{}, buf: make([]byte, 128<<10)}
+	if err := p.directory(fd, "", nil, 0); err != nil {
 		return p.sum, err
 	}
 	return p.sum, p.tw.Close()
@@ -118,14 +118,14 @@ type inode struct{ dev, ino uint64 }
 type packer struct {
 	tw    *tar.Writer
 	shift IDShift
-	links map[inode]string
+	links map[inode]*place
 	buf   []byte
 	sum   Summary
 }
 
 // directory packs the contents of fd, whose path in the archive is name ("" at
-// the top, whose own attributes are packed as ".").
-func (p *packer) directory(fd int, name string, depth int) error {
+// the top, whose own attributes are packed as "."), and is that of at.
+func (p *packer) directory(fd int, name string, at *place, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("%.80s…: %w", name, ErrTooDeep)
 	}
@@ -143,7 +143,7 @@ func (p *packer) directory(fd int, name string, depth int) error {
 		return &fs.PathError{Op: "pack", Path: name, Err: err}
 	}
 	for _, n := range names {
-		if err := p.entry(fd, n, filepath.Join(name, n), depth); err != nil {
+		if err := p.entry(fd, n, filepath.Join(name, n), at, depth); err != nil {
 			return err
 		}
 	}
@@ -161,7 +161,7 @@ func (p *packer) base(st *unix.Stat_t, name string) *tar.Header {
 	return h
 }
 
-func (p *packer) entry(dir int, name, path string, depth int) error {
+func (p *packer) entry(dir int, name, path string, in *place, depth int) error {
 	if len(path) > maxName {
 		return fmt.Errorf("%.80s…: %w", path, ErrTooDeep)
 	}
@@ -179,10 +179,10 @@ func (p *packer) entry(dir int, name, path string, depth int) error {
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		key := inode{uint64(st.Dev), st.Ino}
 		if first, ok := p.links[key]; ok {
-			h.Typeflag, h.Linkname = tar.TypeLink, first
+			h.Typeflag, h.Linkname = tar.TypeLink, first.String()
 			return p.header(h, "", false)
 		}
-		p.links[key] = path
+		p.links[key] = &place{in, name}
 	}
 	switch kind {
 	case unix.S_IFDIR:
@@ -205,7 +205,7 @@ func (p *packer) entry(dir int, name, path string, depth int) error {
 			return &fs.PathError{Op: "pack", Path: path, Err: err}
 		}
 		defer unix.Close(fd)
-		return p.directory(fd, path, depth+1)
+		return p.directory(fd, path, &place{in, name}, depth+1)
 	case unix.S_IFREG:
 		return p.file(dir, name, at, &st, h)
 	case unix.S_IFLNK:

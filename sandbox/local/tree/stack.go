@@ -49,7 +49,7 @@ type StackSummary struct {
 // a directory that hides what lies below it holds ".wh..wh..opq". Owners are
 // those inside. Holes are kept, as GNU tar writes them.
 func PackStack(w io.Writer, o StackOptions) (StackSummary, error) {
-	s := stacker{o: o, w: w, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	s := stacker{o: o, w: w, tw: tar.NewWriter(w), links: map[inode]*place{}, buf: make([]byte, 256<<10)}
 	defer func() {
 		for _, fd := range s.roots {
 			_ = unix.Close(fd)
@@ -65,7 +65,7 @@ func PackStack(w io.Writer, o StackOptions) (StackSummary, error) {
 		all = append(all, i)
 	}
 	if len(all) > 0 {
-		if err := s.directory(&found{layers: all}, "", s.o.Alone, 0); err != nil {
+		if err := s.directory(&found{layers: all}, "", nil, s.o.Alone, 0); err != nil {
 			return s.sum, err
 		}
 	}
@@ -91,7 +91,7 @@ type stacker struct {
 	w     io.Writer
 	tw    *tar.Writer
 	roots []int
-	links map[inode]string
+	links map[inode]*place
 	buf   []byte
 	sum   StackSummary
 }
@@ -115,7 +115,7 @@ type found struct {
 // directory packs what the layers have at name, a directory in each of them.
 // hidden tells that what lies below all layers is hidden by one further up, or
 // that nothing does.
-func (s *stacker) directory(d *found, name string, hidden bool, depth int) error {
+func (s *stacker) directory(d *found, name string, at *place, hidden bool, depth int) error {
 	if depth > maxDepth || len(name) > maxName {
 		return fmt.Errorf("%.80s…: %w", name, ErrTooDeep)
 	}
@@ -157,11 +157,11 @@ func (s *stacker) directory(d *found, name string, hidden bool, depth int) error
 				subs = append(subs, e)
 				continue
 			}
-			at := slices.Index(d.layers, e.layer)
+			fd := fds[slices.Index(d.layers, e.layer)]
 			if isWhiteout(&e.st) && (d.hides || hidden) {
 				continue
 			}
-			if err := s.entry(fds[at], path.Join(name, e.name), &e); err != nil {
+			if err := s.entry(fd, path.Join(name, e.name), at, &e); err != nil {
 				return err
 			}
 		}
@@ -177,7 +177,7 @@ func (s *stacker) directory(d *found, name string, hidden bool, depth int) error
 	for _, e := range subs {
 		sub := path.Join(name, e.name)
 		closed := s.openUp(sub, e.layers)
-		err := s.directory(&e, sub, d.hides || hidden, depth+1)
+		err := s.directory(&e, sub, &place{at, e.name}, d.hides || hidden, depth+1)
 		closed()
 		if err != nil {
 			return err
@@ -318,8 +318,8 @@ func (s *stacker) header(h *tar.Header, at string) error {
 	return s.tw.WriteHeader(h)
 }
 
-// entry packs what is no directory.
-func (s *stacker) entry(dir int, name string, e *found) error {
+// entry packs what is no directory, and is in the directory in.
+func (s *stacker) entry(dir int, name string, in *place, e *found) error {
 	st := &e.st
 	base := path.Base(name)
 	if isWhiteout(st) {
@@ -333,10 +333,10 @@ func (s *stacker) entry(dir int, name string, e *found) error {
 		key := inode{st.Dev, st.Ino}
 		if first, ok := s.links[key]; ok {
 			h := s.base(st, name)
-			h.Typeflag, h.Linkname = tar.TypeLink, first
+			h.Typeflag, h.Linkname = tar.TypeLink, first.String()
 			return s.header(h, "")
 		}
-		s.links[key] = name
+		s.links[key] = &place{in, e.name}
 	}
 	h := s.base(st, name)
 	at := magic(dir) + "/" + base

@@ -58,12 +58,19 @@ type unpacker struct {
 	sum    Summary
 	buf    []byte
 	dirs   []dirEnd
-	parent int // the directory named by parentName, -1 when none
+	above  []within // the last directory and those it is in, the outermost first
+	parent int      // the directory named by parentName, -1 when none
 	name   string
 }
 
+// within is a directory in whose contents the archive is.
+type within struct {
+	path string
+	at   *place
+}
+
 type dirEnd struct {
-	path     string
+	at       *place
 	mode     uint32
 	uid, gid int
 	sec      int64
@@ -187,21 +194,42 @@ func (u *unpacker) directory(h *tar.Header, name, at string) error {
 		return err
 	}
 	uid, gid := u.owner(h)
-	u.dirs = append(u.dirs, dirEnd{name, uint32(h.Mode & 0o7777), uid, gid, h.ModTime.Unix(), int64(h.ModTime.Nanosecond())})
+	u.dirs = append(u.dirs, dirEnd{u.place(name), uint32(h.Mode & 0o7777), uid, gid, h.ModTime.Unix(), int64(h.ModTime.Nanosecond())})
 	return nil
 }
 
+// place is that of a directory, "" at the top. Pack writes what a directory has
+// after it, and before anything else.
+func (u *unpacker) place(name string) *place {
+	if name == "" {
+		return nil
+	}
+	p := &place{name: name}
+	for n := len(u.above); n > 0; n-- {
+		in := u.above[n-1]
+		if base, ok := strings.CutPrefix(name, in.path); ok && strings.HasPrefix(base, "/") {
+			p = &place{in.at, base[1:]}
+			break
+		}
+		u.above = u.above[:n-1]
+	}
+	p.name = strings.Clone(p.name)
+	u.above = append(u.above, within{name, p})
+	return p
+}
+
 func (u *unpacker) finishDir(d dirEnd) error {
-	fd, err := u.open(d.path, unix.O_RDONLY|unix.O_DIRECTORY)
+	name := d.at.String()
+	fd, err := u.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return &fs.PathError{Op: "unpack", Path: d.path, Err: err}
+		return &fs.PathError{Op: "unpack", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
 	if err := unix.Fchown(fd, d.uid, d.gid); err != nil {
-		return &fs.PathError{Op: "unpack", Path: d.path, Err: err}
+		return &fs.PathError{Op: "unpack", Path: name, Err: err}
 	}
 	if err := unix.Fchmod(fd, d.mode); err != nil {
-		return &fs.PathError{Op: "unpack", Path: d.path, Err: err}
+		return &fs.PathError{Op: "unpack", Path: name, Err: err}
 	}
 	return utimes(fd, "", d.sec, d.nsec)
 }
