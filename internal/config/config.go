@@ -247,7 +247,7 @@ type Images struct {
 	Platform string `yaml:"platform"`
 	// KeepDays is how long an image stays that no sandbox uses; 0: for ever.
 	KeepDays int `yaml:"keep_days"`
-	// MaxGiB bounds what one layer of an image unpacks to.
+	// MaxGiB bounds what an image unpacks to.
 	MaxGiB int `yaml:"max_gib"`
 }
 

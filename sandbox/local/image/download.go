@@ -19,39 +19,32 @@ import (
 	"berth/sandbox/local/tree"
 )
 
+// partSuffix ends the name of a blob that is not whole yet.
+const partSuffix = ".part"
+
 // lookEvery is how many bytes are stored between two looks at the free space.
 const lookEvery = 2 << 20
 
 // layer makes one layer, unless somebody else does so meanwhile.
-func (p *pull) layer(ctx context.Context, l Layer) error {
+func (p *pull) layer(ctx context.Context, l Layer) (*layerFile, error) {
 	s := p.s
-	lk, err := s.lock(ctx, "layer-"+p.form.Name+"-"+hexOf(l.Diff), false, nil)
-	if err != nil {
-		return err
-	}
-	defer lk.release(true)
-	if s.ready(p.form, l.Diff) {
-		p.got(l.Size)
-		return nil
-	}
 	src, err := p.open(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for try := 0; ; try++ {
 		open := func() (io.ReadCloser, error) {
 			r, _, err := src.blob(ctx, l, 0)
 			return r, err
 		}
-		var blob string
-		sure := false
+		blob, sure := "", false
 		if !src.stored() {
 			if blob, sure, err = p.download(ctx, src, l); err != nil {
-				return err
+				return nil, err
 			}
 			open = func() (io.ReadCloser, error) { return os.Open(blob) }
 		}
-		err = p.unpack(ctx, l, open, src.stored(), l.Blob != "" && !sure)
+		err = p.lay(ctx, l, open, src.stored(), l.Blob != "" && !sure)
 		var damaged *damagedError
 		if blob != "" && errors.As(err, &damaged) {
 			// A blob of before the power was lost may be full of zeros.
@@ -61,10 +54,30 @@ func (p *pull) layer(ctx context.Context, l Layer) error {
 			}
 		}
 		if errors.As(err, &damaged) {
-			return fault("%s: layer %s is damaged: %s; nothing of it was kept", p.n.Full, l.Diff, damaged.text)
+			return nil, fault("%s: layer %s is damaged: %s; nothing of it was kept", p.n.Full, l.Diff, damaged.text)
 		}
-		return p.explain(l, err)
+		if err != nil {
+			return nil, p.explain(l, err)
+		}
+		return s.layerFile(p.form, l.Diff)
 	}
+}
+
+// lay unpacks a layer, unless it is there. Its lock is held for that alone: a
+// registry may take its time, and another have the same layer.
+func (p *pull) lay(ctx context.Context, l Layer, open func() (io.ReadCloser, error), count, verify bool) error {
+	lk, err := p.s.lock(ctx, "layer-"+p.form.Name+"-"+hexOf(l.Diff), false, nil)
+	if err != nil {
+		return err
+	}
+	defer lk.release(true)
+	if p.s.ready(p.form, l.Diff) {
+		if count {
+			p.got(l.Size)
+		}
+		return nil
+	}
+	return p.unpack(ctx, l, open, count, verify)
 }
 
 // damagedError: bytes are not those that a digest promised.
@@ -88,13 +101,48 @@ func (p *pull) explain(l Layer, err error) error {
 	return err
 }
 
+// blobFile is the file of a blob as it comes from a registry. Each has its own:
+// what one sends, right or wrong, soon or never, is not what another waits for.
+func blobFile(digest, host string) string {
+	sum := sha256.Sum256([]byte(host))
+	return hexOf(digest) + "-" + hex.EncodeToString(sum[:8])
+}
+
+// downloads is how many layers of a registry are fetched at a time. Each has its
+// own, likewise.
+const downloads = 4
+
+// turn waits for that of a download from a registry, until end is called.
+func (s *Store) turn(ctx context.Context, host string) (end func(), err error) {
+	s.mu.Lock()
+	c := s.downloads[host]
+	if c == nil {
+		c = make(chan struct{}, downloads)
+		s.downloads[host] = c
+	}
+	s.mu.Unlock()
+	select {
+	case c <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if <-c; len(c) == 0 && s.downloads[host] == c {
+			delete(s.downloads, host) // at the worst, who waits for c is one too many
+		}
+	}, nil
+}
+
 // download fetches a layer's blob into a file, and goes on where an earlier
 // download was. It returns the file; sure tells that its digest is right, else it
 // is from an earlier pull.
 func (p *pull) download(ctx context.Context, src source, l Layer) (file string, sure bool, err error) {
 	s := p.s
-	path := s.path("blobs", hexOf(l.Blob))
-	lk, err := s.lock(ctx, "blob-"+hexOf(l.Blob), false, nil)
+	host := p.n.ref.Context().RegistryStr()
+	path := s.path("blobs", blobFile(l.Blob, host))
+	lk, err := s.lock(ctx, "blob-"+blobFile(l.Blob, host), false, nil)
 	if err != nil {
 		return "", false, err
 	}
@@ -103,13 +151,16 @@ func (p *pull) download(ctx context.Context, src source, l Layer) (file string, 
 		p.got(l.Size)
 		return path, false, nil // its digest is checked when it is unpacked
 	}
-	select {
-	case s.downloads <- struct{}{}:
-		defer func() { <-s.downloads }()
-	case <-ctx.Done():
-		return "", false, ctx.Err()
+	if s.ready(p.form, l.Diff) { // and so the file is not needed any more
+		p.got(l.Size)
+		return path, false, nil
 	}
-	part := path + ".part"
+	turn, err := s.turn(ctx, host)
+	if err != nil {
+		return "", false, err
+	}
+	defer turn()
+	part := path + partSuffix
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return "", false, err

@@ -11,6 +11,9 @@ func (o Options) Step(f func(string) error) Options { o.step = f; return o }
 // shortens other waits.
 func (o Options) Settle() Options { o.settle, o.pause = time.Minute, time.Millisecond; return o }
 
+// Stall is how long a registry may send next to nothing.
+func (o Options) Stall(d time.Duration) Options { o.stall = d; return o }
+
 // Unsettle makes a layer look like one of another boot of the machine.
 func (s *Store) Unsettle(form Form, diff string) error {
 	lf, err := s.layerFile(form, diff)

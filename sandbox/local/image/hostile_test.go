@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
@@ -129,6 +130,27 @@ func TestHostileImages(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Layers that each fit are together more than an image may be, also when some
+// were pulled before.
+func TestHostileImageOfManyLayers(t *testing.T) {
+	var layers []v1.Layer
+	for i := range 20 {
+		layers = append(layers, zst(t, tarOf(t, fmt.Sprint(i), strings.Repeat("\x00", 6<<20))))
+	}
+	r := newReg(t)
+	ref := r.push(t, "a", build(t, layers...))
+	s := store(t, image.Options{MaxBytes: 16 << 20})
+	for again := range 2 {
+		before := r.blobs.Load()
+		if _, err := pull(t, s, ref); err == nil || !strings.Contains(err.Error(), "16 MiB that an image may") {
+			t.Errorf("pull = %v, want a refusal", err)
+		}
+		if n := r.blobs.Load() - before; again > 0 && n > 1 || n > 15 { // the configuration is a blob, too
+			t.Errorf("pull %d fetched %d blobs of 21", again+1, n)
+		}
 	}
 }
 

@@ -9,7 +9,7 @@
 //	names/HASH.json      what a name led to when it was pulled last
 //	images/HEX.json      an image: its layers and its configuration
 //	layers/FORM/HEX/     a layer: layer.json, and its files in fs/
-//	blobs/HEX, HEX.part  a layer as it came, until its files are on the disk
+//	blobs/HEX-REGISTRY   and with .part: a layer as it came, until its files are on the disk
 //	pins/                images that are being used, by processes that live
 //	locks/, tmp/, trash/
 //
@@ -43,7 +43,7 @@ import (
 	"berth/sandbox/local/tree"
 )
 
-// The bounds of one layer when the Options name none.
+// The bounds when the Options name none.
 const (
 	DefaultMaxBytes   = 64 << 30
 	DefaultMaxEntries = 4_000_000
@@ -68,7 +68,8 @@ type Options struct {
 	// Private tells whether a name's registry may be at an address that is
 	// not public. Nil: none may.
 	Private func(Name) bool
-	// MaxBytes and MaxEntries bound what one layer unpacks to; 0: the defaults.
+	// MaxBytes bounds what an image unpacks to, all its layers together;
+	// MaxEntries each layer. 0: the defaults.
 	MaxBytes   int64
 	MaxEntries int64
 
@@ -78,6 +79,8 @@ type Options struct {
 	settle time.Duration
 	// pause is the first between two attempts; each is twice the one before.
 	pause time.Duration
+	// stall is how long a registry may send next to nothing.
+	stall time.Duration
 }
 
 // Form is how layers lie on disk. Sandboxes of one form share them.
@@ -155,18 +158,18 @@ func (p Progress) String() string {
 // Store keeps images. It is safe for concurrent use, and several processes may
 // share its directory.
 type Store struct {
-	o         Options
-	log       *slog.Logger
-	downloads chan struct{}
-	unpacks   chan struct{}
+	o       Options
+	log     *slog.Logger
+	unpacks chan struct{}
 
 	once      sync.Once
 	transport http.RoundTripper // made by once
 	guarded   http.RoundTripper // likewise
 
-	settling sync.WaitGroup
-	mu       sync.Mutex
-	closed   bool
+	settling  sync.WaitGroup
+	mu        sync.Mutex
+	closed    bool
+	downloads map[string]chan struct{} // by registry
 }
 
 // New checks o and touches nothing yet. The error joins a *sandbox.FieldError
@@ -203,7 +206,10 @@ func New(o Options) (*Store, error) {
 	if o.pause == 0 {
 		o.pause = 500 * time.Millisecond
 	}
-	s := &Store{o: o, log: o.Logger, downloads: make(chan struct{}, 4), unpacks: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
+	if o.stall == 0 {
+		o.stall = stallTime
+	}
+	s := &Store{o: o, log: o.Logger, downloads: map[string]chan struct{}{}, unpacks: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
 	for from, list := range o.Mirrors {
 		for _, m := range list {
 			if _, err := parseMirror(m); err != nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -165,7 +166,16 @@ func (s *Store) settleLayer(form Form, lf layerFile) {
 			return
 		}
 		if lf.Blob != "" {
-			_ = os.Remove(s.path("blobs", hexOf(lf.Blob)))
+			s.dropBlobs(lf.Blob)
+		}
+	})
+}
+
+// dropBlobs removes a blob as it came from wherever; downloads go on.
+func (s *Store) dropBlobs(digest string) {
+	_ = s.each("blobs", func(path string, fi fs.FileInfo) {
+		if strings.HasPrefix(fi.Name(), hexOf(digest)) && !strings.HasSuffix(fi.Name(), partSuffix) {
+			_ = os.Remove(path)
 		}
 	})
 }

@@ -100,6 +100,7 @@ type pull struct {
 	total  int64
 	done   atomic.Int64
 	bytes  atomic.Int64
+	size   atomic.Int64 // of the layers that are ready, unpacked
 	told   atomic.Int64 // when, so that reports are few
 }
 
@@ -197,6 +198,7 @@ func (p *pull) all(ctx context.Context, im *Image) error {
 		}
 		seen[l.Diff] = true
 		if lf, err := p.s.layerFile(p.form, l.Diff); err == nil && lf.whole() {
+			p.size.Add(lf.Summary.Bytes)
 			if lf.Boot != "" { // whoever made it had no time to wait
 				p.s.settleLayer(p.form, *lf)
 			}
@@ -209,7 +211,11 @@ func (p *pull) all(ctx context.Context, im *Image) error {
 		return nil
 	}
 	p.layers = len(missing)
-	if err := p.room(); err != nil {
+	err := p.sized(0)
+	if err == nil {
+		err = p.room()
+	}
+	if err != nil {
 		return err
 	}
 	p.tell("pulling")
@@ -223,7 +229,11 @@ func (p *pull) all(ctx context.Context, im *Image) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := p.layer(ctx, l); err != nil {
+			lf, err := p.layer(ctx, l)
+			if err == nil {
+				err = p.sized(lf.Summary.Bytes)
+			}
+			if err != nil {
 				mu.Lock()
 				if failed == nil {
 					failed = err
@@ -238,4 +248,14 @@ func (p *pull) all(ctx context.Context, im *Image) error {
 	}
 	wg.Wait()
 	return failed
+}
+
+// sized counts what a layer unpacks to, and refuses an image once its layers, of
+// which each fits, are together more than it may: those that are left would
+// only take time.
+func (p *pull) sized(layer int64) error {
+	if p.size.Add(layer) <= p.s.o.MaxBytes {
+		return nil
+	}
+	return fault("%s unpacks to more than the %d MiB that an image may (local.images.max_gib)", p.n.Full, p.s.o.MaxBytes>>20)
 }

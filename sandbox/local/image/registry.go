@@ -34,9 +34,13 @@ import (
 const (
 	dialTime  = 15 * time.Second
 	headTime  = 60 * time.Second // until it begins to answer
-	stallTime = 60 * time.Second // without a byte
+	stallTime = 60 * time.Second // without stallBytes, or the end
+	smallTime = 5 * time.Minute  // for a manifest or configuration, whole
 	attempts  = 5                // in a row without a byte more
 )
+
+// stallBytes is how much a registry must send in stallTime.
+const stallBytes = 16 << 10
 
 // registry is an image in a registry, or in its mirrors.
 type registry struct {
@@ -111,6 +115,8 @@ func (r *registry) connect(ctx context.Context, e *endpoint) (*http.Client, erro
 	}
 	// A mirror is the operator's own choice.
 	private := e != r.at[len(r.at)-1] || r.n.Alias || r.s.o.Private != nil && r.s.o.Private(r.n)
+	ctx, cancel := context.WithTimeout(ctx, smallTime)
+	defer cancel()
 	t, err := transport.NewWithContext(ctx, e.repo.Registry, auth, r.s.roundTripper(private), []string{e.repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
@@ -190,7 +196,7 @@ func (r *registry) explain(e *endpoint, what string, err error) error {
 	var private *privateError
 	var dns *net.DNSError
 	switch {
-	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled):
 		return err
 	case errors.As(err, &private):
 		return fault("%s: %s is at the address %s, which is not public; the operator can allow it by naming this registry in limits.allowed_images", r.n.Full, host, private.addr)
@@ -232,6 +238,8 @@ func (r *registry) root(ctx context.Context) (b []byte, kind types.MediaType, er
 }
 
 func (r *registry) manifest(ctx context.Context, e *endpoint, id string) ([]byte, types.MediaType, error) {
+	ctx, cancel := context.WithTimeout(ctx, smallTime)
+	defer cancel()
 	resp, err := r.get(ctx, e, "manifests/"+id, manifestTypes, "")
 	if err != nil {
 		return nil, "", err
@@ -265,6 +273,8 @@ func (r *registry) small(ctx context.Context, d v1.Descriptor) (b []byte, err er
 			b, _, err = r.manifest(ctx, e, d.Digest.String())
 			return err
 		}
+		ctx, cancel := context.WithTimeout(ctx, smallTime)
+		defer cancel()
 		resp, err := r.get(ctx, e, "blobs/"+d.Digest.String(), "", "")
 		if err != nil {
 			return err
@@ -286,11 +296,8 @@ func (r *registry) blob(ctx context.Context, l Layer, from int64) (body io.ReadC
 		if from > 0 {
 			part = fmt.Sprintf("bytes=%d-%d", from, l.Size-1)
 		}
-		// A registry that says nothing for long is asked again.
-		ctx, cancel := context.WithCancel(ctx)
 		resp, err := r.get(ctx, e, "blobs/"+l.Blob, "", part)
 		if err != nil {
-			cancel()
 			return err
 		}
 		at = 0
@@ -305,41 +312,17 @@ func (r *registry) blob(ctx context.Context, l Layer, from int64) (body io.ReadC
 		case http.StatusRequestedRangeNotSatisfiable:
 			_ = resp.Body.Close()
 			if resp, err = r.get(ctx, e, "blobs/"+l.Blob, "", ""); err != nil {
-				cancel()
 				return err
 			}
 			if resp.StatusCode != http.StatusOK {
 				_ = resp.Body.Close()
-				cancel()
 				return fault("%s: %s answers %d", r.n.Full, e.repo.RegistryStr(), resp.StatusCode)
 			}
 		}
-		body = &watched{resp.Body, time.AfterFunc(stallTime, cancel), cancel}
+		body = resp.Body
 		return nil
 	})
 	return body, at, err
-}
-
-// watched ends a transfer that stands still.
-type watched struct {
-	io.ReadCloser
-	timer  *time.Timer
-	cancel func()
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.ReadCloser.Read(p)
-	if n > 0 {
-		w.timer.Reset(stallTime)
-	}
-	return n, err
-}
-
-func (w *watched) Close() error {
-	w.timer.Stop()
-	err := w.ReadCloser.Close()
-	w.cancel()
-	return err
 }
 
 // privateError: an address that the caller may not have reached for it.
@@ -407,9 +390,9 @@ func (s *Store) roundTripper(private bool) http.RoundTripper {
 		})
 	})
 	if private {
-		return s.transport
+		return watching{s.transport, s.o.stall}
 	}
-	return s.guarded
+	return watching{s.guarded, s.o.stall}
 }
 
 // credentials finds those for a repository: the most exact entry of the first

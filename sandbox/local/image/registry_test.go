@@ -3,14 +3,21 @@
 package image_test
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"berth/sandbox/local/image"
 )
@@ -43,6 +50,88 @@ func TestPrivateAddressesAreRefused(t *testing.T) {
 	if !image.Public(netip.MustParseAddr("1.1.1.1")) || !image.Public(netip.MustParseAddr("2606:4700::1111")) {
 		t.Error("public addresses do not count as public")
 	}
+}
+
+// A registry that begins to answer and goes on for ever does not hold up those
+// who pull from elsewhere, and neither a manifest nor a token for good.
+func TestRegistriesThatStall(t *testing.T) {
+	var layers []v1.Layer
+	for range 5 {
+		b := make([]byte, 200<<10) // too much to be sent byte by byte
+		_, _ = rand.Read(b)
+		layers = append(layers, gz(t, tarOf(t, "a", string(b))))
+	}
+	im := build(t, layers...)
+	for _, tt := range []struct{ part, want string }{{"/v2/", ""}, {"/manifests/", "stopped sending"}, {"token", "stopped sending"}} {
+		t.Run(strings.ReplaceAll(tt.part, "/", ""), func(t *testing.T) {
+			r := newReg(t)
+			ref := r.push(t, "slow", im)
+			r.spoil(func(w http.ResponseWriter, req *http.Request, h http.Handler) {
+				switch {
+				case strings.HasSuffix(req.URL.Path, tt.part) || tt.part == "/manifests/" && strings.Contains(req.URL.Path, tt.part):
+					drip(w, req)
+				case tt.part == "token" && req.URL.Path == "/v2/":
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, r.host))
+					w.WriteHeader(http.StatusUnauthorized)
+				default:
+					h.ServeHTTP(w, req)
+				}
+			})
+			s := store(t, image.Options{}.Stall(200*time.Millisecond))
+			if _, err := pull(t, s, ref); (err != nil) != (tt.want != "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("pull = %v, want %q", err, tt.want)
+			}
+		})
+	}
+
+	slow, good := newReg(t), newReg(t)
+	slowRef, goodRef := slow.push(t, "slow", im), good.push(t, "good", im) // the same layers
+	began := make(chan struct{}, 100)
+	slow.spoil(func(w http.ResponseWriter, req *http.Request, h http.Handler) {
+		if strings.Contains(req.URL.Path, "/blobs/") && req.URL.Path != "/v2/slow/blobs/"+configOf(t, im) {
+			began <- struct{}{}
+			drip(w, req)
+			return
+		}
+		h.ServeHTTP(w, req)
+	})
+	s := store(t, image.Options{})
+	n, err := s.Parse(slowRef)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, _, err := s.Pull(ctx, n, form(), false, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("the slow pull = %v, want cancelled", err)
+		}
+	})
+	for range 4 {
+		<-began
+	}
+	_, err = pull(t, s, goodRef)
+	cancel()
+	wg.Wait()
+	must(t, err)
+}
+
+// drip sends a byte now and then until the client has gone.
+func drip(w http.ResponseWriter, req *http.Request) {
+	w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	for req.Context().Err() == nil {
+		_, _ = w.Write([]byte(" "))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-req.Context().Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func configOf(t *testing.T, im v1.Image) string {
+	t.Helper()
+	h, err := im.ConfigName()
+	must(t, err)
+	return h.String()
 }
 
 func TestCredentials(t *testing.T) {

@@ -91,7 +91,7 @@ func (s *Store) resolve(ctx context.Context, n Name, src source) (*Image, error)
 			return nil, fault("%s has a layer with a digest that is no SHA-256", n.Full)
 		}
 		if l.Size > s.limit() {
-			return nil, fault("%s has a layer of %d MiB; a layer may unpack to %d MiB here (local.images.max_gib)", n.Full, l.Size>>20, s.o.MaxBytes>>20)
+			return nil, fault("%s has a layer of %d MiB; an image may unpack to %d MiB here (local.images.max_gib)", n.Full, l.Size>>20, s.o.MaxBytes>>20)
 		}
 		im.Layers = append(im.Layers, layer)
 	}

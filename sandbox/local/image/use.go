@@ -361,8 +361,9 @@ func (s *Store) mark(ctx context.Context, o PruneOptions, out *Pruned) error {
 	})
 	// Downloads, but those of images that stay and are not on the disk yet.
 	err = s.each("blobs", func(path string, fi fs.FileInfo) {
-		name := strings.TrimSuffix(fi.Name(), ".part")
-		if blobs[name] && name == fi.Name() || time.Since(fi.ModTime()) < min(o.Unused, partTime) || s.busy("blob-"+name) {
+		name := strings.TrimSuffix(fi.Name(), partSuffix)
+		digest, _, _ := strings.Cut(name, "-")
+		if blobs[digest] && name == fi.Name() || time.Since(fi.ModTime()) < min(o.Unused, partTime) || s.busy("blob-"+name) {
 			return
 		}
 		if os.Remove(path) == nil {
