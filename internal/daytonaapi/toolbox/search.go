@@ -320,18 +320,17 @@ func newReplacer(r io.Reader, old, replacement []byte) *replacer {
 }
 
 func (r *replacer) Read(p []byte) (n int, err error) {
-	for n < len(p) {
+	for n < len(p) && err == nil {
 		if len(r.out) == 0 {
-			if err := r.next(); err != nil && n == 0 {
-				return 0, err
-			} else if err != nil {
-				break // it comes again
-			}
+			err = r.next()
 		}
 		m := copy(p[n:], r.out)
 		r.out, n = r.out[m:], n+m
 	}
-	return n, nil
+	if n > 0 {
+		err = nil // it comes again
+	}
+	return n, err
 }
 
 // next finds what is to be given next, perhaps nothing yet.
