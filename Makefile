@@ -11,6 +11,7 @@ BUILDFLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 FUZZTIME ?= 30s
 KILLS ?= 1000
 PREFIX ?= /usr/local
+PROVIDER ?= local
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,8 +29,8 @@ build: box bucketd ## build bin/berth
 install: build ## install berth below PREFIX (/usr/local)
 	install -D -m 755 bin/berth $(DESTDIR)$(PREFIX)/bin/berth
 
-demo: build ## see the whole thing work: a real server, driven by a real MCP client
-	go run ./internal/demo bin/berth
+demo: build ## see the whole thing work: a real server, driven by a real MCP client (PROVIDER=daytona: at one that plays Daytona)
+	go run ./internal/demo -provider "$(PROVIDER)" bin/berth
 
 test: box bucketd ## run the tests
 	go test ./...

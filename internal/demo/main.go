@@ -3,12 +3,17 @@
 // counts that nothing was lost. It exits with 1 as soon as anything is off.
 //
 //	go run ./internal/demo bin/berth
+//	go run ./internal/demo -provider daytona bin/berth
+//
+// With the provider daytona a second server plays the cloud: it serves the
+// Daytona API over sandboxes of this machine.
 package main
 
 import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -26,11 +31,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	provider := flag.String("provider", "", "local (unless this is said) or daytona")
+	flag.Parse()
 	path := "bin/berth"
-	if len(os.Args) > 1 {
-		path = os.Args[1]
+	if flag.NArg() > 0 {
+		path = flag.Arg(0)
 	}
-	d := &demo{started: time.Now(), colour: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == ""}
+	d := &demo{provider: *provider, started: time.Now(), colour: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == ""}
 	err := d.run(ctx, path)
 	d.end()
 	if err != nil {
@@ -49,21 +56,30 @@ func main() {
 
 // demo is one run.
 type demo struct {
-	colour  bool
-	started time.Time
-	steps   int
-	dir     string // everything of this run
-	log     string
-	program driver.Program
-	server  *driver.Server
-	session *driver.Session
+	provider string
+	colour   bool
+	started  time.Time
+	steps    int
+	dir      string // everything of this run
+	log      string
+	user     string // whose name commands run under
+	program  driver.Program
+	server   *driver.Server
+	session  *driver.Session
+	cloud    *cloud // of the provider daytona
+}
+
+// step is one thing that is shown.
+type step struct {
+	title string
+	do    func(context.Context) error
 }
 
 // sessionID is the agent's, the only thing it has to remember.
 const sessionID = "demo"
 
 func (d *demo) run(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -82,12 +98,7 @@ func (d *demo) run(ctx context.Context, path string) error {
 	}
 	defer log.Close()
 	d.program = driver.Program{Path: path, State: filepath.Join(d.dir, "state"), Stderr: log, Env: []string{"BERTH_CONFIG=", "XDG_CONFIG_HOME=" + d.dir}}
-
-	fmt.Printf("\n  %s  an agent, its sandbox, and a server that is killed in between\n\n", d.paint("1;36", "berth"))
-	for _, s := range []struct {
-		title string
-		do    func(context.Context) error
-	}{
+	steps := []step{
 		{"Start the server and connect an MCP client", d.connect},
 		{"Two commands side by side; the first makes the sandbox", d.together},
 		{"A real machine of its own, with walls", d.walls},
@@ -100,7 +111,19 @@ func (d *demo) run(ctx context.Context, path string) error {
 		{"Time-outs and kills tell the truth", d.truth},
 		{"Stopped; the next command wakes it, files intact", d.wake},
 		{"Destroyed: nothing is left", d.destroy},
-	} {
+	}
+	switch d.provider {
+	case "", "local":
+		d.user = "agent"
+		d.program.Args = []string{"--provider", "local"}
+	case "daytona":
+		steps = d.atDaytona(steps)
+	default:
+		return fmt.Errorf("no provider %q; there are local and daytona", d.provider)
+	}
+
+	fmt.Printf("\n  %s  an agent, its sandbox, and a server that is killed in between\n\n", d.paint("1;36", "berth"))
+	for _, s := range steps {
 		d.steps++
 		begin := time.Now()
 		fmt.Printf("%s %s\n", d.paint("1;34", fmt.Sprintf("%2d", d.steps)), d.paint("1", s.title))
@@ -146,6 +169,9 @@ func (d *demo) end() {
 	}
 	if d.server != nil {
 		d.server.Stop()
+	}
+	if d.cloud != nil {
+		d.cloud.end(ctx)
 	}
 }
 

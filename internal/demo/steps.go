@@ -74,7 +74,7 @@ func (d *demo) together(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	want := []string{"Hello, world!", "/home/agent"}
+	want := []string{"Hello, world!", "/home/" + d.user}
 	for i, r := range results {
 		if r.err != nil {
 			return r.err
@@ -107,7 +107,7 @@ func (d *demo) walls(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(who, "agent ") || root != "root" {
+	if !strings.HasPrefix(who, d.user+" ") || root != "root" {
 		return off("who am I, and with sudo: %q, %q", who, root)
 	}
 	d.say("%s; sudo makes root, in there only", who)
