@@ -32,6 +32,10 @@ type Server struct {
 const (
 	accessKey = "test-access"
 	secretKey = "test-secret-7Zq"
+	// LimitedKey and LimitedSecret are an account of the S3 server that may do
+	// nothing but what a bucket's policy lets it.
+	LimitedKey    = "limited-access"
+	LimitedSecret = "limited-secret-4Kx"
 	// AzureAccount and its key are Azurite's published ones.
 	AzureAccount = "devstoreaccount1"
 	azureKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -48,7 +52,12 @@ func S3(t testing.TB) *Server {
 	if err := os.Mkdir(filepath.Join(dir, "bucket"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"--access", accessKey, "--secret", secretKey, "--port", addr, "--quiet", "--keep-alive", "posix"}
+	users := t.TempDir()
+	text := `{"accessAccounts":{"` + LimitedKey + `":{"access":"` + LimitedKey + `","secret":"` + LimitedSecret + `","role":"user"}}}`
+	if err := os.WriteFile(filepath.Join(users, "users.json"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--access", accessKey, "--secret", secretKey, "--iam-dir", users, "--port", addr, "--quiet", "--keep-alive", "posix"}
 	if !xattrs(dir) {
 		args = append(args, "--sidecar", meta)
 	}

@@ -88,11 +88,17 @@ func (b *azureBucket) List(ctx context.Context, prefix string, deep bool, token 
 		if err != nil {
 			return objects.Page{}, azureError(ctx, err)
 		}
+		if r.Segment == nil {
+			return objects.Page{}, azureError(ctx, errForeign)
+		}
 		items, next = r.Segment.BlobItems, r.NextMarker
 	} else {
 		r, err := b.client.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix, Marker: marker, MaxResults: &n, Include: container.ListBlobsInclude{Metadata: true}}).NextPage(ctx)
 		if err != nil {
 			return objects.Page{}, azureError(ctx, err)
+		}
+		if r.Segment == nil {
+			return objects.Page{}, azureError(ctx, errForeign)
 		}
 		items, dirs, next = r.Segment.BlobItems, r.Segment.BlobPrefixes, r.NextMarker
 	}
@@ -353,7 +359,10 @@ func (b *azureBucket) list(ctx context.Context, prefix string) error {
 	defer done()
 	ctx = policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: checkTries - 1, RetryDelay: 50 * time.Millisecond, MaxRetryDelay: time.Second})
 	n := int32(1)
-	_, err := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: &n}).NextPage(ctx)
+	r, err := b.client.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: &n}).NextPage(ctx)
+	if err == nil && r.Segment == nil {
+		err = errForeign
+	}
 	if err != nil && ctx.Err() != nil {
 		return azureError(ctx, err)
 	}

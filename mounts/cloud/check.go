@@ -122,6 +122,10 @@ func checkWrite(ctx context.Context, b objects.Bucket, j mounts.Job) *mounts.Fau
 	return &mounts.Fault{Kind: mounts.FaultOther, Message: fmt.Sprintf("writing to %s fails: %s", where(j), errText(err))}
 }
 
+func (b *s3Bucket) impossible() string { return `"00000000000000000000000000000000"` }
+
+func (b *s3Bucket) noConditions() { b.careless = true }
+
 func where(j mounts.Job) string {
 	if j.Prefix != "" {
 		return fmt.Sprintf("bucket %q below %q", j.Bucket, j.Prefix)
@@ -144,7 +148,7 @@ type answer struct {
 	err    error
 }
 
-var expecting = regexp.MustCompile(`expecting '([a-z0-9-]+)'`)
+var expecting = regexp.MustCompile(`expecting ['"]([a-z0-9-]+)['"]`)
 
 func answerOf(err error) answer {
 	a := answer{err: err}
@@ -185,7 +189,7 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 		return f(mounts.FaultResolve, "the name of %s is not known (%s); check the endpoint, the region and this machine's name servers", endpoint(j), dns.Name)
 	case errors.As(a.err, &cert):
 		return f(mounts.FaultEndpoint, "the certificate of %s is not trusted: %s", endpoint(j), errText(cert.Err))
-	case errors.As(a.err, new(tls.RecordHeaderError)):
+	case errors.As(a.err, new(tls.RecordHeaderError)), errors.Is(a.err, http.ErrSchemeMismatch):
 		return f(mounts.FaultEndpoint, "%s does not speak TLS; is it http instead of https?", endpoint(j))
 	case errors.As(a.err, &op) || errors.As(a.err, new(stalledError)) || errors.Is(a.err, context.DeadlineExceeded) || a.status == 0 && errors.Is(a.err, objects.ErrUnavailable):
 		return f(mounts.FaultUnreachable, "nobody answers at %s: %s", endpoint(j), errText(root(a.err)))
@@ -194,7 +198,9 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	case "InvalidAccessKeyId", "InvalidSecurity":
 		return f(mounts.FaultCredentials, "the service does not know the access key; check access_key_id")
 	case "SignatureDoesNotMatch", "AuthenticationFailed", "InvalidAuthenticationInfo":
-		return f(mounts.FaultCredentials, "the service does not accept the signature; check the secret key")
+		return f(mounts.FaultCredentials, "the service does not accept the signature; check %s", signer(j))
+	case "AuthorizationFailure":
+		return f(mounts.FaultCredentials, "the service lets nobody in with this signature, or from this machine; check %s, and the account's network rules", signer(j))
 	case "ExpiredToken", "TokenRefreshRequired":
 		return f(mounts.FaultCredentials, "the session token has expired; get new credentials")
 	case "InvalidToken":
@@ -210,7 +216,7 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 		return f(mounts.FaultRegion, "the service does not accept the region %q; set the bucket's own", j.Service.Region)
 	case "NoSuchBucket", "ContainerNotFound", "ResourceNotFound", "NotFound", "notFound":
 		return f(mounts.FaultNoBucket, "there is no bucket %q at %s; check the name, or make it", j.Bucket, endpoint(j))
-	case "AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "AuthorizationFailure", "forbidden", "insufficientPermissions", "Forbidden", "PublicAccessNotPermitted", "NoAuthenticationInformation":
+	case "AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "forbidden", "insufficientPermissions", "Forbidden", "PublicAccessNotPermitted", "NoAuthenticationInformation":
 		return f(denied, "the keys may not %s %s; allow it for them", verb, where(j))
 	case "authError", "required":
 		return f(mounts.FaultCredentials, "the service does not accept the credentials")
@@ -229,7 +235,24 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	if a.status >= 500 {
 		return f(mounts.FaultUnreachable, "%s answers with an error (%d %s); try again later", endpoint(j), a.status, a.code)
 	}
-	return f(mounts.FaultEndpoint, "what answers at %s does not look like %s (status %d): %s", endpoint(j), j.Service.Kind, a.status, errText(root(a.err)))
+	status := ""
+	if a.status != 0 {
+		status = fmt.Sprintf(" (status %d)", a.status)
+	}
+	return f(mounts.FaultEndpoint, "what answers at %s does not look like %s%s: %s; check the endpoint", endpoint(j), j.Service.Kind, status, errText(root(a.err)))
+}
+
+// signer names what a job's requests are signed with.
+func signer(j mounts.Job) string {
+	switch s := j.Service; {
+	case s.Kind == mounts.S3:
+		return "the secret key"
+	case s.ConnectionString != "":
+		return "the connection string"
+	case s.SASToken != "":
+		return "the SAS token, and until when it holds"
+	}
+	return "the account and the account key"
 }
 
 // root is the innermost error, without the SDKs' stories around it.

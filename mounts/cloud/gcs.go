@@ -325,6 +325,9 @@ func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int
 	if err := decode(ctx, resp, err, &out); err != nil {
 		return "", err
 	}
+	if out.Generation == "" {
+		return "", gcsError(ctx, errForeign)
+	}
 	return out.Generation, nil
 }
 

@@ -121,6 +121,9 @@ func (b *s3Bucket) List(ctx context.Context, prefix string, deep bool, token str
 		in.ContinuationToken = &token
 	}
 	out, err := b.client.ListObjectsV2(ctx, in)
+	if err == nil {
+		err = s3List(out)
+	}
 	if err != nil {
 		return objects.Page{}, s3Error(ctx, err)
 	}
@@ -205,7 +208,7 @@ func (b *s3Bucket) Put(ctx context.Context, key string, r io.ReaderAt, size int6
 	if err != nil {
 		return "", s3Error(ctx, err)
 	}
-	return aws.ToString(out.ETag), nil
+	return s3Version(ctx, out.ETag)
 }
 
 func noteMeta(note string) map[string]string {
@@ -276,8 +279,12 @@ func (u *s3Upload) Part(ctx context.Context, n int, r io.ReaderAt, off, size int
 	if err != nil {
 		return s3Error(ctx, err)
 	}
+	etag, err := s3Version(ctx, out.ETag)
+	if err != nil {
+		return err
+	}
 	u.mu.Lock()
-	u.etags[n] = aws.ToString(out.ETag)
+	u.etags[n] = etag
 	u.mu.Unlock()
 	return nil
 }
@@ -300,7 +307,7 @@ func (u *s3Upload) Complete(ctx context.Context, parts int) (string, error) {
 	if err != nil {
 		return "", s3Error(ctx, err)
 	}
-	return aws.ToString(out.ETag), nil
+	return s3Version(ctx, out.ETag)
 }
 
 func (u *s3Upload) Abort(ctx context.Context) error {
@@ -345,7 +352,7 @@ func (b *s3Bucket) Copy(ctx context.Context, from objects.Object, to string, con
 	if out.CopyObjectResult == nil {
 		return "", fmt.Errorf("%w: the answer to a copy has no result", objects.ErrUnavailable)
 	}
-	return aws.ToString(out.CopyObjectResult.ETag), nil
+	return s3Version(ctx, out.CopyObjectResult.ETag)
 }
 
 func withNote(meta map[string]string, note string) map[string]string {
@@ -459,54 +466,35 @@ func s3Error(ctx context.Context, err error) error {
 	return statusError(ctx, status, code, err)
 }
 
-// statusError is the error of an answer that its code did not explain, or of no
-// answer. The cause is told, not wrapped: vendors' errors end here.
-func statusError(ctx context.Context, status int, code string, err error) error {
-	switch {
-	case errors.Is(context.Cause(ctx), errSilent):
-		return fmt.Errorf("%w: no answer for %v", objects.ErrUnavailable, objects.Patience)
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case status == http.StatusPreconditionFailed || status == http.StatusConflict:
-		return objects.ErrChanged
-	case status == http.StatusNotFound:
-		return fmt.Errorf("%w (%s)", fs.ErrNotExist, code)
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return fmt.Errorf("%w (%s)", fs.ErrPermission, code)
-	case status == http.StatusRequestEntityTooLarge:
-		return objects.ErrTooBig
-	}
-	if code == "" {
-		code = errText(err)
-	}
-	return fmt.Errorf("%w: %d %s", objects.ErrUnavailable, status, code)
-}
-
-// errText is what may be said of a transport's error: addresses may stay,
-// queries and everything signed go.
-func errText(err error) string {
-	if u := (*url.Error)(nil); errors.As(err, &u) {
-		err = u.Err
-	}
-	s := err.Error()
-	if len(s) > 200 {
-		s = s[:200]
-	}
-	return s
-}
-
 func (b *s3Bucket) list(ctx context.Context, prefix string) error {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	_, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), Prefix: &prefix}, func(o *s3.Options) {
+	out, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, MaxKeys: aws.Int32(1), Prefix: &prefix}, func(o *s3.Options) {
 		o.RetryMaxAttempts = checkTries
 	})
+	if err == nil {
+		err = s3List(out)
+	}
 	if err != nil && ctx.Err() != nil {
 		return s3Error(ctx, err)
 	}
 	return err
 }
 
-func (b *s3Bucket) impossible() string { return `"00000000000000000000000000000000"` }
+// s3List refuses the answer of who is no S3 service: the SDK takes any document
+// for an empty list.
+func s3List(out *s3.ListObjectsV2Output) error {
+	if out.Name == nil && out.KeyCount == nil && out.MaxKeys == nil {
+		return errForeign
+	}
+	return nil
+}
 
-func (b *s3Bucket) noConditions() { b.careless = true }
+// s3Version is the version in the answer to a write; whoever answers without one
+// has stored nothing.
+func s3Version(ctx context.Context, etag *string) (string, error) {
+	if aws.ToString(etag) == "" {
+		return "", s3Error(ctx, errForeign)
+	}
+	return *etag, nil
+}

@@ -1,0 +1,235 @@
+//go:build unix
+
+package cloud_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"berth/internal/buckettest"
+	"berth/mounts"
+	"berth/mounts/cloud"
+	"berth/mounts/objects"
+)
+
+// checkCase is a job that cannot be done, and what a person is told.
+type checkCase struct {
+	name string
+	job  func(*mounts.Job)
+	kind mounts.FaultKind // empty: it can be done
+	text string           // a part of the message
+}
+
+func runChecks(t *testing.T, job mounts.Job, cases []checkCase) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			j := job
+			c.job(&j)
+			_, fault := cloud.Check(t.Context(), j)
+			checkFault(t, j, fault, c.kind, c.text)
+		})
+	}
+}
+
+func checkFault(t *testing.T, j mounts.Job, got *mounts.Fault, kind mounts.FaultKind, text string) {
+	t.Helper()
+	if kind == "" {
+		if got != nil {
+			t.Fatalf("the check says %s: %s", got.Kind, got.Message)
+		}
+		return
+	}
+	if got == nil {
+		t.Fatalf("the check finds nothing, want %s", kind)
+	}
+	if got.Kind != kind || !strings.Contains(got.Message, text) {
+		t.Errorf("the check says %s: %s; want %s with %q", got.Kind, got.Message, kind, text)
+	}
+	for _, secret := range []string{j.Service.SecretAccessKey, j.Service.AccountKey, j.Service.SASToken, j.Service.SessionToken} {
+		if secret != "" && strings.Contains(got.Message, secret) {
+			t.Errorf("a key is in the message: %s", got.Message)
+		}
+	}
+}
+
+// elsewhere is a server that is no bucket service.
+func elsewhere(t *testing.T) string {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, "<html><body>It works!</body></html>")
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// places are endpoints that lead to no service, whichever the kind.
+func places(t *testing.T) []checkCase {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	html := elsewhere(t)
+	endpoint := func(s string) func(*mounts.Job) { return func(j *mounts.Job) { j.Service.Endpoint = s } }
+	return []checkCase{
+		{"nobody_there", endpoint(closed.URL), mounts.FaultUnreachable, "nobody answers"},
+		{"unknown_name", endpoint("http://none.invalid"), mounts.FaultResolve, "none.invalid"},
+		{"no_tls", func(j *mounts.Job) { j.Service.Endpoint = strings.Replace(html, "http:", "https:", 1) }, mounts.FaultEndpoint, "http instead of https"},
+		{"no_such_service", endpoint(html), mounts.FaultEndpoint, "does not look like"},
+	}
+}
+
+func TestCheckS3(t *testing.T) {
+	srv := buckettest.S3(t)
+	runChecks(t, srv.Job, append(places(t), []checkCase{
+		{"fine", func(*mounts.Job) {}, "", ""},
+		{"below_a_prefix", func(j *mounts.Job) { j.Prefix = "none/" }, "", ""},
+		{"unknown_key", func(j *mounts.Job) { j.Service.AccessKeyID = "nobody" }, mounts.FaultCredentials, "access_key_id"},
+		{"wrong_secret", func(j *mounts.Job) { j.Service.SecretAccessKey = "wrong-secret" }, mounts.FaultCredentials, "secret key"},
+		{"wrong_region", func(j *mounts.Job) { j.Service.Region = "eu-west-1" }, mounts.FaultRegion, "us-east-1"},
+		{"region_auto", func(j *mounts.Job) { j.Service.Region = "auto" }, "", ""},
+		{"no_bucket", func(j *mounts.Job) { j.Bucket = "none-such" }, mounts.FaultNoBucket, `"none-such"`},
+		{"no_rights", limited, mounts.FaultListDenied, "may not list"},
+	}...))
+	if keys := srv.Keys(t); len(keys) > 0 {
+		t.Errorf("the checks leave %v behind", keys)
+	}
+}
+
+func limited(j *mounts.Job) {
+	j.Service.AccessKeyID, j.Service.SecretAccessKey = buckettest.LimitedKey, buckettest.LimitedSecret
+}
+
+// Each right that is missing is told by its name.
+func TestCheckRightsS3(t *testing.T) {
+	srv := buckettest.S3(t)
+	if _, err := srv.Bucket(t).Put(t.Context(), "file", strings.NewReader("x"), 1, objects.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s := srv.Job.Service
+	client := s3.New(s3.Options{BaseEndpoint: &s.Endpoint, Region: s.Region, UsePathStyle: true, Credentials: credentials.NewStaticCredentialsProvider(s.AccessKeyID, s.SecretAccessKey, "")})
+	for _, c := range []struct {
+		name, actions string
+		readOnly      bool
+		kind          mounts.FaultKind
+		text          string
+	}{
+		{name: "list_alone", actions: `"s3:ListBucket"`, kind: mounts.FaultReadDenied, text: "not read"},
+		{name: "list_and_read", actions: `"s3:ListBucket","s3:GetObject"`, kind: mounts.FaultWriteDenied, text: "mount read-only"},
+		{name: "read_only", actions: `"s3:ListBucket","s3:GetObject"`, readOnly: true},
+		{name: "write_alone", actions: `"s3:PutObject"`, kind: mounts.FaultListDenied, text: "may not list"},
+		{name: "all", actions: `"s3:ListBucket","s3:GetObject","s3:PutObject","s3:DeleteObject"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var list []string
+			for a := range strings.SplitSeq(c.actions, ",") {
+				resource := "arn:aws:s3:::bucket/*"
+				if a == `"s3:ListBucket"` {
+					resource = "arn:aws:s3:::bucket"
+				}
+				list = append(list, fmt.Sprintf(`{"Effect":"Allow","Principal":{"AWS":[%q]},"Action":[%s],"Resource":[%q]}`, buckettest.LimitedKey, a, resource))
+			}
+			policy := `{"Version":"2012-10-17","Statement":[` + strings.Join(list, ",") + `]}`
+			if _, err := client.PutBucketPolicy(t.Context(), &s3.PutBucketPolicyInput{Bucket: aws.String("bucket"), Policy: &policy}); err != nil {
+				t.Fatal(err)
+			}
+			j := srv.Job
+			limited(&j)
+			j.ReadOnly = c.readOnly
+			_, fault := cloud.Check(t.Context(), j)
+			checkFault(t, j, fault, c.kind, c.text)
+		})
+	}
+	if keys := srv.Keys(t); len(keys) != 1 {
+		t.Errorf("the checks leave %v behind", keys)
+	}
+}
+
+// What Amazon alone answers is put in the service's place.
+func TestCheckAnswersOfAmazon(t *testing.T) {
+	p := buckettest.S3(t).Proxied(t)
+	for _, c := range []struct {
+		code   string
+		status int
+		kind   mounts.FaultKind
+		text   string
+	}{
+		{"ExpiredToken", 400, mounts.FaultCredentials, "expired"},
+		{"InvalidToken", 400, mounts.FaultCredentials, "session token"},
+		{"RequestTimeTooSkewed", 403, mounts.FaultClock, "clock"},
+		{"PermanentRedirect", 301, mounts.FaultRegion, "region"},
+		{"SlowDown", 503, mounts.FaultUnreachable, "try again"},
+	} {
+		t.Run(c.code, func(t *testing.T) {
+			p.Break(buckettest.Always(buckettest.Fault{Status: c.status, Body: "<?xml version=\"1.0\"?><Error><Code>" + c.code + "</Code><Message>no</Message></Error>"}))
+			defer p.Heal()
+			_, fault := cloud.Check(t.Context(), p.Job)
+			checkFault(t, p.Job, fault, c.kind, c.text)
+		})
+	}
+	t.Run("paused", func(t *testing.T) {
+		p.Break(buckettest.Always(buckettest.Fault{Hold: true}))
+		defer p.Heal()
+		begun := time.Now()
+		_, fault := cloud.Check(t.Context(), p.Job)
+		checkFault(t, p.Job, fault, mounts.FaultUnreachable, "nobody answers")
+		t.Logf("told after %v", time.Since(begun))
+	})
+}
+
+func TestCheckGCS(t *testing.T) {
+	runChecks(t, buckettest.GCS(t).Job, append(places(t), []checkCase{
+		{"fine", func(*mounts.Job) {}, "", ""},
+		{"no_bucket", func(j *mounts.Job) { j.Bucket = "none-such" }, mounts.FaultNoBucket, `"none-such"`},
+	}...))
+}
+
+func TestCheckAzure(t *testing.T) {
+	srv := buckettest.Azure(t)
+	if _, err := srv.Bucket(t).Put(t.Context(), "file", strings.NewReader("x"), 1, objects.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	signed := func(p sas.ContainerPermissions, until time.Duration) func(*mounts.Job) {
+		return func(j *mounts.Job) {
+			cred, err := container.NewSharedKeyCredential(j.Service.Account, j.Service.AccountKey)
+			if err != nil {
+				t.Fatal(err)
+			}
+			q, err := sas.BlobSignatureValues{Protocol: sas.ProtocolHTTPSandHTTP, ContainerName: j.Bucket, Permissions: p.String(), StartTime: time.Now().Add(-2 * time.Hour), ExpiryTime: time.Now().Add(until)}.SignWithSharedKey(cred)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j.Service.AccountKey, j.Service.SASToken = "", q.Encode()
+		}
+	}
+	readOnly := func(with func(*mounts.Job)) func(*mounts.Job) {
+		return func(j *mounts.Job) {
+			with(j)
+			j.ReadOnly = true
+		}
+	}
+	all := sas.ContainerPermissions{Read: true, List: true, Write: true, Create: true, Delete: true, Add: true}
+	runChecks(t, srv.Job, append(places(t), []checkCase{
+		{"fine", func(*mounts.Job) {}, "", ""},
+		{"wrong_key", func(j *mounts.Job) { j.Service.AccountKey = "d3Jvbmc=" }, mounts.FaultCredentials, "account key"},
+		{"no_bucket", func(j *mounts.Job) { j.Bucket = "none-such" }, mounts.FaultNoBucket, `"none-such"`},
+		{"connection_string", func(j *mounts.Job) {
+			j.Service = mounts.Service{Kind: mounts.Azure, ConnectionString: fmt.Sprintf("AccountName=%s;AccountKey=%s;BlobEndpoint=%s", j.Service.Account, j.Service.AccountKey, j.Service.Endpoint)}
+		}, "", ""},
+		{"signature", signed(all, time.Hour), "", ""},
+		{"signature_expired", signed(all, -time.Hour), mounts.FaultCredentials, "SAS token"},
+		{"signature_without_list", signed(sas.ContainerPermissions{Read: true, Write: true, Create: true}, time.Hour), mounts.FaultListDenied, "may not list"},
+		{"signature_without_read", signed(sas.ContainerPermissions{List: true}, time.Hour), mounts.FaultReadDenied, "not read"},
+		{"signature_without_write", signed(sas.ContainerPermissions{Read: true, List: true}, time.Hour), mounts.FaultWriteDenied, "mount read-only"},
+		{"signature_read_only", readOnly(signed(sas.ContainerPermissions{Read: true, List: true}, time.Hour)), "", ""},
+	}...))
+	if keys := srv.Keys(t); len(keys) != 1 {
+		t.Errorf("the checks leave %v behind", keys)
+	}
+}
