@@ -5,11 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"berth/sandbox"
@@ -20,7 +22,10 @@ import (
 // root on.
 func (s *Server) contextFiles(owner sandbox.Owner, hashes []string) (map[string]sandbox.BuildFile, error) {
 	files := map[string]sandbox.BuildFile{}
-	for _, hash := range hashes {
+	for i, hash := range hashes {
+		if slices.Contains(hashes[:i], hash) {
+			continue // read already, and perhaps named a million times
+		}
 		if !contextHash().MatchString(hash) {
 			return nil, refuse(http.StatusBadRequest, "contextHashes: %.80q is no hash", hash)
 		}
@@ -72,6 +77,9 @@ func readContext(file string, files map[string]sandbox.BuildFile) error {
 		}
 		if len(files) >= sandbox.MaxBuildFiles {
 			return errors.New("there are more files than a build takes")
+		}
+		if len(name) > sandbox.MaxPath || len(h.Linkname) > sandbox.MaxPath {
+			return fmt.Errorf("%.80q has a name, or leads to one, of more than %d bytes", name, sandbox.MaxPath)
 		}
 		b := sandbox.BuildFile{Mode: h.FileInfo().Mode().Perm()}
 		switch h.Typeflag {

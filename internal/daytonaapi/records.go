@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -156,8 +157,16 @@ func (t *table[T]) all(want func(T) bool) []T {
 	return list
 }
 
-// put keeps a row; id names a file, and is one of ours.
+// maxRow bounds a row, as it is kept: rows are in memory, those of what failed
+// until somebody deletes them, and what they hold of a request has no bound else.
+const maxRow = 256 << 10
+
+// put keeps a row, and refuses one that is too large; id names a file, and is
+// one of ours.
 func (t *table[T]) put(id string, row T) error {
+	if b, err := json.Marshal(row); err == nil && len(b) > maxRow {
+		return refuse(http.StatusBadRequest, "the request has %d bytes as it is kept; allowed: at most %d. Upload what a Dockerfile holds, and COPY it", len(b), maxRow)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.keep(id, row)

@@ -8,10 +8,12 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,6 +230,36 @@ func TestBuild(t *testing.T) {
 	a.until(box["id"].(string), "gone")
 	a.do(http.StatusOK, "DELETE", "/api/snapshots/"+made["id"].(string), nil)
 	a.refused(http.StatusNotFound, "GET", "/api/snapshots/"+made["id"].(string), nil)
+}
+
+// What is kept of a request, in memory and for as long as nobody deletes it, is
+// bounded; and an upload is read once, however often it is named.
+func TestLargeRequestsAreRefused(t *testing.T) {
+	a := newAPI(t)
+	long := strings.Repeat("x", 300<<10)
+	a.refused(http.StatusBadRequest, "POST", "/api/snapshots", object{"name": "a", "imageName": "debian:12", "entrypoint": []string{long}}, "262144")
+	a.refused(http.StatusBadRequest, "POST", "/api/snapshots", object{"name": "a", "buildInfo": object{"dockerfileContent": "FROM snapshot:daytona-small\n#" + long}}, "262144")
+	a.refused(http.StatusBadRequest, "POST", "/api/sandbox", object{"name": "a", "target": long}, "262144")
+	if list := a.do(http.StatusOK, "GET", "/api/sandbox", nil); len(list["items"].([]any)) != 0 {
+		t.Errorf("there are %v", list)
+	}
+
+	c := a.s3()
+	if status, text := c.send("PUT", c.org+"/abc/context.tar", "", archive(t, map[string]string{"f": long}), nil); status != http.StatusOK {
+		t.Fatalf("got %d %s", status, text)
+	}
+	hashes := slices.Repeat([]string{"abc"}, 1_000_000) // 300 GB, read again each time
+	a.refused(http.StatusBadRequest, "POST", "/api/snapshots", object{"name": "a", "buildInfo": object{"dockerfileContent": "FROM snapshot:daytona-small\nCOPY f /\n", "contextHashes": hashes}}, "262144")
+
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: strings.Repeat("d/", 4000) + "f", Format: tar.FormatPAX}), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if status, text := c.send("PUT", c.org+"/long/context.tar", "", b.Bytes(), nil); status != http.StatusOK {
+		t.Fatalf("got %d %s", status, text)
+	}
+	a.refused(http.StatusBadRequest, "POST", "/api/snapshots", object{"name": "a", "buildInfo": object{"dockerfileContent": "FROM snapshot:daytona-small", "contextHashes": []string{"long"}}}, "4096 bytes")
 }
 
 func TestBuildFails(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 
@@ -85,8 +84,8 @@ func window(cols, rows *int) (sandbox.WindowSize, error) {
 // startPTY starts a terminal.
 func (t *Toolbox) startPTY(c *call, q ptyRequest) error {
 	c.args["id"], c.args["cwd"], c.args["env"] = q.ID, q.Cwd, q.Envs
-	if q.ID == "" || len(q.ID) > maxSessionID || !utf8.ValidString(q.ID) || strings.ContainsAny(q.ID, "\x00\n") {
-		return badRequest("id: %.80q does not fit; allowed: 1 to 256 bytes of text in one line", q.ID)
+	if !named(q.ID) {
+		return badRequest("id: %.80q does not fit; allowed: "+allowedNames, q.ID)
 	}
 	size, err := window(q.Cols, q.Rows)
 	if err != nil {

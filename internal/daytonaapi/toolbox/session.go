@@ -71,6 +71,14 @@ func parseNote(i sandbox.ProcessInfo) note {
 	return n
 }
 
+const allowedNames = "1 to 256 bytes of text in one line, but not . and .."
+
+// named tells whether clients can name something so: what they would have to
+// write as . or .. in a path is never asked for.
+func named(s string) bool {
+	return s != "" && s != "." && s != ".." && len(s) <= maxSessionID && utf8.ValidString(s) && !strings.ContainsAny(s, "\x00\n")
+}
+
 // processID makes the id of a process that clients name themselves.
 func processID(kind, name string) sandbox.ProcessID {
 	sum := sha256.Sum256([]byte(name))
@@ -146,8 +154,8 @@ func (t *Toolbox) createSession(c *call) error {
 	}
 	c.args["session"] = q.SessionID
 	switch {
-	case q.SessionID == "" || len(q.SessionID) > maxSessionID || !utf8.ValidString(q.SessionID) || strings.ContainsAny(q.SessionID, "\x00\n"):
-		return badRequest("sessionId: %.80q does not fit; allowed: 1 to 256 bytes of text in one line", q.SessionID)
+	case !named(q.SessionID):
+		return badRequest("sessionId: %.80q does not fit; allowed: "+allowedNames, q.SessionID)
 	case q.SessionID == entrypoint:
 		return errEntrypoint
 	}

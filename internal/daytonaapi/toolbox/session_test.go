@@ -55,6 +55,10 @@ func TestSessionLife(t *testing.T) {
 	w.problem(w.do("POST", "/process/session", m{"sessionId": "a/b ü"}, 409, nil), 409, "CONFLICT", "exists")
 	w.problem(w.do("POST", "/process/session", m{"sessionId": "entrypoint"}, 400, nil), 400, "BAD_REQUEST", "entrypoint")
 	w.problem(w.do("POST", "/process/session", m{}, 400, nil), 400, "BAD_REQUEST", "sessionId")
+	for _, id := range []string{".", ".."} { // no client could ask for it, or delete it
+		w.problem(w.do("POST", "/process/session", m{"sessionId": id}, 400, nil), 400, "BAD_REQUEST", "sessionId")
+		w.problem(w.do("POST", "/process/pty", m{"id": id}, 400, nil), 400, "BAD_REQUEST", "id")
+	}
 	w.problem(w.do("POST", "/process/session/none/exec", m{"command": "true"}, 404, nil), 404, "NOT_FOUND", "none")
 	w.problem(w.do("POST", path+"/exec", m{"command": " "}, 400, nil), 400, "BAD_REQUEST", "command")
 	w.problem(w.do("GET", "/process/session/none", nil, 404, nil), 404, "NOT_FOUND", "none")
