@@ -6,9 +6,16 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
+
+// subpath tells whether s can name a directory below another.
+func subpath(s string) bool {
+	long := slices.ContainsFunc(strings.Split(s, "/"), func(name string) bool { return len(name) > 255 })
+	return plainPath(s) && !path.IsAbs(s) && path.Clean(s) == s && s != "." && s != ".." && !strings.HasPrefix(s, "../") && !long
+}
 
 // MaxVolumes bounds what one sandbox has attached.
 const MaxVolumes = 32
@@ -51,8 +58,8 @@ func (f *faults) volumes(list []VolumeMount) {
 			f.add(key+"volume", fmt.Sprintf("%.80q is not a volume's name", v.Volume), "1 to 63 lower-case letters, digits and '-', the first a letter or digit", "")
 		}
 		f.place(key+"path", v.Path)
-		if s := v.Subpath; s != "" && (!plainPath(s) || path.IsAbs(s) || path.Clean(s) != s || s == "." || s == ".." || strings.HasPrefix(s, "../")) {
-			f.add(key+"subpath", fmt.Sprintf("%.80q is not a path in the volume", s), "a relative path without '.' and '..', such as data/raw", "")
+		if s := v.Subpath; s != "" && !subpath(s) {
+			f.add(key+"subpath", fmt.Sprintf("%.80q is not a path in the volume", s), "a relative path without '.' and '..', of names of at most 255 bytes, such as data/raw", "")
 		}
 		for j, o := range list[:i] {
 			if overlap(v.Path, o.Path) {
