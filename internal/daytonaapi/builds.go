@@ -220,8 +220,8 @@ func (s *Server) keepFiles(ctx context.Context, rec snapshotRecord) error {
 	return err
 }
 
-// maxBuildLog bounds the log of a build in memory, in bytes; its beginning is
-// dropped beyond it.
+// maxBuildLog bounds the log of a build in memory, in bytes; beyond it the older
+// half is dropped, so that what each line costs does not grow.
 const maxBuildLog = 4 << 20
 
 // buildLog is a log that grows and can be followed.
@@ -239,7 +239,8 @@ func (l *buildLog) line(text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.data = append(append(l.data, strings.TrimRight(text, "\n")...), '\n')
-	if n := len(l.data) - maxBuildLog; n > 0 {
+	if len(l.data) > maxBuildLog {
+		n := len(l.data) - maxBuildLog/2
 		l.data = append([]byte(nil), l.data[n:]...)
 		l.dropped += n
 	}

@@ -13,10 +13,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"berth/internal/daytonaapi"
 )
 
 // s3 is a client of the object storage, with the signature written down anew.
@@ -260,6 +263,17 @@ func TestLargeRequestsAreRefused(t *testing.T) {
 		t.Fatalf("got %d %s", status, text)
 	}
 	a.refused(http.StatusBadRequest, "POST", "/api/snapshots", object{"name": "a", "buildInfo": object{"dockerfileContent": "FROM snapshot:daytona-small", "contextHashes": []string{"long"}}}, "4096 bytes")
+}
+
+// A build that prints without end costs the server no more than it prints.
+func TestLongBuildLog(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	end, kept := daytonaapi.FillBuildLog(strings.Repeat("a", 99), 100_000)
+	runtime.ReadMemStats(&after)
+	if made := after.TotalAlloc - before.TotalAlloc; end != 10_000_000 || kept < 2<<20 || kept > 4<<20 || made > 200<<20 {
+		t.Errorf("10 MB: the end is at %d, %d bytes are kept, and %d were taken for it", end, kept, made)
+	}
 }
 
 func TestBuildFails(t *testing.T) {
