@@ -1,10 +1,10 @@
 package resident
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"time"
@@ -189,8 +189,8 @@ func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
 	if goarch == "" {
 		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: fmt.Sprintf("berth's helper is made for amd64 and arm64, and the sandbox's machine is %.40q; choose an image or a target of one of these", none.machine)}
 	}
-	program := b.o.Program(goarch)
-	if len(program) == 0 {
+	program := b.program(goarch)
+	if program == nil {
 		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "this berth was built without its helper for linux/" + goarch + ": build it by make (or go generate ./sandbox/local/boxbin before go build), or have the helper in the image as " + wire.PrebakedName}
 	}
 	if none.base == "" {
@@ -199,7 +199,7 @@ func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
 	var errs []error
 	var refused []string
 	for base := none.base; base != ""; {
-		at, err := b.bringTo(ctx, base, "box-"+b.build(goarch), program)
+		at, err := b.bringTo(ctx, base, "box-"+program.build, program)
 		if err == nil {
 			return at, nil
 		}
@@ -221,7 +221,7 @@ func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (b *Box) bringTo(ctx context.Context, base, name string, program []byte) (*place, error) {
+func (b *Box) bringTo(ctx context.Context, base, name string, program *binary) (*place, error) {
 	id := newID()
 	value, err := wire.EncodeCall(&wire.Call{ID: id, Sandbox: b.o.ID, Base: b.o.Base, Facts: &wire.CallFacts{}}, nil)
 	if err != nil {
@@ -234,7 +234,7 @@ func (b *Box) bringTo(ctx context.Context, base, name string, program []byte) (*
 	}
 	t, f := quote(temp), quote(final)
 	text := "export " + wire.CallVariable + "=" + quote(value) + "\n" +
-		fmt.Sprintf("if [ \"$(wc -c <%s | tr -d ' ')\" != %d ]; then rm -f %s; echo the upload did not come whole; exit 3; fi\n", t, len(program), t) +
+		fmt.Sprintf("if [ \"$(wc -c <%s | tr -d ' ')\" != %d ]; then rm -f %s; echo the upload did not come whole; exit 3; fi\n", t, program.size, t) +
 		"chmod 755 " + t + " && mv -f " + t + " " + f + " && exec " + f + " call </dev/null"
 	out, code, err := b.exec(ctx, text, callTime)
 	if err != nil {
@@ -256,9 +256,9 @@ func again(err error) bool {
 	return maybe(err) || errors.Is(k, sandbox.ErrUnavailable)
 }
 
-func (b *Box) upload(ctx context.Context, name string, p []byte) (err error) {
+func (b *Box) upload(ctx context.Context, name string, p *binary) (err error) {
 	for try := 1; ; try++ {
-		err = b.t.Upload(ctx, name, 0o755, bytes.NewReader(p), int64(len(p)))
+		err = b.t.Upload(ctx, name, 0o755, io.NewSectionReader(p, 0, p.size), p.size)
 		if err == nil || ctx.Err() != nil || try == tries || !again(err) {
 			return err
 		}

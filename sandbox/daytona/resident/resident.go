@@ -16,6 +16,7 @@
 package resident
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -105,9 +106,6 @@ func New(t Transport, o Options) *Box {
 	}
 	if o.KeepLogBytes <= 0 {
 		o.KeepLogBytes = defaultKeepLogBytes
-	}
-	if o.Program == nil {
-		o.Program = boxbin.Bytes
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -255,23 +253,55 @@ func (b *Box) Reaches(ctx context.Context, to netip.AddrPort, wait time.Duration
 	return a.Reached, nil
 }
 
-// builds are the sums of programs, by their bytes' address: the built-in ones never
-// change.
-var builds sync.Map
-
 // build tells builds of the helper apart; empty when there is none for goarch.
 func (b *Box) build(goarch string) string {
-	p := b.o.Program(goarch)
-	if len(p) == 0 {
-		return ""
+	if p := b.program(goarch); p != nil {
+		return p.build
 	}
-	if known, ok := builds.Load(&p[0]); ok {
-		return known.(string)
+	return ""
+}
+
+// program is the helper for an architecture; nil when there is none.
+func (b *Box) program(goarch string) *binary {
+	if b.o.Program == nil {
+		if open := builtIn[goarch]; open != nil {
+			return open()
+		}
+		return nil
 	}
-	sum := sha256.Sum256(p)
-	text := hex.EncodeToString(sum[:8])
-	builds.Store(&p[0], text)
-	return text
+	if p := b.o.Program(goarch); len(p) > 0 {
+		return newBinary(bytes.NewReader(p), int64(len(p)))
+	}
+	return nil
+}
+
+// binary is a helper that can be brought.
+type binary struct {
+	io.ReaderAt
+	size  int64
+	build string
+}
+
+// builtIn are the helpers in this program. They are megabytes: every Box reads
+// them where they lie.
+var builtIn = map[string]func() *binary{"amd64": embedded("amd64"), "arm64": embedded("arm64")}
+
+func embedded(goarch string) func() *binary {
+	return sync.OnceValue(func() *binary {
+		if r, size := boxbin.Open(goarch); r != nil {
+			return newBinary(r, size)
+		}
+		return nil
+	})
+}
+
+// newBinary reads r once; nil when that fails.
+func newBinary(r io.ReaderAt, size int64) *binary {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(r, 0, size)); err != nil {
+		return nil
+	}
+	return &binary{r, size, hex.EncodeToString(sum.Sum(nil)[:8])}
 }
 
 func newID() string {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -355,5 +356,23 @@ func TestOpenKeepsTheFile(t *testing.T) {
 	}
 	if left, err := fs.Glob(os.DirFS(s.home), ".berth/*/tmp/*"); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// However many sandboxes there are, the helper is in memory as often as the program
+// has it: megabytes for each would be all memory soon.
+func TestHelperIsNotCopied(t *testing.T) {
+	const boxes = 50
+	if resident.New(nil, resident.Options{ID: "x"}).Build("amd64") == "" {
+		t.Skip("the helper was not generated: go generate ./sandbox/local/boxbin")
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range boxes {
+		resident.New(nil, resident.Options{ID: "x"}).Build("amd64")
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / boxes; got > 64<<10 {
+		t.Errorf("each box takes %d bytes for the helper", got)
 	}
 }

@@ -5,7 +5,10 @@
 // where that did not run, Bytes knows none.
 package boxbin
 
-import "embed"
+import (
+	"embed"
+	"io"
+)
 
 //go:generate go run gen.go
 
@@ -22,4 +25,22 @@ func Bytes(goarch string) []byte {
 		return nil
 	}
 	return b
+}
+
+// Open is Bytes without a copy: what it returns reads the program where it lies.
+// Nil when Bytes is.
+func Open(goarch string) (program io.ReaderAt, size int64) {
+	f, err := files.Open("box-linux-" + goarch)
+	if err != nil {
+		return nil, 0
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0
+	}
+	r, ok := f.(io.ReaderAt) // as embed promises; it holds nothing open
+	if !ok {
+		return nil, 0
+	}
+	return r, info.Size()
 }

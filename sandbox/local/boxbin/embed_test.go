@@ -3,6 +3,7 @@ package boxbin_test
 import (
 	"bytes"
 	"debug/elf"
+	"io"
 	"os"
 	"testing"
 
@@ -11,6 +12,9 @@ import (
 
 func TestBytesUnknownArchitecture(t *testing.T) {
 	for _, arch := range []string{"", "s390x", "../boxes", "amd64/x"} {
+		if r, _ := boxbin.Open(arch); r != nil {
+			t.Errorf("Open(%q) finds something", arch)
+		}
 		if got := boxbin.Bytes(arch); got != nil {
 			t.Errorf("Bytes(%q) = %d bytes, want nil", arch, len(got))
 		}
@@ -28,6 +32,14 @@ func TestBytesIsStaticELF(t *testing.T) {
 				t.Errorf("Bytes(%q) = %d bytes without a file (%v)", arch, len(b), err)
 			}
 			continue
+		}
+		r, size := boxbin.Open(arch)
+		if r == nil {
+			t.Errorf("Open(%q) finds nothing", arch)
+			continue
+		}
+		if whole, err := io.ReadAll(io.NewSectionReader(r, 0, size)); err != nil || !bytes.Equal(whole, b) {
+			t.Errorf("Open(%q) reads %d bytes that differ from Bytes (%v)", arch, len(whole), err)
 		}
 		f, err := elf.NewFile(bytes.NewReader(b))
 		if err != nil {
