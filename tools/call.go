@@ -119,6 +119,9 @@ func (r *registry) run(ctx context.Context, c *call, v *validator, req mcp.CallT
 		return a.res, a.err
 	case <-timer.C:
 		r.log.Error("tool hangs", slog.String("tool", c.tool.name))
+		if !c.tool.readOnly && !c.tool.idempotent {
+			return nil, errLate // it may do its work yet
+		}
 		return nil, context.DeadlineExceeded
 	}
 }

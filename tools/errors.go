@@ -29,6 +29,7 @@ var sentences = []struct {
 		return fmt.Sprintf("process_id: stdin of process %s is closed; start it by spawn_process with open_stdin true", show(c.argument("process_id")))
 	}},
 	{sandbox.ErrMaybeStarted, fixed("the connection to the sandbox broke while the command was being started: it may have run, and was not run again; list_processes shows what runs, then decide whether to repeat it")},
+	{errLate, fixed("no answer came within 50 s, and whether it was done, or is done yet, is not known: look at that (list_processes, read_output, read_file) before you make the same call again")},
 	{sandbox.ErrNotFound, func(c *call) string {
 		return fmt.Sprintf("session_id: there is no sandbox for session %s; execute_command or start_sandbox makes one, list_sandboxes shows those there are", c.key.Session)
 	}},
@@ -52,6 +53,10 @@ var sentences = []struct {
 	// Asked for it is ErrCancelled, so here the connection or the server goes away.
 	{context.Canceled, fixed("the call ended before it was done, since its connection or the server is going away; the sandbox and its processes live on, so connect again and make the same call")},
 }
+
+// errLate is what came of a call that was left behind and would do something
+// another time if it were repeated.
+var errLate = errors.New("left behind")
 
 func fixed(s string) func(*call) string { return func(*call) string { return s } }
 
