@@ -143,6 +143,12 @@ type (
 	Updater interface {
 		Update(ctx context.Context, spec Spec) error
 	}
+	// Resizer gives a running sandbox other limits; a zero field leaves one as
+	// it is. ErrNotRunning when it does not run; a FieldError or UserError, and
+	// nothing changed, where one cannot be changed. An Instance ability.
+	Resizer interface {
+		Resize(ctx context.Context, to Resources) error
+	}
 	// Archiver packs a stopped sandbox's files, verifies the archive, and
 	// only then frees their space. Archiving an archived one does nothing.
 	// An Instance ability.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"strconv"
@@ -52,6 +53,37 @@ func (r Resources) within(most Resources) Resources {
 		r.Disk = min(r.Disk, most.Disk)
 	}
 	return r
+}
+
+// Resources tells what a sandbox that asks for this gets: where it asks for
+// nothing, what the operator gives every one.
+func (m *Manager) Resources(asked Resources) Resources {
+	return asked.over(m.options.Defaults.Resources).within(m.options.Limits.Resources)
+}
+
+// ResizeSandbox gives the key's sandbox, which runs, other limits (see Resizer).
+func (m *Manager) ResizeSandbox(ctx context.Context, key Key, to Resources) (*Info, error) {
+	ctx = withDeadline(ctx)
+	if err := m.allowed(Spec{Resources: to}); err != nil {
+		return nil, err
+	}
+	inst, _, err := m.existing(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	r, ok := inst.(Resizer)
+	if !ok {
+		return nil, &UserError{Err: ErrUnsupported, Text: "the provider " + m.provider.Name() + " cannot resize a sandbox; make another one"}
+	}
+	if err := r.Resize(ctx, to); err != nil {
+		return nil, sayNoSession(err, key)
+	}
+	m.forget(key, nil)
+	info, err := inst.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the sandbox: %w", err)
+	}
+	return &info, nil
 }
 
 // allowed checks a given spec, also against the operator's ceiling.

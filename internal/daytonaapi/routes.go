@@ -81,6 +81,7 @@ func (s *Server) routes() http.Handler {
 	with(http.StatusCreated, "POST /api/sandbox/{s}/autodelete/{minutes}", of(s.setAutoDelete))
 	with(http.StatusCreated, "POST /api/sandbox/{s}/last-activity", of(s.touch))
 	handle("POST /api/sandbox/{s}/network-settings", of(s.setNetwork))
+	handle("POST /api/sandbox/{s}/resize", of(s.resizeSandbox))
 	handle("GET /api/sandbox/{s}/ports/{port}/preview-url", of(s.previewURL))
 	handle("GET /api/sandbox/{s}/ports/{port}/signed-preview-url", of(s.signedPreviewURL))
 	with(http.StatusCreated, "POST /api/sandbox/{s}/ports/{port}/signed-preview-url/{token}/expire", of(s.expirePreviewURL))
@@ -124,7 +125,6 @@ func (s *Server) routes() http.Handler {
 // its answer of 501 tells.
 var missing = map[string][]string{
 	"pause":          {"POST /api/sandbox/{s}/pause", "POST /api/sandbox/{s}/autopause/{minutes}"},
-	"resize":         {"POST /api/sandbox/{s}/resize"},
 	"deactivation":   {"POST /api/snapshots/{snapshot}/deactivate"},
 	"time to live":   {"POST /api/sandbox/{s}/ttl/{minutes}"},
 	"SSH access":     {"POST /api/sandbox/{s}/ssh-access", "DELETE /api/sandbox/{s}/ssh-access", "GET /api/sandbox/ssh-access/validate"},

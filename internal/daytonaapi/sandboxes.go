@@ -33,6 +33,7 @@ type view struct {
 	rec  sandboxRecord
 	work *work  // nil: none is under way
 	why  string // the last work failed
+	size func(asked sandbox.Resources) sandbox.Resources
 }
 
 func noSandbox(name string) error {
@@ -58,6 +59,7 @@ func (s *Server) complete(v *view) error {
 		v.rec = sandboxRecord{}
 	}
 	v.work, v.why = s.underWay(v.key)
+	v.size = s.m.Resources
 	there := v.info.Status != sandbox.StatusPending && v.info.Status != sandbox.StatusDestroyed
 	switch {
 	case there, v.work != nil, v.rec.Phase != phaseDone:
@@ -126,6 +128,7 @@ func (s *Server) everything(ctx context.Context, owner sandbox.Owner) ([]view, e
 	for _, r := range s.records.sandboxes.all(func(r sandboxRecord) bool { return r.Owner == owner && r.Phase != phaseDone && !seen[r.ID] }) {
 		v := view{key: r.key(), rec: r, info: sandbox.Info{Key: r.key(), Status: sandbox.StatusPending, Created: r.Created}}
 		v.work, v.why = s.underWay(v.key)
+		v.size = s.m.Resources
 		list = append(list, v)
 	}
 	return list, nil
@@ -227,6 +230,7 @@ func (v *view) item(base string) listItem {
 	spec, now := v.info.Spec, time.Now()
 	if v.info.Status == sandbox.StatusPending && v.rec.Request != nil {
 		spec, _ = v.rec.Request.spec(v.rec) // its faults were told when it was asked for
+		spec.Resources = v.size(spec.Resources)
 	}
 	state, desired := v.state()
 	item := listItem{

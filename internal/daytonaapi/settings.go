@@ -110,6 +110,30 @@ func (s *Server) setAutoDelete(c *call, key sandbox.Key) (any, error) {
 	return s.set(c, key, sandbox.Spec{AutoDelete: &d})
 }
 
+// resizeSandbox gives a running sandbox other limits, where the provider can do
+// that to what runs. The size of its disk stays what it is.
+func (s *Server) resizeSandbox(c *call, key sandbox.Key) (any, error) {
+	var body struct {
+		CPU    float64 `json:"cpu"`    // cores
+		Memory float64 `json:"memory"` // GiB
+		Disk   float64 `json:"disk"`   // GiB
+	}
+	if err := c.decode(&body); err != nil {
+		return nil, err
+	}
+	to := sandbox.Resources{CPU: body.CPU, Memory: sandbox.FromGiB(body.Memory), Disk: sandbox.FromGiB(body.Disk)}
+	if to == (sandbox.Resources{}) {
+		return nil, refuse(http.StatusBadRequest, "one of cpu, memory and disk must be given, and more than 0")
+	}
+	if err := s.made(c.ctx(), key); err != nil {
+		return nil, err
+	}
+	if _, err := s.m.ResizeSandbox(c.ctx(), key, to); err != nil {
+		return nil, err
+	}
+	return s.show(c, key)
+}
+
 func (s *Server) touch(c *call, key sandbox.Key) (any, error) {
 	if err := s.made(c.ctx(), key); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@
 package daytonaapi_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -263,4 +264,70 @@ func TestFork(t *testing.T) {
 	}
 	a.refused(http.StatusConflict, "POST", "/api/sandbox/"+id+"/fork", object{"name": "second"}, "already exists")
 	a.refused(http.StatusNotFound, "GET", "/api/sandbox/"+id+"/parent", nil)
+}
+
+// A running sandbox gets other limits where cgroups hold them; where they do not,
+// and for the disk, the answer says why, and nothing is changed.
+func TestResize(t *testing.T) {
+	a := newAPI(t)
+	o := a.create(object{})
+	id := o["id"].(string)
+	path := "/api/sandbox/" + id + "/resize"
+	for body, want := range map[string]string{`{}`: "cpu, memory and disk", `{"memory": -1}`: "memory", `{"cpu": 100000}`: "cpu", `{"disk": 5}`: "disk", `{"memory": "x"}`: "memory"} {
+		a.refused(http.StatusBadRequest, "POST", path, body, want)
+	}
+	held := map[string]sandbox.Enforcement{}
+	info, err := a.m.GetSandbox(t.Context(), sandbox.Key{Owner: a.owner, Session: sandbox.SessionID(id)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range info.Guarantees {
+		held[g.Name] = g.State
+	}
+	a.refused(http.StatusUnprocessableEntity, "POST", path, object{"cpu": 1}, "cpu", "without one")
+	if held["memory_limit"] != sandbox.Enforced {
+		a.refused(http.StatusUnprocessableEntity, "POST", path, object{"memory": 1}, "memory", "cgroup")
+	} else {
+		key := sandbox.Key{Owner: a.owner, Session: sandbox.SessionID(id)}
+		if o := a.do(http.StatusOK, "POST", path, object{"memory": 0.25}); o["memory"] != 0.25 || o["state"] != "started" {
+			t.Errorf("resize answers %v", o)
+		}
+		const hog = "head -c 400000000 /dev/zero | tail | wc -c" // tail keeps what is no line
+		r, err := a.m.ExecuteCommand(t.Context(), key, sandbox.RunRequest{Command: hog})
+		if err != nil || !strings.Contains(fmt.Sprintf("%+v", r), "memory limit 256 MiB") {
+			t.Errorf("beyond the limit: %+v, %v", r, err)
+		}
+		a.do(http.StatusOK, "POST", path, object{"memory": 1})
+		if r, err := a.m.ExecuteCommand(t.Context(), key, sandbox.RunRequest{Command: hog}); err != nil || strings.TrimSpace(r.Stdout.Head+r.Stdout.Tail) != "400000000" {
+			t.Errorf("within the new limit: %+v, %v", r, err)
+		}
+	}
+	a.do(http.StatusOK, "POST", "/api/sandbox/"+id+"/stop", nil)
+	a.until(id, "stopped")
+	a.refused(http.StatusBadRequest, "POST", path, object{"memory": 1}, "not running")
+	if held["memory_limit"] == sandbox.Enforced {
+		if o := a.do(http.StatusOK, "GET", "/api/sandbox/"+id, nil); o["memory"] != 1.0 {
+			t.Errorf("after the stop: memory %v", o["memory"])
+		}
+	}
+}
+
+// What the operator gives every sandbox is told also while one is being made.
+func TestSizesOfTheOperator(t *testing.T) {
+	a := newAPI(t)
+	a.stop()
+	a.o.Defaults.Resources = sandbox.Resources{CPU: 0.5}
+	a.o.Limits.Resources = sandbox.Resources{Memory: 1 << 30}
+	a.serve()
+	status, out := a.send(a.token, "POST", "/api/sandbox", object{})
+	if strings.Contains(string(out), "limit cannot be held on this machine") {
+		t.Skip("no cgroups can be made as this user: a sandbox with limits is refused")
+	}
+	var o object
+	if err := json.Unmarshal(out, &o); err != nil || status != http.StatusOK {
+		t.Fatalf("POST: %d %s", status, out)
+	}
+	if o["cpu"] != 0.5 || o["memory"] != 1.0 || o["disk"] != 0.0 {
+		t.Errorf("a new sandbox has cpu %v, memory %v, disk %v", o["cpu"], o["memory"], o["disk"])
+	}
 }

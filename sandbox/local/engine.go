@@ -49,6 +49,7 @@ type connection interface {
 	Forget(ctx context.Context, id sandbox.ProcessID) error
 	Usage(ctx context.Context) (wire.Usage, error)
 	Configure(ctx context.Context, i wire.Intervals) error
+	Limit(ctx context.Context, to wire.LimitChange) error
 	// Network sets the policy, unless nil, and tells what was refused.
 	Network(ctx context.Context, set *wire.Network) (wire.NetworkState, error)
 	// Stop returns when everything inside has ended and the monitor too.

@@ -120,6 +120,7 @@ func (c fakeConn) Network(_ context.Context, set *wire.Network) (wire.NetworkSta
 	return wire.NetworkState{}, writeJSON(filepath.Join(c.dir, "network.json"), set, false)
 }
 func (fakeConn) Configure(context.Context, wire.Intervals) error { return nil }
+func (fakeConn) Limit(context.Context, wire.LimitChange) error   { return nil }
 func (c fakeConn) Stop(ctx context.Context, reason string) error {
 	rec, _, err := fakeEngine{}.monitor(c.dir)
 	if err != nil {

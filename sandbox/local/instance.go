@@ -31,6 +31,7 @@ type Instance struct {
 var (
 	_ sandbox.Instance         = (*Instance)(nil)
 	_ sandbox.Updater          = (*Instance)(nil)
+	_ sandbox.Resizer          = (*Instance)(nil)
 	_ sandbox.Archiver         = (*Instance)(nil)
 	_ sandbox.Recoverer        = (*Instance)(nil)
 	_ sandbox.Retirer          = (*Instance)(nil)

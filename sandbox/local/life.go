@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"berth/sandbox"
+	"berth/sandbox/local/wire"
 )
 
 // Start brings the sandbox to running.
@@ -186,6 +187,57 @@ func (in *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 		return fmt.Errorf("set the network: %w", err)
 	}
 	return c.Configure(ctx, intervals(v.rec.Spec))
+}
+
+// Resize gives a running sandbox other limits, where cgroups hold them. They hold
+// at its next starts, too.
+func (in *Instance) Resize(ctx context.Context, to sandbox.Resources) error {
+	l, err := acquire(ctx, in.s.lockPath(in.id), opOther)
+	if err != nil {
+		return err
+	}
+	defer func() { l.release(in.gone()) }()
+	v, err := in.look()
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && v.status == sandbox.StatusDestroyed:
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotFound)
+	case err != nil:
+		return err
+	case v.rec == nil || !v.alive:
+		return fmt.Errorf("session %s: %w", in.key.Session, sandbox.ErrNotRunning)
+	case to.Disk != 0 && to.Disk != v.rec.Spec.Disk:
+		return &sandbox.FieldError{Field: "resources.disk_gib", Problem: "the size of a sandbox's file system is set when the sandbox is made", Allowed: "what it is", Hint: "leave it out, or fork the sandbox"}
+	}
+	rec := *v.rec
+	if to.CPU > 0 {
+		rec.Spec.CPU = to.CPU
+	}
+	if to.Memory > 0 {
+		rec.Spec.Memory = to.Memory
+	}
+	c, err := in.p.engine.connect(ctx, in.dir())
+	if err != nil {
+		return err
+	}
+	limits := in.p.limits(rec.Spec)
+	change := wire.LimitChange{}
+	if to.CPU > 0 {
+		change.CPUMilli = limits.CPUMilli
+	}
+	if to.Memory > 0 {
+		change.Memory = limits.Memory
+	}
+	if err := in.s.writeRecord(in.id, &rec); err != nil {
+		return full(in.s, err)
+	}
+	if err := c.Limit(ctx, change); err != nil {
+		err = errors.Join(err, in.s.writeRecord(in.id, v.rec))
+		if errors.Is(err, sandbox.ErrUnsupported) {
+			return &sandbox.UserError{Text: err.Error(), Err: sandbox.ErrUnsupported}
+		}
+		return err
+	}
+	return nil
 }
 
 // SetNetwork changes what the sandbox may reach, at once.

@@ -125,7 +125,7 @@ func (t *Toolbox) run(c *call, q sandbox.SpawnRequest, rest string) error {
 			info, err = p.Info(c.ctx)
 		}
 		if err != nil {
-			return fmt.Errorf("wait for the command: %w", err)
+			return lost(err)
 		}
 	}
 	c.args["exit_code"] = exitText(info)
@@ -144,6 +144,15 @@ func (t *Toolbox) run(c *call, q sandbox.SpawnRequest, rest string) error {
 	w.shut()
 	w.raw(rest + "}")
 	return w.end(err)
+}
+
+// lost is the answer for a command that was started and is out of sight: no status
+// that says the request was not carried out, so that nobody sends it again.
+func lost(err error) error {
+	if errors.Is(err, sandbox.ErrNotRunning) || errors.Is(err, sandbox.ErrNotFound) {
+		return fmt.Errorf("wait for the command: %w", err) // clients look for when it stopped
+	}
+	return &apiError{status: http.StatusBadGateway, code: codeUnavailable, text: fmt.Sprintf("the command was started, and how it ends is not known (%v); it was not run again", err)}
 }
 
 // result answers what ended before anything was run.

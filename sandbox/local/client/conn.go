@@ -355,6 +355,12 @@ func (c *Conn) Configure(ctx context.Context, i wire.Intervals) error {
 	return err
 }
 
+// Limit sets other limits for what runs.
+func (c *Conn) Limit(ctx context.Context, to wire.LimitChange) error {
+	_, err := c.call(ctx, wire.OpLimit, to, nil)
+	return err
+}
+
 // Network sets the policy, unless set is nil, and tells what holds and what was refused.
 func (c *Conn) Network(ctx context.Context, set *wire.Network) (wire.NetworkState, error) {
 	var s wire.NetworkState

@@ -52,6 +52,7 @@ type cgroups struct {
 	setup  *guest.Setup
 
 	have   map[string]string // controller -> how
+	at     map[string]place  // controller -> where its limit is set
 	reason string            // why others are not had
 	dirs   []string          // to be removed, in this order
 	files  []handed          // for init; the builder takes them over
@@ -74,7 +75,7 @@ const (
 // init is to be born in. It never fails: report tells what holds, and the caller of
 // Start decides whether that is enough.
 func newCgroups(name string, owner int, limits wire.Limits, setup *guest.Setup) *cgroups {
-	return &cgroups{name: name, owner: owner, limits: limits, setup: setup, born: -1, have: map[string]string{}, reason: "no cgroup hierarchy is mounted"}
+	return &cgroups{name: name, owner: owner, limits: limits, setup: setup, born: -1, have: map[string]string{}, at: map[string]place{}, reason: "no cgroup hierarchy is mounted"}
 }
 
 // each makes the cgroups of the hierarchies of one version.
@@ -316,7 +317,7 @@ func (c *cgroups) hand() []handed {
 
 func (c *cgroups) accept(g *group, on []string, how string, dirs ...string) {
 	for _, w := range on {
-		c.have[w] = how
+		c.have[w], c.at[w] = how, place{g.dir, g.v2}
 	}
 	c.dirs = append(c.dirs, dirs...)
 	c.files = append(c.files, g.files...)
@@ -364,7 +365,6 @@ func (g *group) limit(controller string) error {
 	c, dir, limits := g.c, g.dir, g.c.limits
 	num := func(v int64) string { return strconv.FormatInt(v, 10) }
 	set := func(file, value string) error { return os.WriteFile(filepath.Join(dir, file), []byte(value), 0) }
-	const period = 100_000
 	switch controller {
 	case "pids":
 		c.pids = filepath.Join(dir, "pids.current")
@@ -377,23 +377,14 @@ func (g *group) limit(controller string) error {
 	case "cpuacct":
 		c.cpu = filepath.Join(dir, "cpuacct.usage")
 	case "cpu":
-		quota := num(max(limits.CPUMilli*period/1000, 1000))
-		switch {
-		case limits.CPUMilli <= 0:
-		case g.v2:
-			return set("cpu.max", quota+" "+num(period))
-		default:
-			if err := set("cpu.cfs_period_us", num(period)); err != nil {
-				return err
-			}
-			return set("cpu.cfs_quota_us", quota)
+		if limits.CPUMilli > 0 {
+			return place{dir, g.v2}.cpu(limits.CPUMilli)
 		}
 	case "memory":
 		if g.v2 {
 			c.mem = filepath.Join(dir, "memory.current")
 			if limits.Memory > 0 {
-				_ = set("memory.swap.max", "0") // absent without swap
-				if err := set("memory.max", num(limits.Memory)); err != nil {
+				if err := (place{dir, true}).memory(limits.Memory); err != nil {
 					return err
 				}
 			}
@@ -401,10 +392,9 @@ func (g *group) limit(controller string) error {
 		}
 		c.mem = filepath.Join(dir, "memory.usage_in_bytes")
 		if limits.Memory > 0 {
-			if err := set("memory.limit_in_bytes", num(limits.Memory)); err != nil {
+			if err := (place{dir, false}).memory(limits.Memory); err != nil {
 				return err
 			}
-			_ = set("memory.memsw.limit_in_bytes", num(limits.Memory)) // absent without swap accounting
 		}
 		return g.open(guest.FileOOM, "memory.oom_control", unix.O_RDONLY)
 	}

@@ -19,7 +19,7 @@ func (p *peer) handle(f *wire.Frame) {
 		return
 	}
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
-	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork, wire.OpMounts:
+	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpLimit, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork, wire.OpMounts:
 	default:
 		m.mu.Lock()
 		m.touch()
@@ -110,6 +110,11 @@ func (p *peer) handle(f *wire.Frame) {
 		if p.decode(f, &i) {
 			m.configure(i)
 			done(nil)
+		}
+	case wire.OpLimit:
+		var c wire.LimitChange
+		if p.decode(f, &c) {
+			go func() { done(m.relimit(&c)) }()
 		}
 	case wire.OpStop:
 		var s wire.Stop

@@ -4,6 +4,7 @@ package monitor
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,33 @@ func (m *monitor) watchLimits() {
 	if m.record.Ready.Memory.State == "soft" && m.launch.Limits.Memory > 0 {
 		go m.look(m.memoryLook(m.resident))
 	}
+}
+
+// relimit is OpLimit.
+func (m *monitor) relimit(c *wire.LimitChange) *wire.Error {
+	box, ok := m.box.(interface {
+		Limit(memory, cpuMilli int64) error
+	})
+	if !ok {
+		return &wire.Error{Code: wire.CodeUnsupported, Text: "limits are not berth's here"}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := box.Limit(c.Memory, c.CPUMilli); err != nil {
+		var e *wire.Error
+		if errors.As(err, &e) {
+			return e
+		}
+		return &wire.Error{Code: wire.CodeInternal, Text: err.Error()}
+	}
+	l := &m.launch.Limits
+	if c.Memory > 0 {
+		l.Memory = c.Memory
+	}
+	if c.CPUMilli > 0 {
+		l.CPUMilli = c.CPUMilli
+	}
+	return nil
 }
 
 // look calls check again and again while processes run, until all is done.

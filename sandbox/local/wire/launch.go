@@ -127,6 +127,12 @@ type Limits struct {
 	Must []string `json:"must,omitempty"`
 }
 
+// LimitChange is the body of OpLimit; what is 0 stays.
+type LimitChange struct {
+	Memory   int64 `json:"memory,omitempty"` // bytes
+	CPUMilli int64 `json:"cpu_milli,omitempty"`
+}
+
 // The names of limits, as those know them who set them.
 const (
 	LimitPIDs   = "limits.max_pids"

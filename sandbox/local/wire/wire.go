@@ -90,6 +90,7 @@ const (
 	OpForget    = "forget"    // ProcessRef: drops an ended process and its logs ->
 	OpUsage     = "usage"     // -> Usage
 	OpConfigure = "configure" // Intervals ->
+	OpLimit     = "limit"     // LimitChange -> ; other limits for what runs, held by cgroups, or an error and no change
 	OpStop      = "stop"      // Stop -> after everything inside has ended; then the monitor exits
 	OpMakeWay   = "makeway"   // -> MadeWay; as OpStop, but only if nothing runs inside, and what is to be deleted on a stop is kept
 	OpFreeze    = "freeze"    // -> once nothing inside runs or changes a file, until OpThaw or the connection's end
