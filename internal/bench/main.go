@@ -72,6 +72,7 @@ func run(berth, out string, n int, only string) error {
 		{"ready", b.ready},
 		{"images", b.images},
 		{"fork", b.fork},
+		{"daytona", b.daytona},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue
