@@ -44,6 +44,7 @@ type Proxy struct {
 	rule   func(*http.Request) Fault
 	healed chan struct{}
 	struck int
+	token  string
 }
 
 // Proxied puts a proxy before a server until the test ends. Requests keep the
@@ -60,6 +61,7 @@ func (s *Server) Proxied(t testing.TB) *Proxy {
 		Transport: back,
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = endpoint.Scheme, endpoint.Host, r.In.Host
+			p.sign(r.Out)
 		},
 		FlushInterval:  -1,
 		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },

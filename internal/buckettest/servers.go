@@ -67,6 +67,17 @@ func S3(t testing.TB) *Server {
 		Kind: mounts.S3, Endpoint: "http://" + addr, Region: "us-east-1", AccessKeyID: accessKey, SecretAccessKey: secretKey}}}
 }
 
+// Another is the same S3 server with an empty bucket of that name.
+func (s *Server) Another(t testing.TB, name string) *Server {
+	t.Helper()
+	o := *s
+	o.Dir, o.Job.Bucket = filepath.Join(filepath.Dir(s.Dir), name), name
+	if err := os.Mkdir(o.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &o
+}
+
 // GCS starts fake-gcs-server.
 func GCS(t testing.TB) *Server {
 	t.Helper()
