@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"berth/mounts"
+	"berth/mounts/objects"
 )
 
 // Fault is what happens to one request on its way; the zero Fault is nothing.
@@ -76,6 +77,12 @@ func (s *Server) Proxied(t testing.TB) *Proxy {
 	})
 	p.Job.Service.Endpoint = front.URL + strings.TrimSuffix(endpoint.Path, "/")
 	return p
+}
+
+// Bucket opens the server's bucket through the proxy.
+func (p *Proxy) Bucket(t testing.TB) objects.Bucket {
+	t.Helper()
+	return (&Server{Job: p.Job}).Bucket(t)
 }
 
 // Break lets rule say what happens to each request from now on. It is called

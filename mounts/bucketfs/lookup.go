@@ -266,11 +266,13 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 	n.mu.Unlock()
 	if stale && !gone && parent != nil {
 		m, _, err := f.lookup(f.ctx, parent, name)
+		// The kernel asks again by name where there is one, and finds none; a
+		// read of an open file ends with it.
+		if errors.Is(err, fs.ErrNotExist) || err == nil && m != n {
+			return fuse.Status(syscall.ESTALE)
+		}
 		if err != nil {
 			return f.status("getattr", f.key(n), err)
-		}
-		if m != n {
-			return fuse.Status(syscall.ESTALE)
 		}
 	}
 	out.SetTimeout(f.fill(n, &out.Attr))

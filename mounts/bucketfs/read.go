@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,9 +27,15 @@ type reader struct {
 	// of is the content that was read from; it changes only while nothing was.
 	of   *content
 	read bool
+	// failed are the newest failures that nobody was told of twice.
+	failed []failure
 }
 
 const (
+	// failedMax is how many reads the kernel has at the service at once, or so.
+	failedMax = 16
+	// failedFor is how soon after it fails.
+	failedFor = 250 * time.Millisecond
 	// slack is how far the kernel's own reading ahead jumps about.
 	slack = 1 << 20
 	// windowMax is in blocks; it is also bounded by the cache.
@@ -86,6 +93,43 @@ func (n *node) contentOf() *content {
 
 // readContent returns up to size bytes of a file's object from off.
 func (f *FS) readContent(n *node, r *reader, off int64, size int) (*readResult, error) {
+	if err := r.failedAhead(off, size); err != nil {
+		return nil, err
+	}
+	res, err := f.readOnce(n, r, off, size)
+	if errors.Is(err, objects.ErrUnavailable) {
+		r.mu.Lock()
+		r.failed = append(r.failed, failure{from: off, to: off + int64(size), at: time.Now(), err: err})
+		r.failed = r.failed[max(0, len(r.failed)-failedMax):]
+		r.mu.Unlock()
+	}
+	return res, err
+}
+
+// failure is a read that the service did not answer.
+type failure struct {
+	from, to int64
+	at       time.Time
+	err      error
+}
+
+// failedAhead returns the failure of a read that this one is a part of. The
+// kernel asks for a page once more before it gives up, and nobody shall wait
+// twice; the call after that is a new one.
+func (r *reader) failedAhead(off int64, size int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed = slices.DeleteFunc(r.failed, func(x failure) bool { return time.Since(x.at) > failedFor })
+	for i, x := range r.failed {
+		if off >= x.from && off+int64(size) <= x.to {
+			r.failed = slices.Delete(r.failed, i, i+1)
+			return x.err
+		}
+	}
+	return nil
+}
+
+func (f *FS) readOnce(n *node, r *reader, off int64, size int) (*readResult, error) {
 	for again := false; ; again = true {
 		r.mu.Lock()
 		c := r.of
@@ -109,7 +153,9 @@ func (f *FS) readContent(n *node, r *reader, off int64, size int) (*readResult, 
 			return nil, objects.ErrChanged
 		}
 		// Nothing was read yet: show what is there now.
-		if err := f.refresh(n); err != nil {
+		if err := f.refresh(n); errors.Is(err, fs.ErrNotExist) {
+			return nil, objects.ErrChanged // read knows no other word for it
+		} else if err != nil {
 			return nil, err
 		}
 		r.mu.Lock()

@@ -110,6 +110,9 @@ func (f *FS) putOnce(s *stage, key string, size int64, cond objects.Cond, n note
 	for again := false; ; again = true {
 		s.tried = append(s.tried, n.id)
 		version, err := f.put(s, key, size, objects.Options{Cond: cond, ContentType: contentType(key), Note: n.String()})
+		if err == nil && len(s.tried) > 1 {
+			err = f.arrived(key, n.id, cond)
+		}
 		if !errors.Is(err, objects.ErrChanged) && !errors.Is(err, fs.ErrNotExist) {
 			return version, err
 		}
@@ -131,6 +134,22 @@ func (f *FS) putOnce(s *stage, key string, size int64, cond objects.Cond, n note
 		}
 		n.id = newID()
 	}
+}
+
+// arrived waits until the bucket shows what it has just acknowledged: a service
+// that is at work on an earlier try of the same upload may say that it is done
+// before it is.
+func (f *FS) arrived(key, id string, before objects.Cond) error {
+	for begun := time.Now(); time.Since(begun) < objects.Patience; pause(f.ctx, 50*time.Millisecond) {
+		h, err := f.bucket.Head(f.ctx, key)
+		switch {
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return err
+		case err == nil && (parseNote(h.Note).id == id || h.Version != before.Version):
+			return nil // ours, or what somebody wrote over it
+		}
+	}
+	return objects.ErrUnavailable
 }
 
 // put sends content, in parts when it is long.

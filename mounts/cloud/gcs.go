@@ -288,6 +288,11 @@ func (b *gcsBucket) Read(ctx context.Context, key, version string, off, n int64)
 		resp.Body.Close()
 		return nil, fmt.Errorf("%w: the answer to a range is the whole", objects.ErrUnavailable)
 	}
+	if g := resp.Header.Get("X-Goog-Generation"); version != "" && g != "" && g != version {
+		defer done()
+		resp.Body.Close()
+		return nil, objects.ErrChanged
+	}
 	return &body{resp.Body, done}, nil
 }
 

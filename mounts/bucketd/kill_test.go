@@ -1,0 +1,260 @@
+//go:build linux
+
+package main_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/internal/buckettest"
+	"berth/internal/fusetest"
+	"berth/mounts"
+	"berth/mounts/objects"
+)
+
+// programs is the directory of what is built for the tests.
+var programs string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		if programs, err = os.MkdirTemp("", "bucketd-test-"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(programs)
+		return m.Run()
+	}())
+}
+
+// program builds bucketd once.
+var program = sync.OnceValues(func() (string, error) {
+	name := filepath.Join(programs, "bucketd")
+	if out, err := exec.Command("go", "build", "-o", name, "berth/mounts/bucketd").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build bucketd: %w: %s", err, out)
+	}
+	return name, nil
+})
+
+// daemon is a bucketd that serves a mount.
+type daemon struct {
+	t   testing.TB
+	dir string
+	cmd *exec.Cmd
+	log bytes.Buffer
+}
+
+// serve starts bucketd for a job, and returns when its mount answers.
+func serve(t testing.TB, j mounts.Job) *daemon {
+	t.Helper()
+	fusetest.Need(t)
+	name, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{t: t, dir: t.TempDir()}
+	j.Mountpoint = d.dir
+	j.View.UID, j.View.GID = uint32(os.Getuid()), uint32(os.Getgid())
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	d.cmd = exec.Command(name, "serve")
+	d.cmd.ExtraFiles = []*os.File{theirs}
+	d.cmd.Stderr = &d.log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	t.Cleanup(d.kill)
+	text, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(append(text, '\n')); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(conn); lines.Scan(); {
+		var r mounts.Report
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Fault != nil {
+			t.Fatalf("no mount: %s", r.Fault.Message)
+		}
+		if r.Ready {
+			return d
+		}
+	}
+	d.kill()
+	t.Fatalf("bucketd ended without a report: %s", d.log.Bytes())
+	return nil
+}
+
+// kill ends bucketd as kill -9 does, and takes its dead mount away.
+func (d *daemon) kill() {
+	if d.cmd == nil {
+		return
+	}
+	_ = d.cmd.Process.Kill()
+	_ = d.cmd.Wait()
+	d.cmd = nil
+	if os.Geteuid() == 0 {
+		_ = unix.Unmount(d.dir, unix.MNT_DETACH)
+	} else if out, err := exec.Command("fusermount3", "-u", "-z", d.dir).CombinedOutput(); err != nil {
+		d.t.Errorf("unmount: %v: %s", err, out)
+	}
+}
+
+func noise(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)}).Read(b) // it never fails
+	return b
+}
+
+func content(t testing.TB, b objects.Bucket, key string) []byte {
+	t.Helper()
+	o, err := b.Head(t.Context(), key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Read(t.Context(), key, o.Version, 0, o.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	text, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// bucketd is killed while the service has a request of each phase of an upload
+// before it, or has done what the request asked for. The name has what it had, or
+// all that is new; what was acknowledged stays; and the next bucketd goes on.
+func TestKilledInEachPhase(t *testing.T) {
+	server := buckettest.S3(t)
+	for _, c := range []struct {
+		phase string
+		size  int
+		done  bool // the service does it before bucketd dies
+	}{
+		{phase: "put", size: 200_000}, {phase: "put", size: 200_000, done: true},
+		{phase: "create", size: 40 << 20}, {phase: "create", size: 40 << 20, done: true},
+		{phase: "part", size: 40 << 20}, {phase: "part", size: 40 << 20, done: true},
+		{phase: "complete", size: 40 << 20}, {phase: "complete", size: 40 << 20, done: true},
+		{phase: "copy", size: 40 << 20}, {phase: "delete", size: 40 << 20},
+	} {
+		name := c.phase
+		if c.done {
+			name += "_done"
+		}
+		t.Run(name, func(t *testing.T) {
+			s := server.Another(t, strings.ReplaceAll(name, "_", "-"))
+			t.Parallel()
+			p, b := s.Proxied(t), s.Bucket(t)
+			d := serve(t, p.Job)
+			kept, old, fresh := noise(3000), noise(5000), noise(c.size)
+			for file, text := range map[string][]byte{"kept": kept, "file": old} {
+				if err := os.WriteFile(filepath.Join(d.dir, file), text, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			reached := make(chan struct{})
+			var once sync.Once
+			p.Break(func(r *http.Request) buckettest.Fault {
+				if buckettest.Phase(r) != c.phase {
+					return buckettest.Fault{}
+				}
+				once.Do(func() { close(reached) })
+				return buckettest.Fault{Hold: !c.done, Deaf: c.done}
+			})
+			// Other programs do it: what this one forks has its open files for a
+			// moment, and a file that any process closes is saved as it is.
+			from := filepath.Join(t.TempDir(), "fresh")
+			if err := os.WriteFile(from, fresh, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			do := exec.Command("cp", from, filepath.Join(d.dir, "file"))
+			if c.phase == "copy" || c.phase == "delete" {
+				do = exec.Command("mv", filepath.Join(d.dir, "file"), filepath.Join(d.dir, "moved"))
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- do.Run() }()
+			select {
+			case <-reached:
+			case <-time.After(60 * time.Second):
+				t.Fatalf("no %s after a minute", c.phase)
+			}
+			if c.done {
+				// The proxy counts it when the service is to have it.
+				for end := time.Now().Add(60 * time.Second); p.Struck() == 0 && time.Now().Before(end); {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			d.kill()
+			err := <-ended
+			p.Heal()
+			if got := content(t, b, "kept"); !bytes.Equal(got, kept) {
+				t.Errorf("kept has %d bytes, want %d", len(got), len(kept))
+			}
+			got, moved := content(t, b, "file"), content(t, b, "moved")
+			switch {
+			case c.phase == "copy" || c.phase == "delete":
+				if !bytes.Equal(got, old) && !bytes.Equal(moved, old) {
+					t.Errorf("the file is under neither name: %d and %d bytes", len(got), len(moved))
+				}
+			case err == nil && !bytes.Equal(got, fresh):
+				t.Errorf("what was acknowledged is lost: %d bytes, want %d", len(got), len(fresh))
+			case !bytes.Equal(got, old) && !bytes.Equal(got, fresh):
+				t.Errorf("file has %d bytes, which was never saved", len(got))
+			}
+			if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+				t.Errorf("%s: %v", do, err)
+			}
+			d = serve(t, s.Job)
+			name := filepath.Join(d.dir, "file")
+			// The service may be at work on what the dead one asked for, which is
+			// another writer.
+			err = os.WriteFile(name, fresh, 0o600)
+			for end := time.Now().Add(60 * time.Second); errors.Is(err, syscall.ESTALE) && time.Now().Before(end); {
+				err = os.WriteFile(name, fresh, 0o600)
+			}
+			if err != nil {
+				t.Fatalf("write after the death: %v", err)
+			}
+			if got := content(t, b, "file"); !bytes.Equal(got, fresh) {
+				t.Errorf("written after the death: %d bytes, want %d", len(got), len(fresh))
+			}
+		})
+	}
+}
