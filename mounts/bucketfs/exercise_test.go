@@ -17,18 +17,29 @@ import (
 	"testing"
 	"time"
 
+	"berth/internal/buckettest"
 	"berth/mounts"
 	"berth/mounts/bucketfs"
 	"berth/mounts/objects"
 )
 
 var (
-	sequences = flag.Int("sequences", 8, "how many sequences of operations the exerciser runs")
-	firstSeed = flag.Uint64("seed", 1, "the exerciser's first seed")
+	sequences        = flag.Int("sequences", 24, "how many sequences of operations the exerciser runs on a bucket in memory")
+	serviceSequences = flag.Int("service-sequences", 24, "and how many on each real service")
+	firstSeed        = flag.Uint64("seed", 1, "the exerciser's first seed")
 )
 
-// found are seeds that once found a fault.
-var found = map[string]uint64{}
+// A run is so many sequences at once, each of so many operations in a directory
+// of its own.
+const (
+	exerciseThreads = 12
+	exerciseOps     = 60
+)
+
+// found are the seeds of runs that once found a fault.
+var found = map[string]uint64{
+	"a symbolic link was listed as a file": 9,
+}
 
 // The exerciser does the same to a mount and to a plain directory, at random, by
 // several threads, and compares answers and content; then it mounts the bucket
@@ -39,18 +50,32 @@ func TestExerciser(t *testing.T) {
 	}
 	n := *sequences
 	if testing.Short() {
-		n = min(n, 2)
+		n = min(n, exerciseThreads)
 	}
-	for i := range n {
-		seed := *firstSeed + uint64(i)
-		t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) { exercise(t, &objects.Memory{Part: 64 << 10}, seed) })
-	}
+	runs(t, n, func(*testing.T, string) objects.Bucket { return &objects.Memory{Part: 64 << 10} })
 }
 
-const (
-	exerciseThreads = 3
-	exerciseOps     = 60
-)
+// The same on what people use.
+func TestExerciserOnServices(t *testing.T) {
+	t.Run("s3", func(t *testing.T) {
+		s := buckettest.S3(t)
+		runs(t, *serviceSequences, func(t *testing.T, name string) objects.Bucket { return s.Another(t, name).Bucket(t) })
+	})
+	t.Run("gcs", func(t *testing.T) {
+		runs(t, *serviceSequences, func(t *testing.T, _ string) objects.Bucket { return buckettest.GCS(t).Bucket(t) })
+	})
+	t.Run("azure", func(t *testing.T) {
+		runs(t, min(*serviceSequences, exerciseThreads), func(t *testing.T, _ string) objects.Bucket { return buckettest.Azure(t).Bucket(t) })
+	})
+}
+
+// runs does n sequences, each run in a bucket of its own.
+func runs(t *testing.T, n int, bucket func(t *testing.T, name string) objects.Bucket) {
+	for i := range (n + exerciseThreads - 1) / exerciseThreads {
+		seed := *firstSeed + uint64(i)
+		t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) { exercise(t, bucket(t, fmt.Sprintf("seed%d", seed)), seed) })
+	}
+}
 
 func exercise(t *testing.T, b objects.Bucket, seed uint64) {
 	m := mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Duration(1+seed%3) * 500 * time.Millisecond}})

@@ -102,7 +102,7 @@ func (f *FS) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.St
 		}
 		i := pos - h.base
 		a := h.attrs[i]
-		e := fuse.DirEntry{Name: h.names[i], Mode: modeOf(a.kind), Off: pos + 1}
+		e := fuse.DirEntry{Name: h.names[i], Mode: typeOf(a), Off: pos + 1}
 		var show func(*fuse.EntryOut)
 		if plus && a.noted {
 			show = func(eo *fuse.EntryOut) { f.showEntry(h, e.Name, a, eo) }
@@ -140,6 +140,15 @@ func modeOf(k kind) uint32 {
 		return syscall.S_IFLNK
 	}
 	return syscall.S_IFREG
+}
+
+// typeOf is the kind of a name in a list, or none, which lets programs ask: an
+// object whose note was not read may be a symbolic link.
+func typeOf(a attr) uint32 {
+	if a.kind == file && !a.noted {
+		return 0
+	}
+	return modeOf(a.kind)
 }
 
 // showEntry answers a lookup that was not asked yet.
