@@ -75,7 +75,7 @@ func found(ways []string, format string, args ...any) escape.Finding {
 
 func probes(user string) []probe {
 	var all []probe
-	for _, set := range [][]probe{rightsProbes, syscallProbes, mountProbes, folderProbes, fileProbes, procProbes, deviceProbes, networkProbes, ipcProbes, processProbes} {
+	for _, set := range [][]probe{rightsProbes, syscallProbes, mountProbes, fuseProbes, folderProbes, fileProbes, procProbes, deviceProbes, networkProbes, ipcProbes, processProbes} {
 		for _, p := range set {
 			if p.user == "" || p.user == user {
 				all = append(all, p)
