@@ -165,7 +165,7 @@ func (in *Instance) shareForSnapshot(ctx context.Context) (*shared, error) {
 		return nil, err
 	}
 	// Before they are sealed, for then they can be no more removed.
-	if err := tree.CheckDepth(in.layers()); errors.Is(err, tree.ErrTooDeep) {
+	if err := treeAs(v.rec.IDs).CheckDepth(ctx, in.layers()); errors.Is(err, tree.ErrTooDeep) {
 		return nil, &sandbox.UserError{Err: sandbox.ErrLimit, Text: "no snapshot was made: " + err.Error() + "; remove them, then make it again"}
 	}
 	o, err := in.share(ctx, &v, true)

@@ -111,7 +111,7 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 	switch {
 	case g.halting:
 		err = &wire.Error{Code: wire.CodeStopping, Text: "the sandbox is being stopped; nothing was started"}
-	case g.trees[r.ID] != nil:
+	case g.trees[r.ID] != nil && !(g.trees[r.ID].exited && g.trees[r.ID].alone): // of which nothing is left but its shim, for a moment
 		err = &wire.Error{Code: wire.CodeExist, Text: "process " + r.ID + " exists already"}
 	default:
 		g.trees[r.ID] = t
@@ -161,6 +161,9 @@ func (g *guest) start(r *wire.StartProcess, files []*os.File) (body any, out []*
 			e.Leftovers = name(g.members(t))
 		}
 		g.event(wire.OpExited, e)
+		g.mu.Lock()
+		t.told = true
+		g.mu.Unlock()
 	}
 	g.crowdSoon()
 	if master != nil {

@@ -22,6 +22,7 @@ type tree struct {
 	shims  map[*shim]bool // those that have not ended; the first, and one for each sudo
 	exited bool
 	alone  bool   // and nothing was left by then, as the monitor was told
+	told   bool   // the monitor knows of the exit
 	oom    int64  // the counters at the start: kills for memory,
 	forks  int64  // and refused forks
 	crowd  bool   // the limit on a user's processes was met since
@@ -439,6 +440,7 @@ func (g *guest) halt(grace time.Duration) {
 	}
 	g.killAll(alive)
 	g.abortAll()
+	defer g.allTold()
 	for range 1000 {
 		if len(alive()) == 0 || g.free != nil {
 			return
@@ -446,5 +448,24 @@ func (g *guest) halt(grace time.Duration) {
 		// The kernel walks all of the namespace at once: nothing outruns that.
 		_ = unix.Kill(-1, unix.SIGKILL)
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// tellTime bounds how long the exits of what was killed may take to be told.
+const tellTime = 2 * time.Second
+
+// allTold waits until the monitor was told how everything ended, as its shims say
+// it: they may be a moment behind.
+func (g *guest) allTold() {
+	for end := time.Now().Add(tellTime); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		g.mu.Lock()
+		waiting := false
+		for _, t := range g.trees {
+			waiting = waiting || !t.told
+		}
+		g.mu.Unlock()
+		if !waiting {
+			return
+		}
 	}
 }

@@ -71,6 +71,15 @@ func chown(uid, gid int, paths []string) error {
 	return nil
 }
 
+// CheckDepth is the function CheckDepth.
+func (a As) CheckDepth(ctx context.Context, dir string) error {
+	if a.Map == nil {
+		return CheckDepth(dir)
+	}
+	_, err := a.help(ctx, nil, nil, "depth", dir)
+	return err
+}
+
 // Pack is the function Pack.
 func (a As) Pack(ctx context.Context, w io.Writer, dir string) (Summary, error) {
 	if a.Map == nil {
@@ -245,6 +254,8 @@ func helper(args []string) {
 	switch {
 	case len(args) == 2 && args[0] == "remove":
 		err = Remove(args[1])
+	case len(args) == 2 && args[0] == "depth":
+		err = CheckDepth(args[1])
 	case len(args) == 2 && args[0] == "pack":
 		w := bufio.NewWriterSize(os.Stdout, 256<<10)
 		if ans.Summary, err = Pack(w, args[1], IDShift{}); err == nil {
