@@ -109,11 +109,11 @@ func fuseMount(dir, options string) (int, error) {
 	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(msgs) != 1 {
-		return -1, fmt.Errorf("no descriptor: %v", err)
+		return -1, fmt.Errorf("no descriptor: %w", err)
 	}
 	got, err := unix.ParseUnixRights(&msgs[0])
 	if err != nil || len(got) != 1 {
-		return -1, fmt.Errorf("no descriptor: %v", err)
+		return -1, fmt.Errorf("no descriptor: %w", err)
 	}
 	return got[0], nil
 }
