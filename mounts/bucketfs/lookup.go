@@ -123,10 +123,11 @@ func (f *FS) lookup(ctx context.Context, parent *node, name string) (*node, time
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	if fd.attr.kind != dir && parent.list != nil && known {
+	n := f.adoptLocked(parent, name, fd.attr, fd.until, fd.marker)
+	if fd.attr.kind != dir && parent.list != nil && known { // after it, for a node of another kind takes its name along
 		parent.list.put(name, entryOf(fd.attr))
 	}
-	return f.adoptLocked(parent, name, fd.attr, fd.until, fd.marker), time.Time{}, nil
+	return n, time.Time{}, nil
 }
 
 // fileName tells whether a name can be a file's. What else keys hold between

@@ -149,13 +149,12 @@ func (f *FS) dropLocked(n *node) {
 	f.cache.drop(n.content)
 }
 
-// removeLocked takes a name away; those who have it open keep the node.
+// removeLocked takes a name away, unless it is another's by now; those who have
+// it open keep the node.
 func (f *FS) removeLocked(n *node) {
 	n.gone = true
 	if n.parent != nil && n.parent.children[n.name] == n {
 		delete(n.parent.children, n.name)
-	}
-	if n.parent != nil {
 		n.parent.changes++
 		n.parent.list.remove(n.name)
 	}
