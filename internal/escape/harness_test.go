@@ -234,7 +234,12 @@ func newWorld(t *testing.T) *world {
 				if err != nil {
 					return
 				}
-				_ = c.Close()
+				go func() { // who says something is answered, or could take us for a gate that resets
+					_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+					_, _ = c.Read(make([]byte, 16))
+					_, _ = c.Write([]byte("reached"))
+					_ = c.Close()
+				}()
 			}
 		}()
 		t.Cleanup(func() { _ = l.Close() })
