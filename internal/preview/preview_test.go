@@ -100,7 +100,7 @@ func portOf(t *testing.T, u string) int {
 // client resolves every name to this machine, as browsers do below localhost,
 // and follows no redirect.
 var client = &http.Client{
-	Timeout:       20 * time.Second,
+	Timeout:       2 * time.Minute,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	Transport: &http.Transport{DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 		_, port, err := net.SplitHostPort(addr)
