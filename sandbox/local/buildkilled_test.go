@@ -64,9 +64,19 @@ func killInBuild(t *testing.T, spec sandbox.Spec, steps ...string) {
 				t.Errorf("sandboxes that a killed build shows: %v, %v", list, err)
 			}
 			if !strings.HasSuffix(step, "remembered") { // some at once
-				must(t, p.Sweep(ctx))
-				if entries, err := os.ReadDir(filepath.Join(dir, "sandboxes")); err != nil || len(entries) != 0 {
-					t.Errorf("sandboxes of a killed build after a sweep: %v, %v", entries, err)
+				// What the killed one was just starting may hold its lock for a moment.
+				var entries []os.DirEntry
+				for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+					must(t, p.Sweep(ctx))
+					var err error
+					entries, err = os.ReadDir(filepath.Join(dir, "sandboxes"))
+					must(t, err)
+					if len(entries) == 0 || time.Now().After(end) {
+						break
+					}
+				}
+				if len(entries) != 0 {
+					t.Errorf("sandboxes of a killed build after sweeps: %v", entries)
 				}
 			}
 			_, err := p.BuildSnapshot(ctx, testKey.Owner, "built", killedBuild(), spec.WithDefaults(sandbox.Spec{}))
