@@ -94,14 +94,14 @@ func (in *Instance) start(ctx context.Context, v *view) error {
 // What is open in buckets is brought in, which a service that is away makes slow.
 const stopTime = 75 * time.Second
 
-// Stop ends everything inside.
+// Stop ends everything inside. Only what runs is seen stopping.
 func (in *Instance) Stop(ctx context.Context) error {
-	l, err := acquire(ctx, in.s.lockPath(in.id), opStopping)
+	l, err := acquire(ctx, in.s.lockPath(in.id), opOther)
 	if err != nil {
 		return err
 	}
 	defer func() { l.release(in.gone()) }()
-	v, err := in.lookLocked(l, opStopping)
+	v, err := in.look()
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, terr := in.s.readTombstone(in.id); terr == nil {
 			return nil
@@ -112,6 +112,7 @@ func (in *Instance) Stop(ctx context.Context) error {
 		return err
 	}
 	if v.alive {
+		l.mark(opStopping)
 		if err := in.halt(ctx, "asked to"); err != nil {
 			return err
 		}
