@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -87,6 +88,10 @@ func (b *berth) ended(c *exec.Cmd) int {
 // no sandbox behind.
 func TestRunUnderSignals(t *testing.T) {
 	b := newBerth(t)
+	// What these tests' own starter ignores (nohup does), programs would too.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(caught) })
 	for _, c := range []struct {
 		name    string
 		signal  syscall.Signal

@@ -5,6 +5,7 @@ package main_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -137,25 +138,33 @@ func noise(n int) []byte {
 	return b
 }
 
+// content is what the bucket has under a key. What the dead one asked for may
+// arrive while it is read.
 func content(t testing.TB, b objects.Bucket, key string) []byte {
 	t.Helper()
-	o, err := b.Head(t.Context(), key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	for {
+		text, err := contentNow(t.Context(), b, key)
+		switch {
+		case errors.Is(err, objects.ErrChanged):
+			continue
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			t.Fatal(err)
+		}
+		return text
 	}
+}
+
+func contentNow(ctx context.Context, b objects.Bucket, key string) ([]byte, error) {
+	o, err := b.Head(ctx, key)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	r, err := b.Read(t.Context(), key, o.Version, 0, o.Size)
+	r, err := b.Read(ctx, key, o.Version, 0, o.Size)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	defer r.Close()
-	text, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
+	return io.ReadAll(r)
 }
 
 // bucketd is killed while the service has a request of each phase of an upload

@@ -36,20 +36,33 @@ func (f *FS) handle(id uint64) (*handle, fuse.Status) {
 	return h, fuse.OK
 }
 
-// renewLocked drops what is staged of a file that others have changed since,
-// when it is opened anew. f.mu is held.
-func (f *FS) renewLocked(n *node) {
+// renew drops what is staged of a file that others have changed since, when it is
+// opened anew. Those who have it open already are told when they go on.
+func (f *FS) renew(n *node) {
 	n.mu.Lock()
-	s := n.stage
-	if s == nil || s.dirty || !s.old {
-		n.mu.Unlock()
+	old := n.stage != nil && n.stage.old
+	n.mu.Unlock()
+	if !old {
 		return
 	}
-	n.stage = nil
+	n.write.Lock() // nobody is just saving it
+	defer n.write.Unlock()
+	f.mu.Lock()
+	n.mu.Lock()
+	if n.stage == nil || !n.stage.old {
+		n.mu.Unlock()
+		f.mu.Unlock()
+		return
+	}
+	s, made := n.forfeit()
 	n.mu.Unlock()
 	for _, h := range f.handles {
 		h.stale = h.stale || h.n == n
 	}
+	if made {
+		f.removeLocked(n)
+	}
+	f.mu.Unlock()
 	s.drop()
 }
 
@@ -71,8 +84,11 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if writes && f.o.ReadOnly {
 		return fuse.EROFS
 	}
+	f.renew(n)
+	if err := f.know(n); err != nil {
+		return f.status("open", f.key(n), err)
+	}
 	f.mu.Lock()
-	f.renewLocked(n)
 	id := f.openedLocked(n)
 	f.mu.Unlock()
 	if in.Flags&syscall.O_TRUNC != 0 {
@@ -324,18 +340,9 @@ func (f *FS) settle(n *node) {
 		return
 	}
 	n.mu.Lock()
-	s := n.stage
-	n.stage = nil
-	lost := s != nil && s.dirty
-	fresh := n.fresh
-	if lost {
-		n.until = time.Time{}
-		n.kept = ""
-		n.attr.version = ""
-		n.fresh = false
-	}
+	s, made := n.forfeit()
 	n.mu.Unlock()
-	if lost && fresh {
+	if made {
 		f.removeLocked(n)
 	}
 	f.mu.Unlock()

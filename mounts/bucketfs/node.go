@@ -226,6 +226,20 @@ func (n *node) see(a attr) {
 	}
 }
 
+// forfeit takes the stage away. When it had something that was not saved, what the
+// bucket has is not known any more; made tells that the bucket never had the file.
+// n.mu is held.
+func (n *node) forfeit() (s *stage, made bool) {
+	s = n.stage
+	n.stage = nil
+	if s == nil || !s.dirty {
+		return s, false
+	}
+	made = n.fresh
+	n.until, n.kept, n.attr.version, n.fresh = time.Time{}, "", "", false
+	return s, made
+}
+
 // objectAttr is what an object says of a file or link. Lists of S3 leave notes
 // out; hinted says whether there are any.
 func objectAttr(o objects.Object, hinted bool) attr {

@@ -193,6 +193,19 @@ func (f *FS) refresh(n *node) error {
 	return nil
 }
 
+// know asks what a file's object is where that is forgotten, as it is when what
+// was written could not be saved: without a version, a write has no condition,
+// and would go over what others wrote.
+func (f *FS) know(n *node) error {
+	n.mu.Lock()
+	known := n.attr.kind != file || n.fresh || n.stage != nil || n.attr.version != ""
+	n.mu.Unlock()
+	if known {
+		return nil
+	}
+	return f.refresh(n)
+}
+
 // readBlocks reads from the cache, and fetches what is not there.
 func (f *FS) readBlocks(n *node, c *content, r *reader, off int64, size int) (*readResult, error) {
 	res := &readResult{f: f}

@@ -48,7 +48,17 @@ type part struct {
 func (f *FS) save(n *node) error {
 	f.moving.RLock()
 	defer f.moving.RUnlock()
-	return f.saveAs(n, f.key(n))
+	err := f.saveAs(n, f.key(n))
+	if errors.Is(err, objects.ErrChanged) {
+		// It never can be: who opens the file next gets the others' content, also
+		// while the kernel has not yet told that this one is closed.
+		n.mu.Lock()
+		if n.stage != nil {
+			n.stage.old = true
+		}
+		n.mu.Unlock()
+	}
+	return err
 }
 
 // saveAs does so under a key; moving is held.
@@ -368,6 +378,9 @@ func contentType(key string) string {
 // stageOf returns the staged content of a file, and stages it when it is not:
 // up to limit bytes of it, or all with limit < 0. n.write is held.
 func (f *FS) stageOf(n *node, limit int64) (*stage, error) {
+	if err := f.know(n); err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	s, a := n.stage, n.attr
 	old := s != nil && s.old

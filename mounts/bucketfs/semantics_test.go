@@ -198,33 +198,6 @@ func TestMetadata(t *testing.T) {
 	})
 }
 
-// A file that somebody else wrote meanwhile is not overwritten.
-func TestLostUpdate(t *testing.T) {
-	everywhere(t, func(t *testing.T, b objects.Bucket) {
-		put(t, b, "file", "old")
-		m := mount(t, b, bucketfs.Options{})
-		f, err := os.OpenFile(m.path("file"), os.O_RDWR|os.O_APPEND, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteString(" and ours"); err != nil {
-			t.Fatal(err)
-		}
-		put(t, b, "file", "theirs")
-		is(t, "fsync", f.Sync(), syscall.ESTALE)
-		is(t, "close", f.Close(), syscall.ESTALE)
-		want(t, b, "file", []byte("theirs"))
-		// One that both made anew.
-		f, err = os.Create(m.path("new"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		put(t, b, "new", "theirs")
-		is(t, "close of a new file", f.Close(), syscall.ESTALE)
-		want(t, b, "new", []byte("theirs"))
-	})
-}
-
 // What others do is seen when the attribute time-out is over.
 func TestOthersChanges(t *testing.T) {
 	everywhere(t, func(t *testing.T, b objects.Bucket) {
