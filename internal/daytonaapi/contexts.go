@@ -61,6 +61,10 @@ func readContext(file string, files map[string]sandbox.BuildFile) error {
 		return err
 	}
 	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	at := &counter{r: f}
 	t := tar.NewReader(at)
 	for {
@@ -90,11 +94,13 @@ func readContext(file string, files map[string]sandbox.BuildFile) error {
 		case tar.TypeReg:
 			from := at.n
 			sum := sha256.New()
-			if b.Size, err = io.Copy(sum, t); err != nil {
-				return err
+			if h.Size <= fi.Size() { // else holes of any size would be read
+				if b.Size, err = io.Copy(sum, t); err != nil {
+					return err
+				}
 			}
-			if at.n-from != b.Size {
-				return errors.New(name + " is stored with holes")
+			if h.Size != b.Size || at.n-from != b.Size {
+				return fmt.Errorf("%.80q is stored with holes", name)
 			}
 			b.Digest = hex.EncodeToString(sum.Sum(nil))
 			b.Open = func() (io.ReadCloser, error) { return openPart(file, from, b.Size) }

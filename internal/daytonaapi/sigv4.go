@@ -233,7 +233,7 @@ func (c *chunked) Read(p []byte) (int, error) {
 		}
 	}
 	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		err = &s3Fault{http.StatusBadRequest, "IncompleteBody", "the body ends within a chunk"}
 	}
 	return n, err
 }
@@ -246,19 +246,24 @@ func (c *chunked) line() (string, error) {
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
-// trailer checks the checksum; io.EOF when all is well.
+// trailer checks the checksum; io.EOF when all is well. Who sends this framing
+// has said that one comes.
 func (c *chunked) trailer() error {
 	for {
 		line, err := c.line()
 		if err != nil || line == "" {
-			return io.EOF // some end without an empty line
+			return &s3Fault{http.StatusBadRequest, "IncompleteBody", "the body ends before its checksum"}
 		}
 		name, value, _ := strings.Cut(line, ":")
-		if !strings.EqualFold(name, "x-amz-checksum-crc32") {
+		if name = strings.ToLower(name); !strings.HasPrefix(name, "x-amz-checksum-") {
 			continue
 		}
-		if want := base64.StdEncoding.EncodeToString(c.crc.Sum(nil)); strings.TrimSpace(value) != want {
-			return errors.New("the checksum does not match")
+		if name != "x-amz-checksum-crc32" {
+			return io.EOF // of a kind that is not checked here
 		}
+		if want := base64.StdEncoding.EncodeToString(c.crc.Sum(nil)); strings.TrimSpace(value) != want {
+			return &s3Fault{http.StatusBadRequest, "BadDigest", "the checksum does not match"}
+		}
+		return io.EOF
 	}
 }
