@@ -37,7 +37,8 @@ const region = "local"
 // show them as its user's.
 var ownEnv = map[string]bool{"DAYTONA_SANDBOX_ID": true, "DAYTONA_SANDBOX_USER": true, "DAYTONA_SANDBOX_SNAPSHOT": true, "DAYTONA_ORGANIZATION_ID": true, "DAYTONA_REGION_ID": true}
 
-func (s *Server) createSandbox(c *call) (any, error) {
+func (s *Server) createSandbox(c *call) (_ any, err error) {
+	began := time.Now()
 	var body createBody
 	if err := c.decode(&body); err != nil {
 		return nil, err
@@ -65,6 +66,11 @@ func (s *Server) createSandbox(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err == nil {
+			s.record(c, rec.key(), began, map[string]any{"name": rec.Name, "snapshot": rec.Snapshot}, nil)
+		}
+	}()
 	if rec.Build != nil { // which may take long
 		v, err := s.see(c.ctx(), rec.key())
 		if err != nil {

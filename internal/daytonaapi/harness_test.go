@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -71,6 +72,7 @@ func (a *api) serve() {
 	a.t.Helper()
 	log := slog.New(slog.NewTextHandler(testWriter{a.t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	a.o.Logger = log
+	a.o.EventDir = filepath.Join(a.state, "events")
 	var err error
 	if a.m, err = sandbox.NewManager(provider, a.o); err != nil {
 		a.t.Fatal(err)

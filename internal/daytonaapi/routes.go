@@ -53,7 +53,10 @@ func (s *Server) routes() http.Handler {
 			if err != nil {
 				return nil, err
 			}
-			return do(c, key)
+			began := time.Now()
+			body, err := do(c, key)
+			s.record(c, key, began, c.pathArgs(), err)
+			return body, err
 		}
 	}
 
@@ -215,6 +218,34 @@ func (s *Server) route(mux *http.ServeMux, pattern string, status int, auth bool
 			writeJSON(w, status, body)
 		}
 	})
+}
+
+// record writes a call that may have changed something into the sandbox's event
+// log, as the toolbox and the tools of MCP do.
+func (s *Server) record(c *call, key sandbox.Key, began time.Time, args map[string]any, err error) {
+	if c.r.Method == http.MethodGet {
+		return
+	}
+	e := sandbox.Event{Time: began, Tool: "daytona " + c.r.Pattern, Args: args, Outcome: "ok", Duration: time.Since(began)}
+	if err != nil {
+		_, text, known := told(err)
+		if !known {
+			text = "internal error"
+		}
+		e.Outcome, e.Error = "error", text
+	}
+	s.m.Record(key, e)
+}
+
+// pathArgs are what the path says besides the sandbox, but for tokens.
+func (c *call) pathArgs() map[string]any {
+	args := map[string]any{}
+	for _, name := range []string{"public", "minutes", "port"} {
+		if v := c.r.PathValue(name); v != "" {
+			args[name] = v
+		}
+	}
+	return args
 }
 
 // authenticated finds who calls, or answers 401.

@@ -145,6 +145,34 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// What may have changed a sandbox is in its event log, by whichever door it came,
+// without what is secret.
+func TestEventsAreRecorded(t *testing.T) {
+	a := newAPI(t)
+	id := a.create(object{"name": "seen", "env": object{"PASSWORD": "hunter2"}})["id"].(string)
+	a.do(http.StatusCreated, "POST", "/api/sandbox/seen/autostop/7", nil)
+	a.do(http.StatusOK, "PUT", "/api/sandbox/"+id+"/labels", object{"labels": object{"a": "b"}})
+	a.do(http.StatusOK, "GET", "/api/sandbox/"+id, nil)
+	a.refused(http.StatusBadRequest, "POST", "/api/sandbox/"+id+"/archive", nil, "not stopped")
+	a.send(a.token+"-other", "DELETE", "/api/sandbox/"+id, nil)
+	events, err := a.m.Events(t.Context(), sandbox.Key{Owner: a.owner, Session: sandbox.SessionID(id)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	for _, e := range events {
+		fmt.Fprintln(&got, e.Tool, e.Args, e.Outcome, e.Error)
+	}
+	want := `daytona POST /api/sandbox map[name:seen snapshot:daytona-small] ok 
+daytona POST /api/sandbox/{s}/autostop/{minutes} map[minutes:7] ok 
+daytona PUT /api/sandbox/{s}/labels map[] ok 
+daytona POST /api/sandbox/{s}/archive map[] error Sandbox is not stopped: it is started
+`
+	if got.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
+	}
+}
+
 func TestEphemeral(t *testing.T) {
 	a := newAPI(t)
 	id := a.create(object{"autoDeleteInterval": 0})["id"].(string)
