@@ -364,12 +364,8 @@ func serves(pid int) bool {
 	if pid <= 0 {
 		return false
 	}
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
-	}
-	name, rest, _ := strings.Cut(string(b), ") ")
-	return strings.Contains(name, "bucketd") && !strings.HasPrefix(rest, "Z")
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline") // empty once it has ended
+	return err == nil && string(b) == "bucketd\x00serve\x00"
 }
 
 // thisRun names the sandbox's run: the machine's boot and when init began.
