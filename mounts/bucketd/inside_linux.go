@@ -23,6 +23,9 @@ import (
 	"berth/mounts/objects"
 )
 
+// logMost is how large the servers' log may be when another mount is made.
+const logMost = 1 << 20
+
 // keeper keeps the mounts of one sandbox: a file for each, in a directory.
 type keeper struct{ dir string }
 
@@ -288,6 +291,9 @@ func (k keeper) mount(o mounts.Order, m *kept) error {
 		j.Mountpoint, j.View.UID, j.View.GID = o.Path, uint32(uid), uint32(gid)
 		j.View.AllowOther = os.Geteuid() == 0
 		j.Log = filepath.Join(k.dir, "log")
+		if fi, err := os.Stat(j.Log); err == nil && fi.Size() > logMost {
+			_ = os.Truncate(j.Log, 0) // who serves goes on at its end
+		}
 		var text []byte
 		if text, err = json.Marshal(j); err == nil {
 			m.PID, err = begin(text, j.Log, func(r mounts.Report) error {
@@ -330,6 +336,9 @@ func (k keeper) end(m kept, force bool) error {
 		if err != nil {
 			return fmt.Errorf("unmount %s: %w", m.Path, err)
 		}
+	}
+	if force && serves(m.PID) {
+		_ = unix.Kill(m.PID, unix.SIGTERM) // it does not wait for long for those who have files open
 	}
 	for end := time.Now().Add(6 * objects.Patience); serves(m.PID) && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -64,7 +65,7 @@ func (b *box) removeFile(ctx context.Context, file string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if _, _, err := b.exec(ctx, "rm -f "+quote(file), 20*time.Second, true); err != nil {
-		b.p.log.Warn("an order with keys may be left in the sandbox", "sandbox", b.id, "file", file, "err", err)
+		b.p.log.Warn("an order with keys may be left in the sandbox", slog.String("sandbox", b.id), slog.String("file", file), slog.Any("err", err))
 	}
 }
 
@@ -77,16 +78,6 @@ func (b *box) standings(ctx context.Context) ([]mounts.Standing, error) {
 	return b.bucketd(ctx, true, s, "list", s.base+"/mounts")
 }
 
-// leave unmounts all.
-func (b *box) leave(ctx context.Context) error {
-	s, err := b.server(ctx, false)
-	if err != nil || s == nil {
-		return err
-	}
-	_, err = b.bucketd(ctx, true, s, "leave", s.base+"/mounts")
-	return err
-}
-
 // bucketd runs the program, as root where that can be: only root shows a bucket to
 // all users, and may make its directory anywhere.
 func (b *box) bucketd(ctx context.Context, quiet bool, s *server, verb, name string) ([]mounts.Standing, error) {
@@ -97,6 +88,9 @@ func (b *box) bucketd(ctx context.Context, quiet bool, s *server, verb, name str
 	}
 	out, code, err := b.exec(ctx, text, mountTime, quiet)
 	if err != nil {
+		if verb == "order" { // it may not have been run
+			b.removeFile(ctx, name)
+		}
 		return nil, err
 	}
 	for line := range strings.Lines(out) {

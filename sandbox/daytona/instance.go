@@ -166,8 +166,9 @@ func (i *Instance) Stop(ctx context.Context) error {
 		case api.Started:
 			if !told {
 				told = true
-				i.unmountAll(ctx, sb)
+				leave := i.leaving(ctx, sb)
 				i.p.farewell(ctx, i.id, "the sandbox was stopped")
+				leave()
 			}
 			// Of one that has stopped meanwhile the platform says 400: look.
 			if err := at.Stop(ctx, i.id); err != nil && !errors.Is(err, api.ErrConflict) && !errors.Is(err, api.ErrNotFound) {
@@ -214,6 +215,9 @@ func (i *Instance) Destroy(ctx context.Context) error {
 		return false, nil
 	})
 	i.p.forgetBox(i.id)
+	i.p.mu.Lock()
+	delete(i.p.mounts, i.id)
+	i.p.mu.Unlock()
 	if errors.Is(err, sandbox.ErrNotFound) {
 		return nil
 	}

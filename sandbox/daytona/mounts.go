@@ -231,15 +231,23 @@ func (i *Instance) mounts(ctx context.Context, sb *api.Sandbox) []sandbox.MountI
 	return list
 }
 
-// unmountAll has what is open get into the buckets before a sandbox stops.
-func (i *Instance) unmountAll(ctx context.Context, sb *api.Sandbox) {
+// leaving prepares to unmount before a sandbox stops: leave, which is called when no
+// process of ours has files open any more, has what is written get into the buckets.
+func (i *Instance) leaving(ctx context.Context, sb *api.Sandbox) (leave func()) {
 	if len(wanted(sb)) == 0 {
-		return
+		return func() {}
 	}
+	b := i.p.boxOf(sb)
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
-	defer cancel()
-	if err := i.p.boxOf(sb).leave(ctx); err != nil {
-		i.p.log.Warn("buckets not unmounted before the stop", slog.String("sandbox", sb.ID), slog.Any("err", err))
+	s, err := b.server(ctx, false) // while the helper is there to ask
+	return func() {
+		defer cancel()
+		if err == nil && s != nil {
+			_, err = b.bucketd(ctx, true, s, "leave", s.base+"/mounts")
+		}
+		if err != nil {
+			i.p.log.Warn("buckets not unmounted before the stop", slog.String("sandbox", sb.ID), slog.Any("err", err))
+		}
 	}
 }
 

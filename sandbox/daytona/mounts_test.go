@@ -5,8 +5,11 @@ package daytona_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"berth/internal/buckettest"
 	"berth/internal/secret"
@@ -67,11 +70,9 @@ func TestMounts(t *testing.T) {
 	providertest.Run(t, h)
 }
 
-// TestMountInside looks at what is inside of a sandbox with a mount: the keys are
-// nowhere, and a bucketd that dies is told of and replaced.
-func TestMountInside(t *testing.T) {
-	needBucketd(t)
-	srv := buckettest.S3(t)
+// mounted is a session at Daytona that has srv's bucket at /data/b.
+func mounted(t *testing.T, srv *buckettest.Server) (*sandbox.Manager, sandbox.Key) {
+	t.Helper()
 	a := newAccount(t, reaching)
 	p := a.open(t, func(o *daytona.Options) { o.Bucketd = bucketd })
 	j := inside(srv.Job)
@@ -86,8 +87,23 @@ func TestMountInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer manager.Close()
+	t.Cleanup(func() { _ = manager.Close() })
 	key := sandbox.Key{Owner: "o", Session: "mounted"}
+	if _, err := manager.ExecuteCommand(t.Context(), key, sandbox.RunRequest{Command: "true"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manager.MountBucket(t.Context(), key, sandbox.MountRequest{Path: "/data/b", Connection: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	return manager, key
+}
+
+// TestMountInside looks at what is inside of a sandbox with a mount: the keys are
+// nowhere, and a bucketd that dies is told of and replaced.
+func TestMountInside(t *testing.T) {
+	needBucketd(t)
+	srv := buckettest.S3(t)
+	manager, key := mounted(t, srv)
 	run := func(command string) string {
 		t.Helper()
 		r, err := manager.ExecuteCommand(t.Context(), key, sandbox.RunRequest{Command: command})
@@ -96,14 +112,10 @@ func TestMountInside(t *testing.T) {
 		}
 		return r.Stdout.Head + r.Stdout.Tail
 	}
-	run("true")
-	if _, err := manager.MountBucket(t.Context(), key, sandbox.MountRequest{Path: "/data/b", Connection: "test"}); err != nil {
-		t.Fatal(err)
-	}
 	run("echo kept >/data/b/file")
 	// The words are put together inside, so that the search does not find itself.
-	half := len(j.Service.SecretAccessKey) / 2
-	search := fmt.Sprintf("k=%s; k=$k%s; grep -rlsa \"$k\" /home /tmp /var/tmp /run /etc /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true", j.Service.SecretAccessKey[:half], j.Service.SecretAccessKey[half:])
+	half := len(srv.Job.Service.SecretAccessKey) / 2
+	search := fmt.Sprintf("k=%s; k=$k%s; grep -rlsa \"$k\" /home /tmp /var/tmp /run /etc /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true", srv.Job.Service.SecretAccessKey[:half], srv.Job.Service.SecretAccessKey[half:])
 	if out := run("sudo -n sh -c '" + search + "' | grep -v \"/proc/$$/\""); strings.TrimSpace(out) != "" {
 		t.Errorf("the key is in %s", out)
 	}
@@ -123,5 +135,29 @@ func TestMountInside(t *testing.T) {
 	}
 	if out := run("cat /data/b/file"); out != "kept\n" {
 		t.Errorf("after another mount: %q", out)
+	}
+}
+
+// What is open in a mount gets into the bucket before the sandbox stops.
+func TestStopSavesMounts(t *testing.T) {
+	needBucketd(t)
+	srv := buckettest.S3(t)
+	manager, key := mounted(t, srv)
+	if _, err := manager.SpawnProcess(t.Context(), key, sandbox.SpawnRequest{RunRequest: sandbox.RunRequest{Command: "exec 3>/data/b/open; echo written >&3; trap '' TERM; while :; do sleep 1; done"}}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if r, err := manager.ExecuteCommand(t.Context(), key, sandbox.RunRequest{Command: "cat /data/b/open"}); err != nil {
+			t.Fatal(err)
+		} else if r.Stdout.Head == "written\n" {
+			break
+		}
+	}
+	if _, err := manager.StopSandbox(t.Context(), key, false); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(srv.Dir, "open"))
+	if err != nil || string(b) != "written\n" {
+		t.Errorf("the bucket has %q, %v", b, err)
 	}
 }
