@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"berth/sandbox/local/boxbin"
 	"berth/sandbox/local/wire"
@@ -17,21 +18,32 @@ type helperCommand struct {
 
 // Help is shown by --help.
 func (*helperCommand) Help() string {
-	return "In a Daytona sandbox berth needs a small helper program, box, which it brings itself at the first start. An image that " +
-		"has it as " + wire.PrebakedName + " saves that: berth helper amd64, and in the Dockerfile COPY --chmod=755 box " + path.Dir(wire.PrebakedName) + "/"
+	return "In a Daytona sandbox berth needs a small helper program, box, which it brings itself at the first start, and for buckets bucketd. An image that " +
+		"has them in " + path.Dir(wire.PrebakedName) + " saves that: berth helper amd64, and in the Dockerfile COPY --chmod=755 box bucketd " + path.Dir(wire.PrebakedName) + "/"
 }
 
 func (c *helperCommand) Run(a *App) error {
-	b := boxbin.Bytes(c.Arch)
-	if b == nil {
+	box := boxbin.Bytes(c.Arch)
+	if box == nil {
 		return fmt.Errorf("this berth was built without its helper for linux/%s; build it by make, which makes the helper first", c.Arch)
 	}
-	name := filepath.Join(c.To, path.Base(wire.PrebakedName))
-	if err := writeProgram(name, b); err != nil {
-		return fmt.Errorf("write the helper: %w", err)
+	bucketd, err := bucketdFor(c.Arch)
+	if err != nil {
+		return err
 	}
-	fmt.Fprintf(a.Stderr, "in a Dockerfile: COPY --chmod=755 %s %s/\n", path.Base(wire.PrebakedName), path.Dir(wire.PrebakedName))
-	_, err := fmt.Fprintln(a.Stdout, name)
+	var names []string
+	for _, p := range []struct {
+		name string
+		text []byte
+	}{{path.Base(wire.PrebakedName), box}, {"bucketd", bucketd}} {
+		name := filepath.Join(c.To, p.name)
+		if err := writeProgram(name, p.text); err != nil {
+			return fmt.Errorf("write the helper: %w", err)
+		}
+		names = append(names, name)
+	}
+	fmt.Fprintf(a.Stderr, "in a Dockerfile: COPY --chmod=755 box bucketd %s/\n", path.Dir(wire.PrebakedName))
+	_, err = fmt.Fprintln(a.Stdout, strings.Join(names, "\n"))
 	return err
 }
 

@@ -2,10 +2,12 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 
 	"berth/internal/config"
+	"berth/mounts/bucketbin"
 	"berth/sandbox"
 	"berth/sandbox/daytona"
 )
@@ -50,7 +52,7 @@ func (a *App) daytona(c *config.Config, log *slog.Logger) (*daytona.Provider, er
 	}
 	adopt := c.Daytona.Adopt == "yes" || c.Daytona.Adopt == "auto" && c.HTTP == ""
 	return daytona.New(daytona.Options{URL: d.URL, Key: d.Key, JWT: d.JWT, Organization: d.Organization, KeyFrom: d.From, Target: d.Target,
-		Adopt: adopt, Seal: c.Daytona.Seal, BestEffort: c.BestEffort, Probe: probe, Agent: "berth/" + a.Version, Logger: log})
+		Adopt: adopt, Seal: c.Daytona.Seal, BestEffort: c.BestEffort, Probe: probe, Agent: "berth/" + a.Version, Logger: log, Bucketd: bucketdFor})
 }
 
 // usable reports whether there is a provider that answers; doctor finds out the
@@ -62,4 +64,13 @@ func (a *App) usable(c *config.Config) error {
 	}
 	_, err = p.List(a.ctx, sandbox.LocalOwner)
 	return errors.Join(err, p.Close())
+}
+
+// bucketdFor is the program that shows buckets in Linux sandboxes elsewhere.
+func bucketdFor(goarch string) ([]byte, error) {
+	b, err := bucketbin.Bytes(goarch)
+	if err == nil && b == nil {
+		err = fmt.Errorf("this berth was built without bucketd for linux/%s; build it by make, which makes it first", goarch)
+	}
+	return b, err
 }

@@ -8,6 +8,10 @@
 //	bucketd mount FILE  reads the job from FILE and deletes FILE, mounts at the job's
 //	                    mount point, prints the reports, and leaves a daemon behind
 //	                    once the mount answers
+//	bucketd order FILE  reads a mounts.Order from FILE, deletes FILE and carries it out,
+//	                    where bucketd itself keeps what is mounted in a sandbox
+//	bucketd list DIR    tells how the mounts stand that are kept in DIR
+//	bucketd leave DIR   unmounts them, before the sandbox stops
 //	bucketd check       reads a job from standard input and reports whether the bucket
 //	                    can be used so
 //	bucketd version     prints the version
@@ -40,7 +44,7 @@ func main() {
 }
 
 func run(args []string) error {
-	const usage = "usage: bucketd serve | mount FILE | check | version"
+	const usage = "usage: bucketd serve | mount FILE | order FILE | list DIR | leave DIR | check | version"
 	switch {
 	case len(args) == 1 && args[0] == "version":
 		_, err := fmt.Fprintln(os.Stdout, version)
@@ -51,6 +55,12 @@ func run(args []string) error {
 		return check(os.Stdin, os.Stdout)
 	case len(args) == 2 && args[0] == "mount":
 		return mount(args[1], os.Stdout)
+	case len(args) == 2 && args[0] == "order":
+		return order(args[1], os.Stdout)
+	case len(args) == 2 && args[0] == "list":
+		return list(args[1], os.Stdout)
+	case len(args) == 2 && args[0] == "leave":
+		return leave(args[1], os.Stdout)
 	}
 	return errors.New(usage)
 }

@@ -39,61 +39,71 @@ func mount(name string, out io.Writer) error {
 		}
 		return errReported
 	}
+	_, err = begin(text, j.Log, func(r mounts.Report) error {
+		if err := writeReport(out, r); err != nil {
+			return err
+		}
+		if r.Fault != nil {
+			return errReported
+		}
+		return nil
+	})
+	clear(text)
+	return err
+}
+
+// begin starts a server for a job's text, and hands each of its reports to told,
+// until one says that the mount answers or told fails. The server outlives this
+// program; pid is its process.
+func begin(text []byte, logFile string, told func(mounts.Report) error) (pid int, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("socketpair: %w", err)
+		return 0, fmt.Errorf("socketpair: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
 	defer ours.Close()
 	conn, err := net.FileConn(ours)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer conn.Close()
-	// The server outlives this program.
 	child := exec.CommandContext(context.Background(), "/proc/self/exe", "serve")
 	child.Args[0] = "bucketd"
 	child.Dir = "/"
 	child.ExtraFiles = []*os.File{theirs}
 	// Not the caller's standard error, which a caller may read to its end.
-	if j.Log != "" {
-		f, err := os.OpenFile(j.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	if logFile != "" {
+		f, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
-			return fmt.Errorf("open the log: %w", err)
+			return 0, fmt.Errorf("open the log: %w", err)
 		}
 		defer f.Close()
 		child.Stderr = f
 	}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
-		return fmt.Errorf("start the server: %w", err)
+		return 0, fmt.Errorf("start the server: %w", err)
 	}
 	theirs.Close()
 	// One line: the text may have had more.
-	text = bytes.ReplaceAll(bytes.TrimSpace(text), []byte("\n"), []byte(" "))
-	if _, err := conn.Write(append(text, '\n')); err != nil {
-		return fmt.Errorf("hand the job over: %w", err)
+	line := append(bytes.ReplaceAll(bytes.TrimSpace(text), []byte("\n"), []byte(" ")), '\n')
+	defer clear(line)
+	if _, err := conn.Write(line); err != nil {
+		return 0, fmt.Errorf("hand the job over: %w", err)
 	}
-	clear(text)
-	return relay(conn, out)
+	return child.Process.Pid, relay(conn, told)
 }
 
-// relay copies reports until the last one.
-func relay(in io.Reader, out io.Writer) error {
+// relay hands on reports until the last one.
+func relay(in io.Reader, told func(mounts.Report) error) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		var r mounts.Report
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return fmt.Errorf("the server's report: %w", err)
 		}
-		if err := writeReport(out, r); err != nil {
+		if err := told(r); err != nil || r.Ready {
 			return err
-		}
-		switch {
-		case r.Fault != nil:
-			return errReported
-		case r.Ready:
-			return nil
 		}
 	}
 	return errors.New("the server ended without a report; see its log")

@@ -144,9 +144,9 @@ func attach(fs *bucketfs.FS, j mounts.Job, peer *net.UnixConn) (*fuse.Server, er
 	if j.ReadOnly {
 		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
 	}
-	if os.Geteuid() == 0 {
-		opts.DirectMountStrict = true
-	} else if j.ReadOnly {
+	// Where root may not mount, as in a sandbox, its fusermount3 may.
+	opts.DirectMount = os.Geteuid() == 0
+	if j.ReadOnly {
 		opts.Options = append(opts.Options, "ro")
 	}
 	server, err := fuse.NewServer(fs, j.Mountpoint, opts)

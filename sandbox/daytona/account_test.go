@@ -49,13 +49,17 @@ type account struct {
 }
 
 // newAccount serves one until t ends, and then destroys all that is in it.
-func newAccount(t *testing.T) *account {
+func newAccount(t *testing.T, change ...func(*sandbox.Options)) *account {
 	t.Helper()
 	n := accounts.Add(1)
 	a := &account{owner: sandbox.Owner(fmt.Sprintf("account-%d", n)), token: fmt.Sprintf("dtn_%020d", n)}
 	log := slog.New(slog.NewTextHandler(logTo{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	o := sandbox.Options{Logger: log}
+	for _, c := range change {
+		c(&o)
+	}
 	var err error
-	if a.manager, err = sandbox.NewManager(beneath, sandbox.Options{Logger: log}); err != nil {
+	if a.manager, err = sandbox.NewManager(beneath, o); err != nil {
 		t.Fatal(err)
 	}
 	tb := toolbox.New(toolbox.Options{Manager: a.manager, Logger: log})

@@ -29,6 +29,7 @@ type box struct {
 	facts   *facts
 	help    helper
 	quiet   helper
+	buckets *server
 	claimed bool // see claim
 }
 

@@ -104,12 +104,12 @@ func harness(all *testing.T, account func(*testing.T) daytona.Options) providert
 		Another: func(t *testing.T, p sandbox.Provider) sandbox.Provider { return open(t, options[p]) },
 		Timeout: time.Minute,
 		Cannot: map[providertest.Ability]string{
+			providertest.Mounts:          "TestMounts shows it, where sandboxes reach a bucket service",
 			providertest.Afterlife:       "logs lie in the sandbox, which does not run then",
 			providertest.Usages:          "asking inside costs a call, which every look at a sandbox would",
 			providertest.Tombstones:      "the platform forgets what was destroyed",
 			providertest.Accounts:        "who the ordinary user is, the snapshot says",
 			providertest.Builds:          "a build at the platform stands on an image, of which there is none here",
-			providertest.Mounts:          "the platform mounts no buckets",
 			providertest.AnyRule:         "the platform limits by IPv4 ranges alone",
 			providertest.ReadOnlyVolumes: "the platform attaches volumes to be written to",
 			providertest.Resources:       "sizes come from the snapshot, and only those of images can be asked for",

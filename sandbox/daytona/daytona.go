@@ -46,6 +46,7 @@ type Provider struct {
 	changed map[string]time.Time // native ids that this process changed, and when
 	keeping bool                 // see keepAwake
 	logs    map[string]string    // of builds, by the snapshot's name at the platform
+	mounts  map[string]chan struct{}
 }
 
 var (
@@ -69,7 +70,7 @@ func New(o Options) (*Provider, error) {
 	if err != nil {
 		return nil, &sandbox.UserError{Text: "daytona: " + err.Error()}
 	}
-	p := &Provider{o: o, log: o.Logger, have: c, now: time.Now, boxes: map[string]*box{}, changed: map[string]time.Time{}, logs: map[string]string{}}
+	p := &Provider{o: o, log: o.Logger, have: c, now: time.Now, boxes: map[string]*box{}, changed: map[string]time.Time{}, logs: map[string]string{}, mounts: map[string]chan struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
 }

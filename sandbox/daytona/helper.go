@@ -22,6 +22,7 @@ type helper interface {
 	Files() sandbox.Files
 	Busy(ctx context.Context) (bool, error)
 	Stop(ctx context.Context, reason string) error
+	Facts(ctx context.Context, programs ...string) (resident.Facts, error)
 	Reaches(ctx context.Context, to netip.AddrPort, wait time.Duration) (bool, error)
 }
 

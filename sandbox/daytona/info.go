@@ -92,7 +92,8 @@ func (p *Provider) infoOf(key sandbox.Key, sb *api.Sandbox) sandbox.Info {
 			spec.Volumes = append(spec.Volumes, sandbox.VolumeMount{Volume: v.Volume, Path: v.Path, Subpath: v.Subpath})
 		}
 	}
-	info := sandbox.Info{Key: key, Name: spec.Name, Provider: Name, Status: statusOf(sb), Created: sb.Created}
+	spec.Mounts = toMounts(r.Mounts)
+	info := sandbox.Info{Key: key, Mounts: wanted(sb), Name: spec.Name, Provider: Name, Status: statusOf(sb), Created: sb.Created}
 	if info.Name == "" {
 		info.Name = sb.Name
 	}

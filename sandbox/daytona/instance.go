@@ -68,7 +68,9 @@ func (i *Instance) Info(ctx context.Context) (sandbox.Info, error) {
 	if statusOf(sb) == sandbox.StatusRunning {
 		i.p.learn(ctx, sb)
 	}
-	return i.p.infoOf(i.key, sb), nil
+	info := i.p.infoOf(i.key, sb)
+	info.Mounts = i.mounts(ctx, sb)
+	return info, nil
 }
 
 // Start starts it.
@@ -164,7 +166,9 @@ func (i *Instance) Stop(ctx context.Context) error {
 		case api.Started:
 			if !told {
 				told = true
+				leave := i.leaving(ctx, sb)
 				i.p.farewell(ctx, i.id, "the sandbox was stopped")
+				leave()
 			}
 			// Of one that has stopped meanwhile the platform says 400: look.
 			if err := at.Stop(ctx, i.id); err != nil && !errors.Is(err, api.ErrConflict) && !errors.Is(err, api.ErrNotFound) {
@@ -211,6 +215,9 @@ func (i *Instance) Destroy(ctx context.Context) error {
 		return false, nil
 	})
 	i.p.forgetBox(i.id)
+	i.p.mu.Lock()
+	delete(i.p.mounts, i.id)
+	i.p.mu.Unlock()
 	if errors.Is(err, sandbox.ErrNotFound) {
 		return nil
 	}
@@ -343,6 +350,11 @@ func (i *Instance) Update(ctx context.Context, spec sandbox.Spec) error {
 // keep writes the labels that spec asks for, if they are others than those there
 // are, and lets foreign ones of ours be.
 func (i *Instance) keep(ctx context.Context, sb *api.Sandbox, spec sandbox.Spec, late bool) error {
+	return i.keepWith(ctx, sb, spec, late, added(sb.Labels))
+}
+
+// keepWith is keep with other mounts than those that mount_bucket has added so far.
+func (i *Instance) keepWith(ctx context.Context, sb *api.Sandbox, spec sandbox.Spec, late bool, extra []mountRecord) error {
 	at, err := i.p.at()
 	if err != nil {
 		return err
@@ -357,6 +369,9 @@ func (i *Instance) keep(ctx context.Context, sb *api.Sandbox, spec sandbox.Spec,
 				labels[k] = v
 			}
 		}
+	}
+	if err := putAdded(labels, extra); err != nil {
+		return err
 	}
 	if maps.Equal(labels, sb.Labels) {
 		return nil

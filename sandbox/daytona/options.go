@@ -38,6 +38,9 @@ type Options struct {
 	// Agent names the program to the platform, "berth/1.2".
 	Agent  string
 	Logger *slog.Logger // nil discards
+	// Bucketd returns the program that shows buckets in sandboxes, for Linux on an
+	// architecture ("amd64"), or an error that says how to get it; nil: there is none.
+	Bucketd func(goarch string) ([]byte, error)
 	// Times bound waiting; zero fields: the built-in ones.
 	Times Times
 

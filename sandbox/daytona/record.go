@@ -33,8 +33,9 @@ const (
 	labelSession = labelPrefix + "session"
 	labelMade    = labelPrefix + "made" // by which attempt to create it
 	labelSpace   = labelPrefix + "space"
-	labelSpec    = labelPrefix + "spec" // and ".1", ".2" …: what it does not fit
-	labelEnv     = labelPrefix + "env"  // likewise, sealed
+	labelSpec    = labelPrefix + "spec"   // and ".1", ".2" …: what it does not fit
+	labelEnv     = labelPrefix + "env"    // likewise, sealed
+	labelMounts  = labelPrefix + "mounts" // likewise: what mount_bucket added
 	languageKey  = "code-toolbox-language"
 
 	form = "1"
@@ -53,6 +54,7 @@ type record struct {
 	Timeout  *int64         `json:"timeout_s,omitempty"`
 	Network  *networkRecord `json:"network,omitempty"`
 	Volumes  []volumeRecord `json:"volumes,omitempty"`
+	Mounts   []mountRecord  `json:"mounts,omitempty"`
 	// What was asked for, in cores and bytes.
 	CPU    float64 `json:"cpu,omitempty"`
 	Memory int64   `json:"memory,omitempty"`
@@ -111,6 +113,7 @@ func recordOf(spec sandbox.Spec) record {
 	for _, v := range spec.Volumes {
 		r.Volumes = append(r.Volumes, volumeRecord{v.Volume, v.Path, v.Subpath})
 	}
+	r.Mounts = fromMounts(spec.Mounts)
 	return r
 }
 

@@ -296,7 +296,8 @@ func (i *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := i.look(ctx); err != nil {
+	from, err := i.look(ctx)
+	if err != nil {
 		return nil, err
 	}
 	switch _, err := i.p.find(ctx, key); {
@@ -311,6 +312,9 @@ func (i *Instance) Fork(ctx context.Context, key sandbox.Key, spec sandbox.Spec)
 		return nil, err
 	}
 	labels, err := i.p.labels(key, spec, made, false)
+	if err == nil {
+		err = putAdded(labels, added(from.Labels))
+	}
 	if err != nil {
 		return nil, err
 	}

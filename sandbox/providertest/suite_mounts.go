@@ -81,7 +81,10 @@ func (b *box) mount(o sandbox.MountOrder) sandbox.MountInfo {
 // beneath its root.
 func (b *box) on(shell string) string {
 	b.t.Helper()
-	root := strings.TrimSuffix(b.info.Home, "/home/agent")
+	root, fake := strings.CutSuffix(b.info.Home, "/home/agent")
+	if !fake {
+		root = ""
+	}
 	for _, dir := range []string{"/data/", "/mnt/"} {
 		shell = strings.ReplaceAll(shell, dir, root+dir)
 	}

@@ -220,6 +220,7 @@ type Facts struct {
 	Home     string
 	Cwd      string // where the platform's commands begin
 	Arch     string // as Go names it
+	Base     string // the directory that the helper lives below
 	Kernel   string // its release
 	// Programs are those found, with their paths.
 	Programs map[string]string
@@ -239,7 +240,7 @@ func (b *Box) Facts(ctx context.Context, programs ...string) (Facts, error) {
 	f := a.Facts
 	facts := Facts{User: f.User, UID: f.UID, GID: f.GID, Home: f.Home, Cwd: f.Cwd, Arch: f.Arch, Kernel: f.Kernel, Programs: f.Programs}
 	if r := f.Resident; r != nil {
-		facts.Helper, facts.HelperBuild, facts.OwnHelper = r.Program, r.Build, r.Build == b.build(f.Arch)
+		facts.Base, facts.Helper, facts.HelperBuild, facts.OwnHelper = r.Base, r.Program, r.Build, r.Build == b.build(f.Arch)
 	}
 	return facts, nil
 }
