@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"berth/mounts/bucketfs"
 	"berth/mounts/objects"
@@ -66,4 +67,41 @@ func TestLostUpdate(t *testing.T) {
 		is(t, "close of a new file", f.Close(), syscall.ESTALE)
 		want(t, b, "new", []byte("theirs"))
 	})
+}
+
+// A file that is made shorter while a part of it is under way is saved as it is then:
+// that the part met the end of the file is nobody's failure.
+func TestTruncatedUnderWay(t *testing.T) {
+	sending, send := make(chan struct{}, 10), make(chan struct{})
+	b := &objects.Memory{Part: 1 << 16, Before: func(call, _ string) error {
+		if call == "part" {
+			sending <- struct{}{}
+			<-send
+		}
+		return nil
+	}}
+	m := mount(t, b, bucketfs.Options{})
+	long, err := os.Create(m.path("file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer long.Close()
+	if _, err := long.Write(make([]byte, 3<<16)); err != nil {
+		t.Fatal(err)
+	}
+	<-sending
+	if err := long.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := long.WriteAt([]byte("short"), 0); err != nil {
+		t.Fatal(err)
+	}
+	saved := make(chan error)
+	go func() { saved <- long.Sync() }()
+	time.Sleep(50 * time.Millisecond) // it waits for the parts, most of the time
+	close(send)
+	if err := <-saved; err != nil {
+		t.Errorf("fsync: %v", err)
+	}
+	want(t, b, "file", []byte("short"))
 }

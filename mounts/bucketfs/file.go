@@ -260,12 +260,12 @@ func (f *FS) truncateLocked(n *node, size int64) error {
 	if err != nil {
 		return err
 	}
-	before := s.length()
+	if before := s.length(); s.upload != nil {
+		// First: a part that is just being sent may meet its end.
+		s.upload.wrote(min(before, size), max(before, size))
+	}
 	if err := s.truncate(size); err != nil {
 		return err
-	}
-	if s.upload != nil {
-		s.upload.wrote(min(before, size), max(before, size))
 	}
 	s.end = size
 	n.mu.Lock()

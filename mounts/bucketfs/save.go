@@ -294,7 +294,10 @@ func (u *upload) send(s *stage, i int, length int64) {
 		}
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		if err != nil {
+		switch {
+		case err != nil && p.changed != now: // it is sent again, if it is still one
+			return
+		case err != nil:
 			u.failed, u.why = time.Now(), err
 			return
 		}
