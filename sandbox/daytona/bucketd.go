@@ -16,6 +16,7 @@ import (
 
 	"berth/mounts"
 	"berth/sandbox"
+	"berth/sandbox/daytona/resident"
 )
 
 // Buckets are shown by the program bucketd, which runs inside: it is brought once,
@@ -29,8 +30,12 @@ const bucketdName = "/usr/local/lib/berth/bucketd"
 // server is bucketd in a sandbox.
 type server struct {
 	program string
-	base    string // its mounts are kept in base/mounts, orders come in base/orders
+	base    string
 }
+
+// mounts is where it keeps what is mounted, orders where orders come.
+func (s *server) mounts() string { return s.base + "/mounts" }
+func (s *server) orders() string { return s.base + "/orders" }
 
 // hasMark and noneMark begin the answers of the look for it.
 const (
@@ -45,14 +50,14 @@ func (b *box) order(ctx context.Context, o mounts.Order) ([]mounts.Standing, err
 		return nil, err
 	}
 	b.mu.Lock()
-	o.Dir, o.User = s.base+"/mounts", b.user
+	o.Dir, o.User = s.mounts(), b.user
 	b.mu.Unlock()
 	text, err := json.Marshal(o)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(text)
-	file := s.base + "/orders/" + strings.ToLower(rand.Text())
+	file := s.orders() + "/" + strings.ToLower(rand.Text())
 	if err := b.Upload(ctx, file, 0o600, bytes.NewReader(text), int64(len(text))); err != nil {
 		b.removeFile(ctx, file)
 		return nil, err
@@ -64,7 +69,7 @@ func (b *box) order(ctx context.Context, o mounts.Order) ([]mounts.Standing, err
 func (b *box) removeFile(ctx context.Context, file string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	if _, _, err := b.exec(ctx, "rm -f "+quote(file), 20*time.Second, true); err != nil {
+	if _, _, err := b.exec(ctx, "rm -f "+resident.Quote(file), 20*time.Second, true); err != nil {
 		b.p.log.Warn("an order with keys may be left in the sandbox", slog.String("sandbox", b.id), slog.String("file", file), slog.Any("err", err))
 	}
 }
@@ -75,16 +80,16 @@ func (b *box) standings(ctx context.Context) ([]mounts.Standing, error) {
 	if err != nil || s == nil {
 		return nil, err
 	}
-	return b.bucketd(ctx, true, s, "list", s.base+"/mounts")
+	return b.bucketd(ctx, true, s, "list", s.mounts())
 }
 
 // bucketd runs the program, as root where that can be: only root shows a bucket to
 // all users, and may make its directory anywhere.
 func (b *box) bucketd(ctx context.Context, quiet bool, s *server, verb, name string) ([]mounts.Standing, error) {
-	run := quote(s.program) + " " + verb + " " + quote(name)
+	run := resident.Quote(s.program) + " " + verb + " " + resident.Quote(name)
 	text := "if [ \"$(id -u)\" != 0 ] && sudo -n true 2>/dev/null; then sudo -n " + run + "; else " + run + "; fi"
 	if verb == "order" {
-		text += "; c=$?; rm -f " + quote(name) + "; exit $c"
+		text += "; c=$?; rm -f " + resident.Quote(name) + "; exit $c"
 	}
 	out, code, err := b.exec(ctx, text, mountTime, quiet)
 	if err != nil {
@@ -137,9 +142,9 @@ func (b *box) server(ctx context.Context, bring bool) (*server, error) {
 	}
 	sum := sha256.Sum256(program)
 	s = &server{program: facts.Base + "/bucketd-" + hex.EncodeToString(sum[:8]), base: facts.Base}
-	orders := quote(s.base + "/orders")
+	orders := resident.Quote(s.base + "/orders")
 	out, _, err := b.exec(ctx, "umask 077; mkdir -p "+orders+" && [ -O "+orders+" ] && chmod 700 "+orders+" || exit 1\n"+
-		"for d in "+quote(s.program)+" "+bucketdName+"; do if [ -x \"$d\" ] && \"$d\" list /nonexistent 2>/dev/null | grep -q '^"+strings.TrimSpace(mounts.AnswerMark)+"'; then echo \""+hasMark+"$d\"; exit 0; fi; done; echo "+noneMark,
+		"for d in "+resident.Quote(s.program)+" "+bucketdName+"; do if [ -x \"$d\" ] && \"$d\" list /nonexistent 2>/dev/null | grep -q '^"+strings.TrimSpace(mounts.AnswerMark)+"'; then echo \""+hasMark+"$d\"; exit 0; fi; done; echo "+noneMark,
 		time.Minute, !bring)
 	switch {
 	case err != nil:
@@ -169,9 +174,9 @@ func (b *box) bring(ctx context.Context, name string, program []byte) error {
 	if err := b.Upload(ctx, temp, 0o755, r, int64(len(program))); err != nil {
 		return err
 	}
-	t := quote(temp)
+	t := resident.Quote(temp)
 	out, code, err := b.exec(ctx, fmt.Sprintf("if [ \"$(wc -c <%s | tr -d ' ')\" != %d ]; then rm -f %s; echo it did not come whole; exit 3; fi; chmod 755 %s && mv -f %s %s",
-		t, len(program), t, t, t, quote(name)), time.Minute, false)
+		t, len(program), t, t, t, resident.Quote(name)), time.Minute, false)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("bring bucketd into the sandbox: %.300s", strings.TrimSpace(out))
 	}
@@ -203,6 +208,3 @@ func (o *Options) program(goarch string) ([]byte, error) {
 	}
 	return o.Bucketd(goarch)
 }
-
-// quote makes a word of a shell's.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

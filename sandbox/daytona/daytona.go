@@ -47,6 +47,9 @@ type Provider struct {
 	keeping bool                 // see keepAwake
 	logs    map[string]string    // of builds, by the snapshot's name at the platform
 	mounts  map[string]chan struct{}
+
+	// mountable looks for bucketd once: it is unpacked for that.
+	mountable func() error
 }
 
 var (
@@ -71,6 +74,7 @@ func New(o Options) (*Provider, error) {
 		return nil, &sandbox.UserError{Text: "daytona: " + err.Error()}
 	}
 	p := &Provider{o: o, log: o.Logger, have: c, now: time.Now, boxes: map[string]*box{}, changed: map[string]time.Time{}, logs: map[string]string{}, mounts: map[string]chan struct{}{}}
+	p.mountable = sync.OnceValue(func() error { _, err := p.o.program("amd64"); return err })
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
 }

@@ -87,13 +87,7 @@ func wanted(sb *api.Sandbox) (list []sandbox.MountInfo) {
 // CheckMounts looks for the program that sandboxes are brought. Whether one of them
 // can mount, its first mount tells.
 func (p *Provider) CheckMounts(context.Context) error {
-	var err error
-	if p.o.Bucketd == nil {
-		err = errors.New("this berth was built without the program that serves them")
-	} else {
-		_, err = p.o.Bucketd("amd64")
-	}
-	if err != nil {
+	if err := p.mountable(); err != nil {
 		return &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "buckets cannot be mounted: " + err.Error()}
 	}
 	return nil
@@ -243,7 +237,7 @@ func (i *Instance) leaving(ctx context.Context, sb *api.Sandbox) (leave func()) 
 	return func() {
 		defer cancel()
 		if err == nil && s != nil {
-			_, err = b.bucketd(ctx, true, s, "leave", s.base+"/mounts")
+			_, err = b.bucketd(ctx, true, s, "leave", s.mounts())
 		}
 		if err != nil {
 			i.p.log.Warn("buckets not unmounted before the stop", slog.String("sandbox", sb.ID), slog.Any("err", err))

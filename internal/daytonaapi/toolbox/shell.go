@@ -41,8 +41,8 @@ package toolbox
 // write another's code, as it can signal or trace it; sessions are no walls.
 
 // shellScript is the process of a session. $1 is its directory, which must not
-// be there yet. Once it says "ready" the FIFO is there, and
-// open: what is written to one that nobody has open is gone with its writer.
+// be there yet. Once it says "ready" the FIFO is there, and open: what is written
+// to one that nobody has open is gone with its writer.
 const shellScript = `mkdir -m 700 "$1" && mkfifo -m 600 "$1/commands" && exec 9<>"$1/commands" || exit 1
 trap 'rm -rf "$1" "$1.ended"' EXIT
 trap 'exit 143' TERM HUP INT

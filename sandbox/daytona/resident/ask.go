@@ -186,10 +186,11 @@ func (b *Box) temp(at *place, what string) string {
 // command is the text for a shell. The call is in the environment, since arguments
 // are everybody's to see; exec spares a process.
 func command(program, value string) string {
-	return "export " + wire.CallVariable + "=" + quote(value) + "; exec " + quote(program) + " call </dev/null"
+	return "export " + wire.CallVariable + "=" + Quote(value) + "; exec " + Quote(program) + " call </dev/null"
 }
 
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+// Quote makes one word of a POSIX shell of s.
+func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // brief is the beginning of what a command printed, for an error.
 func brief(text string) string {

@@ -109,7 +109,7 @@ func (b *Box) probe(ctx context.Context) (*place, *absent, error) {
 	// One of our own build first, then the image's. Where there is none, directories
 	// are made for it that nobody else may enter. Only builtins and tools that every
 	// system has.
-	text := "export " + wire.CallVariable + "=" + quote(value) + "; u=$(id -u); umask 077\n" +
+	text := "export " + wire.CallVariable + "=" + Quote(value) + "; u=$(id -u); umask 077\n" +
 		"for b in " + b.bases() + "; do for n in " + strings.Join(names, " ") + "; do " +
 		"if [ -x \"$b/$n\" ] && [ -O \"$b/$n\" ]; then exec \"$b/$n\" call </dev/null; fi; done; done\n" +
 		"if [ -x " + wire.PrebakedName + " ]; then exec " + wire.PrebakedName + " call </dev/null; fi\n" +
@@ -142,7 +142,7 @@ func (b *Box) probe(ctx context.Context) (*place, *absent, error) {
 // has the same list, in package box/resident.
 func (b *Box) bases() string {
 	if b.o.Base != "" {
-		return quote(b.o.Base)
+		return Quote(b.o.Base)
 	}
 	return `"${HOME:-/nonexistent}/.berth" "/var/tmp/berth-$u" "/tmp/berth-$u"`
 }
@@ -152,7 +152,7 @@ func (b *Box) bases() string {
 func (b *Box) room(refused []string) string {
 	skip := ""
 	for _, r := range refused {
-		skip += "if [ \"$b\" = " + quote(r) + " ]; then continue; fi; "
+		skip += "if [ \"$b\" = " + Quote(r) + " ]; then continue; fi; "
 	}
 	return "for b in " + b.bases() + "; do " + skip + "mkdir -p \"$b\" 2>/dev/null; if [ -d \"$b\" ] && [ -O \"$b\" ] && [ -w \"$b\" ]; then echo \"$b\"; break; fi; done"
 }
@@ -232,8 +232,8 @@ func (b *Box) bringTo(ctx context.Context, base, name string, program *binary) (
 	if err := b.upload(ctx, temp, program); err != nil {
 		return nil, err
 	}
-	t, f := quote(temp), quote(final)
-	text := "export " + wire.CallVariable + "=" + quote(value) + "\n" +
+	t, f := Quote(temp), Quote(final)
+	text := "export " + wire.CallVariable + "=" + Quote(value) + "\n" +
 		fmt.Sprintf("if [ \"$(wc -c <%s | tr -d ' ')\" != %d ]; then rm -f %s; echo the upload did not come whole; exit 3; fi\n", t, program.size, t) +
 		"chmod 755 " + t + " && mv -f " + t + " " + f + " && exec " + f + " call </dev/null"
 	out, code, err := b.exec(ctx, text, callTime)
@@ -312,7 +312,7 @@ func (b *Box) start(ctx context.Context, at *place) error {
 	if err != nil {
 		return err
 	}
-	serr := b.t.Session(ctx, wire.CallVariable+"="+quote(value)+" "+quote(at.program)+" call </dev/null >/dev/null 2>&1")
+	serr := b.t.Session(ctx, wire.CallVariable+"="+Quote(value)+" "+Quote(at.program)+" call </dev/null >/dev/null 2>&1")
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
