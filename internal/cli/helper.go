@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -23,7 +25,7 @@ func (*helperCommand) Help() string {
 }
 
 func (c *helperCommand) Run(a *App) error {
-	box := boxbin.Bytes(c.Arch)
+	box := boxbin.Open(c.Arch)
 	if box == nil {
 		return fmt.Errorf("this berth was built without its helper for linux/%s; build it by make, which makes the helper first", c.Arch)
 	}
@@ -34,8 +36,8 @@ func (c *helperCommand) Run(a *App) error {
 	var names []string
 	for _, p := range []struct {
 		name string
-		text []byte
-	}{{path.Base(wire.PrebakedName), box}, {"bucketd", bucketd}} {
+		text io.Reader
+	}{{path.Base(wire.PrebakedName), box}, {"bucketd", bytes.NewReader(bucketd)}} {
 		name := filepath.Join(c.To, p.name)
 		if err := writeProgram(name, p.text); err != nil {
 			return fmt.Errorf("write the helper: %w", err)
@@ -48,7 +50,7 @@ func (c *helperCommand) Run(a *App) error {
 }
 
 // writeProgram makes the executable file name, whole or not at all.
-func writeProgram(name string, b []byte) (err error) {
+func writeProgram(name string, text io.Reader) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), ".box-*")
 	if err != nil {
 		return err
@@ -58,7 +60,7 @@ func writeProgram(name string, b []byte) (err error) {
 			_ = os.Remove(f.Name())
 		}
 	}()
-	_, err = f.Write(b)
+	_, err = io.Copy(f, text)
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}

@@ -4,6 +4,7 @@ package cli_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,14 +18,15 @@ func TestHelper(t *testing.T) {
 	dir := t.TempDir()
 	m := newMachine(t)
 	a := m.do("", "helper", "arm64", "--to", dir)
-	want := boxbin.Bytes("arm64")
-	if want == nil || !bucketbin.Has("arm64") {
+	box := boxbin.Open("arm64")
+	if box == nil || !bucketbin.Has("arm64") {
 		if a.code != 1 || !strings.Contains(a.stderr, "built without") || a.stdout != "" {
 			t.Errorf("without a helper: got %+v", a)
 		}
 	} else {
+		want, werr := io.ReadAll(box)
 		got, err := os.ReadFile(filepath.Join(dir, "box"))
-		if err != nil || a.code != 0 || !bytes.Equal(got, want) || !strings.Contains(a.stderr, "COPY --chmod=755 box bucketd /usr/local/lib/berth/") {
+		if err != nil || werr != nil || a.code != 0 || !bytes.Equal(got, want) || !strings.Contains(a.stderr, "COPY --chmod=755 box bucketd /usr/local/lib/berth/") {
 			t.Errorf("got %d bytes, %v, %+v", len(got), err, a)
 		}
 		if st, err := os.Stat(filepath.Join(dir, "box")); err != nil || st.Mode().Perm()&0o100 == 0 {

@@ -40,7 +40,7 @@ type serveCommand struct {
 // small heap would be collected at every megabyte of output that is handed out,
 // so that ballast is added to it: memory that counts and is never touched.
 const gcPercent = 40
-const ballastSize = 2 << 20
+const ballastSize = 4 << 20
 
 func (c *serveCommand) Run(a *App) error {
 	if a.getenv("GOGC") == "" {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -21,8 +22,8 @@ import (
 // from a sealed memory file, which nobody can change; without it, this program
 // itself, whose main hands over to package entry. embedded tells which.
 var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
-	b := boxbin.Bytes(runtime.GOARCH)
-	if b == nil {
+	box := boxbin.Open(runtime.GOARCH)
+	if box == nil {
 		if !wire.StandsIn() {
 			return nil, false, errors.New("the helper program box is not built in, and this program cannot stand in for it; run go generate ./sandbox/local/boxbin, or call entry.Main first of all")
 		}
@@ -37,7 +38,7 @@ var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
 		return nil, false, fmt.Errorf("memory file for the helper program: %w", err)
 	}
 	f = os.NewFile(uintptr(fd), "box")
-	if _, err := f.Write(b); err != nil {
+	if _, err := io.Copy(f, box); err != nil {
 		_ = f.Close()
 		return nil, false, fmt.Errorf("memory file for the helper program: %w", err)
 	}
@@ -54,25 +55,28 @@ var boxProgram = onceOK(func() (f *os.File, embedded bool, err error) {
 })
 
 // helperName is the name of the embedded program's copy on disk.
-var helperName = onceOK(func() (name string, b []byte, err error) {
-	b = boxbin.Bytes(runtime.GOARCH)
-	if b == nil {
-		return "", nil, nil
+var helperName = onceOK(func() (name string, size int64, err error) {
+	box := boxbin.Open(runtime.GOARCH)
+	if box == nil {
+		return "", 0, nil
 	}
-	sum := sha256.Sum256(b)
-	return "box-" + hex.EncodeToString(sum[:12]), b, nil
+	sum := sha256.New()
+	if _, err := io.Copy(sum, box); err != nil {
+		return "", 0, err
+	}
+	return "box-" + hex.EncodeToString(sum.Sum(nil)[:12]), box.Size(), nil
 })
 
 // helper is a copy of the embedded program on disk, for the one use that a
 // memory file does not fit: it cannot be mounted. Sandboxes see it read-only.
 // Empty when nothing is embedded.
 func (s *store) helper() (string, error) {
-	name, b, err := helperName()
+	name, size, err := helperName()
 	if err != nil || name == "" {
 		return "", err
 	}
 	path := s.path("bin", name)
-	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == int64(len(b)) {
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == size {
 		return path, nil
 	}
 	f, err := os.CreateTemp(s.path("bin"), ".box-")
@@ -80,7 +84,7 @@ func (s *store) helper() (string, error) {
 		return "", fmt.Errorf("keep the helper program: %w", err)
 	}
 	defer os.Remove(f.Name()) // nothing there after the rename
-	_, err = f.Write(b)
+	_, err = io.Copy(f, boxbin.Open(runtime.GOARCH))
 	if err == nil {
 		err = f.Chmod(0o555)
 	}

@@ -264,8 +264,8 @@ func netfilterCheck() Check {
 }
 
 func boxCheck() Check {
-	if b := boxbin.Bytes(runtime.GOARCH); b != nil {
-		return Check{Name: "helper_program", State: OK, Detail: "embedded, " + strconv.Itoa(len(b)>>10) + " KiB"}
+	if box := boxbin.Open(runtime.GOARCH); box != nil {
+		return Check{Name: "helper_program", State: OK, Detail: "embedded, " + strconv.FormatInt(box.Size()>>10, 10) + " KiB"}
 	}
 	return Check{Name: "helper_program", State: Degraded, Detail: "not embedded; berth starts itself in its place, which costs time and memory in each sandbox",
 		Remedy: "build with `make build`, or run `go generate ./sandbox/local/boxbin` before go build"}

@@ -289,8 +289,8 @@ var builtIn = map[string]func() *binary{"amd64": embedded("amd64"), "arm64": emb
 
 func embedded(goarch string) func() *binary {
 	return sync.OnceValue(func() *binary {
-		if r, size := boxbin.Open(goarch); r != nil {
-			return newBinary(r, size)
+		if box := boxbin.Open(goarch); box != nil {
+			return newBinary(box, box.Size())
 		}
 		return nil
 	})
