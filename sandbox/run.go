@@ -113,7 +113,7 @@ func (m *Manager) SpawnProcess(ctx context.Context, key Key, r SpawnRequest) (*R
 			return c, err
 		}
 		c, err = r.complete(b.info, c)
-		c.OpenStdin, c.TTY, c.Merge, c.Note, c.Busy = r.OpenStdin, r.TTY, r.Merge, r.Note, !r.Waiting
+		c.OpenStdin, c.TTY, c.Merge, c.Note, c.Busy = r.OpenStdin, r.TTY, r.Merge, r.Note, !r.Waiting && !IsAside(ctx)
 		if r.Display != "" {
 			c.Display = shorten(strings.ToValidUTF8(r.Display, "\uFFFD"), 200)
 		}

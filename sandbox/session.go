@@ -446,6 +446,14 @@ func RunningOnly(ctx context.Context) context.Context {
 	return context.WithValue(ctx, runningOnlyKey{}, true)
 }
 
+type asideKey struct{}
+
+// Aside makes a call no use of the sandbox: it does not keep it from idling out.
+func Aside(ctx context.Context) context.Context { return context.WithValue(ctx, asideKey{}, true) }
+
+// IsAside tells whether the call is made by Aside. Providers ask.
+func IsAside(ctx context.Context) bool { return ctx.Value(asideKey{}) != nil }
+
 // found returns the key's sandbox if it runs.
 func (m *Manager) found(ctx context.Context, key Key) (*box, error) {
 	inst, err := m.provider.Lookup(ctx, key)

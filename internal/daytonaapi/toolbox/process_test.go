@@ -94,3 +94,33 @@ func TestUnknownPaths(t *testing.T) {
 	w := newWorld(t)
 	w.problem(w.do("GET", "/nothing", nil, 404, nil), 404, "NOT_FOUND", "/nothing")
 }
+
+// A request that says so is no use of the sandbox: it stops when it would have.
+func TestAsideIsNoUse(t *testing.T) {
+	w := newWorld(t)
+	deadline := func() time.Time {
+		t.Helper()
+		info, err := w.manager.GetSandbox(t.Context(), w.key)
+		must(t, err)
+		if info.IdleDeadline.IsZero() {
+			t.Fatal("it is not told when the idle sandbox stops")
+		}
+		return info.IdleDeadline
+	}
+	ask := func(method, path, body string, headers ...string) {
+		t.Helper()
+		if a := w.request(method, path, "application/json", strings.NewReader(body), headers...); a.status != 200 {
+			t.Fatalf("%s %s = %d %s", method, path, a.status, a.body)
+		}
+	}
+	before := deadline()
+	ask("POST", "/process/execute", `{"command": "sleep 0.05"}`, "X-Daytona-Skip-Last-Activity-Update", "true")
+	ask("GET", "/files?path=/", "", "X-Daytona-Skip-Last-Activity-Update", "true")
+	if got := deadline(); !got.Equal(before) {
+		t.Errorf("it stops %v later after requests beside its use", got.Sub(before))
+	}
+	ask("POST", "/process/execute", `{"command": "sleep 0.05"}`)
+	if got := deadline(); !got.After(before) {
+		t.Errorf("it stops at %v, and at %v after a command", before, got)
+	}
+}

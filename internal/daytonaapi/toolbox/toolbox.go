@@ -164,6 +164,9 @@ func (t *Toolbox) Serve(w http.ResponseWriter, r *http.Request, key sandbox.Key)
 	t.mu.Unlock()
 	defer t.wg.Done()
 	ctx, cancel := context.WithCancel(context.WithValue(sandbox.RunningOnly(r.Context()), keyKey{}, key))
+	if r.Header.Get(asideHeader) == "true" {
+		ctx = sandbox.Aside(ctx)
+	}
 	defer cancel()
 	defer context.AfterFunc(t.ctx, cancel)()
 	t.mux.ServeHTTP(w, r.WithContext(ctx))
@@ -177,6 +180,9 @@ func (t *Toolbox) Close() {
 	t.cancel()
 	t.wg.Wait()
 }
+
+// asideHeader says that a request is no use of the sandbox.
+const asideHeader = "X-Daytona-Skip-Last-Activity-Update"
 
 type keyKey struct{}
 

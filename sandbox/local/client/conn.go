@@ -194,7 +194,7 @@ func (l *link) call(ctx context.Context, op string, body any, data []byte, out a
 	id := l.next
 	l.calls[id] = ch
 	l.mu.Unlock()
-	err := l.conn.Send(wire.Header{ID: id, Op: op}, body, data, files...)
+	err := l.conn.Send(wire.Header{ID: id, Op: op, Aside: sandbox.IsAside(ctx)}, body, data, files...)
 	if err != nil {
 		if l.drop(id) == nil {
 			closeFiles((<-ch).Files)

@@ -21,9 +21,11 @@ func (p *peer) handle(f *wire.Frame) {
 	switch f.Op { // those that count as activity, since somebody works with the sandbox
 	case wire.OpHello, wire.OpWait, wire.OpCancel, wire.OpProcess, wire.OpProcesses, wire.OpUsage, wire.OpConfigure, wire.OpLimit, wire.OpStop, wire.OpMakeWay, wire.OpFreeze, wire.OpThaw, wire.OpNetwork, wire.OpMounts:
 	default:
-		m.mu.Lock()
-		m.touch()
-		m.mu.Unlock()
+		if !f.Aside {
+			m.mu.Lock()
+			m.touch()
+			m.mu.Unlock()
+		}
 	}
 	switch f.Op {
 	case wire.OpStat, wire.OpOpen, wire.OpReadDir, wire.OpCreate, wire.OpCommit, wire.OpMkdir, wire.OpSymlink, wire.OpRemove, wire.OpRename, wire.OpPermit, wire.OpDial:

@@ -35,6 +35,8 @@ type Header struct {
 	// carried out once: the first one's answer is given again. Residents know it
 	// for what changes something and is not the same a second time.
 	Once string `json:"once,omitempty"`
+	// Aside requests do not count as activity.
+	Aside bool `json:"aside,omitempty"`
 	// Body is the op's request or answer; see the types named after the ops.
 	Body json.RawMessage `json:"body,omitempty"`
 }
