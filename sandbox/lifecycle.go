@@ -19,7 +19,7 @@ func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartR
 	if err := errors.Join(m.allowed(spec), m.checkImage(spec), m.completeMounts(ctx, &spec)); err != nil {
 		return nil, err
 	}
-	b, err := m.ready(ctx, key, create, spec)
+	b, err := m.surely(ctx, key, create, spec)
 	if err != nil {
 		return nil, sayNoSession(err, key)
 	}
@@ -40,7 +40,7 @@ func (m *Manager) StartSandbox(ctx context.Context, key Key, spec Spec) (*StartR
 // seen is ErrNotFound.
 func (m *Manager) Reconnect(ctx context.Context, key Key) (*StartResult, error) {
 	ctx = withDeadline(ctx)
-	b, err := m.ready(ctx, key, freshIfGone, Spec{})
+	b, err := m.surely(ctx, key, freshIfGone, Spec{})
 	if err != nil {
 		return nil, sayNoSession(err, key)
 	}

@@ -39,6 +39,8 @@ type box struct {
 	outcome StartOutcome
 	notice  Notice
 	seen    time.Time
+	// believed: it was seen running a moment ago, and not looked at since.
+	believed bool
 }
 
 // flight is a start in progress, shared by all callers of its session.
@@ -107,7 +109,7 @@ func (m *Manager) ready(ctx context.Context, key Key, want mode, given Spec) (*b
 		}
 		if b := m.boxes[key]; b != nil && time.Since(b.seen) < recheck {
 			m.mu.Unlock()
-			return &box{inst: b.inst, info: b.info, outcome: Connected, seen: b.seen}, nil
+			return &box{inst: b.inst, info: b.info, outcome: Connected, seen: b.seen, believed: true}, nil
 		}
 		f := m.flights[key]
 		if only, _ := ctx.Value(runningOnlyKey{}).(bool); only {
@@ -149,6 +151,20 @@ func (m *Manager) ready(ctx context.Context, key Key, want mode, given Spec) (*b
 		b := *f.box
 		return &b, nil
 	}
+}
+
+// surely is ready for who asks for a start and nothing else: no command will show
+// that a sandbox which was believed to run does not.
+func (m *Manager) surely(ctx context.Context, key Key, want mode, given Spec) (*box, error) {
+	b, err := m.ready(ctx, key, want, given)
+	if err != nil || !b.believed {
+		return b, err
+	}
+	if info, err := b.inst.Info(ctx); err == nil && info.Status == StatusRunning {
+		return b, nil
+	}
+	m.forget(key, b)
+	return m.ready(ctx, key, want, given)
 }
 
 // fly runs one start to its end and publishes it.

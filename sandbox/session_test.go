@@ -138,6 +138,26 @@ func managerOf(t *testing.T, p sandbox.Provider, o sandbox.Options) *sandbox.Man
 
 var trueCommand = sandbox.RunRequest{Command: "true"}
 
+// A start finds out that a sandbox which ran a moment ago does not.
+func TestStartBelievesNothing(t *testing.T) {
+	for _, again := range []func(*sandbox.Manager) (*sandbox.StartResult, error){
+		func(m *sandbox.Manager) (*sandbox.StartResult, error) {
+			return m.StartSandbox(t.Context(), key, sandbox.Spec{})
+		},
+		func(m *sandbox.Manager) (*sandbox.StartResult, error) { return m.Reconnect(t.Context(), key) },
+	} {
+		s := newScript(sandbox.StatusRunning)
+		m := managerOf(t, s, sandbox.Options{})
+		if _, err := m.StartSandbox(t.Context(), key, sandbox.Spec{}); err != nil {
+			t.Fatal(err)
+		}
+		s.set(sandbox.StatusStopped)
+		if res, err := again(m); err != nil || res.Info.Status != sandbox.StatusRunning || !res.Notice.Started {
+			t.Errorf("got %+v, %v", res, err)
+		}
+	}
+}
+
 func TestStartByStatus(t *testing.T) {
 	for _, c := range []struct {
 		status    sandbox.Status
