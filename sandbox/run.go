@@ -359,7 +359,7 @@ func (m *Manager) search(ctx context.Context, key Key, b *box, id ProcessID, cau
 		}
 	}
 	return nil, &UserError{Err: ErrMaybeStarted, Text: fmt.Sprintf(
-		"the connection to the sandbox broke (%v); the command may have started, was not sent again, and no process %s can be found; look at what it would have changed before repeating it", cause, id)}
+		"the connection to the sandbox broke (%v); the command may have started, was not run again, and its exit code is not known: no process %s can be found; look at what it would have changed before repeating it", cause, id)}
 }
 
 func spawnError(err error, c Command) error {
