@@ -112,7 +112,7 @@ func (f *faults) userName(user string) {
 // checkUser refuses a user that only a sandbox of an image can have, where the
 // key's sandbox is none or would be none.
 func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults) {
-	if user == "" || user == "root" || !imageUser.MatchString(user) {
+	if user == "" || user == "root" || !imageUser.MatchString(user) || m.ownUsers() {
 		return // or refused already
 	}
 	spec, image := m.options.Defaults, m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""
@@ -122,6 +122,11 @@ func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults
 	if !image {
 		f.user(user, spec.account())
 	}
+}
+
+func (m *Manager) ownUsers() bool {
+	_, own := m.provider.(OwnUsers)
+	return own
 }
 
 // peekInfo is what is known of a sandbox, of late when it is believed to run.

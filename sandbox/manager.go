@@ -318,7 +318,8 @@ type Manager struct {
 // p after that.
 func NewManager(p Provider, o Options) (*Manager, error) {
 	var f faults
-	if err := o.Defaults.Validate(); err != nil {
+	_, own := p.(OwnUsers)
+	if err := o.Defaults.validate(own); err != nil {
 		f = append(f, fmt.Errorf("defaults: %w", err))
 	}
 	if err := (Spec{Resources: o.Limits.Resources, Network: &o.Limits.Network}).Validate(); err != nil {

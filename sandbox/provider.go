@@ -186,6 +186,12 @@ type (
 	PortLinker interface {
 		LinkPort(ctx context.Context, number uint16, public *bool) (PortLink, error)
 	}
+	// OwnUsers is of a provider that does not know before which users a sandbox
+	// has, also where it is made of neither an image nor a snapshot: it refuses
+	// one that is not there. A Provider ability.
+	OwnUsers interface {
+		OwnUsers()
+	}
 	// PortFinder finds the sandbox of an exposed port; ErrNotFound when there
 	// is none. A Provider ability.
 	PortFinder interface {

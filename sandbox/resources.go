@@ -86,9 +86,12 @@ func (m *Manager) ResizeSandbox(ctx context.Context, key Key, to Resources) (*In
 	return &info, nil
 }
 
+// ValidateSpec is Spec.Validate, as the provider's sandboxes are.
+func (m *Manager) ValidateSpec(s Spec) error { return s.validate(m.ownUsers()) }
+
 // allowed checks a given spec, also against the operator's ceiling.
 func (m *Manager) allowed(s Spec) error {
-	if err := s.Validate(); err != nil {
+	if err := m.ValidateSpec(s); err != nil {
 		return err
 	}
 	var f faults

@@ -161,7 +161,10 @@ var (
 
 // Validate checks what is given in s. Its error joins a *FieldError for every
 // fault, each named by its key.
-func (s Spec) Validate() error {
+func (s Spec) Validate() error { return s.validate(false) }
+
+// validate is Validate; ownUsers: as an OwnUsers provider has it.
+func (s Spec) validate(ownUsers bool) error {
 	var f faults
 	if utf8.RuneCountInString(s.Name) > MaxName || !printable(s.Name) {
 		f.add("name", fmt.Sprintf("%.80q does not fit", s.Name), "at most 63 printable characters", "")
@@ -178,7 +181,7 @@ func (s Spec) Validate() error {
 	}
 	f.image(s.Image)
 	f.account(s.Account)
-	if s.Image == "" && s.Snapshot == "" { // which may be an image's
+	if s.Image == "" && s.Snapshot == "" && !ownUsers { // a snapshot may be an image's
 		f.user(s.User, s.account())
 	} else {
 		f.userName(s.User)

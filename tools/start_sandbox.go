@@ -95,7 +95,7 @@ func startSandbox(b buckets) tool {
 	t.args, t.handle = handler(func(c *call, a *startSandboxArguments) (*mcp.CallToolResult, error) {
 		spec, err := a.spec()
 		if err != nil {
-			return nil, errors.Join(err, spec.Validate()) // all that is wrong at once
+			return nil, errors.Join(err, c.manager.ValidateSpec(spec)) // all that is wrong at once
 		}
 		res, err := c.manager.StartSandbox(c.ctx, c.key, spec)
 		if err != nil {

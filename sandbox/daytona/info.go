@@ -14,6 +14,9 @@ import (
 // here that is the one of the snapshot, whatever its name.
 const placeholderUser = "agent"
 
+// OwnUsers says that a snapshot has users of its own.
+func (p *Provider) OwnUsers() {}
+
 // statusOf is a state of the platform's in berth's words. States that berth does
 // not know are on their way to somewhere; whoever waits for them gives up in time.
 func statusOf(sb *api.Sandbox) sandbox.Status {
