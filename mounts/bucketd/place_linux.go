@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -202,13 +203,29 @@ func covering(table []mountLine, name string) (on, kind string) {
 // usersOf names processes that are in a directory or have something open in it, at
 // most three.
 func usersOf(dir string) []string {
+	found := make(chan []string)
+	go func() {
+		runtime.LockOSThread() // for good: it ends with what it has been
+		found <- findUsers(dir)
+	}()
+	return <-found
+}
+
+// findUsers is usersOf, on a thread of its own. Root in a container may not look at
+// what others have open, but each user may look at its own: so it looks as these.
+func findUsers(dir string) []string {
 	in := func(name string) bool {
 		to, err := os.Readlink(name)
 		return err == nil && (to == dir || strings.HasPrefix(to, dir+"/"))
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	var out []string
+	root := os.Geteuid() == 0
 	for _, proc := range procs {
+		if st := (unix.Stat_t{}); root && unix.Stat(proc, &st) == nil {
+			_ = unix.Setfsgid(int(st.Gid)) // what that may not see is left out
+			_ = unix.Setfsuid(int(st.Uid))
+		}
 		uses := in(proc+"/cwd") || in(proc+"/root") || in(proc+"/exe")
 		fds, _ := filepath.Glob(proc + "/fd/*")
 		if !uses && !slices.ContainsFunc(fds, in) {

@@ -206,9 +206,13 @@ func mountPlaces(t *testing.T, s *suite) {
 	_, err := b.mounter().Mount(s.ctx(t), bucket.at(home+"/empty/within"))
 	wantErr(t, "Mount within a mount", err, sandbox.ErrMountpoint)
 	// In use.
-	p := b.spawn(b.command("cd empty && echo there && sleep 600"))
+	p := b.spawn(b.command("cd empty && echo there && exec sleep 600"))
 	b.waitFor(p, "there")
-	wantErr(t, "Unmount of what is in use", b.mounter().Unmount(s.ctx(t), home+"/empty"), sandbox.ErrMountpoint)
+	err = b.mounter().Unmount(s.ctx(t), home+"/empty")
+	wantErr(t, "Unmount of what is in use", err, sandbox.ErrMountpoint)
+	if err != nil && !strings.Contains(err.Error(), "sleep") {
+		t.Errorf("Unmount of what is in use does not say by whom: %v", err)
+	}
 	_, err = b.mounter().Mount(s.ctx(t), bucket.at(home+"/empty", func(o *sandbox.MountOrder) { o.Job.Prefix = "p/" }))
 	wantErr(t, "another order for what is in use", err, sandbox.ErrMountpoint)
 	if got := b.must("cat empty/y"); got != "kept\n" {
