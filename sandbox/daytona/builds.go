@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"regexp"
@@ -96,7 +97,11 @@ func (p *Provider) BuildSnapshot(ctx context.Context, owner sandbox.Owner, name 
 	if err != nil {
 		return sandbox.SnapshotInfo{}, err
 	}
-	return snapshotInfo(owner, name, s), nil
+	info := snapshotInfo(owner, name, s)
+	if info.Log, err = p.BuildLog(ctx, owner, name, sandbox.MaxBuildLog); err != nil {
+		p.log.Debug("no log of a build", slog.String("snapshot", full), slog.Any("err", err)) // it is built all the same
+	}
+	return info, nil
 }
 
 // built follows a build to its end.
@@ -274,6 +279,9 @@ func buildError(b sandbox.Build, s *api.Snapshot, log string) error {
 	if e.Step < 1 || e.Step > e.Steps {
 		e.Step = 0
 		return e
+	}
+	if e.ExitCode != nil {
+		e.Problem = fmt.Sprintf("exited with %d", *e.ExitCode) // the platform's own reason says where, in its words
 	}
 	step := b.Steps[e.Step-1]
 	e.Line = step.Line

@@ -185,6 +185,9 @@ func (b *Box) exec(ctx context.Context, text string, timeout time.Duration) (out
 
 // bring uploads the helper to the first directory that it can be run from.
 func (b *Box) bring(ctx context.Context, none *absent) (*place, error) {
+	if none.machine == "" {
+		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: "berth's helper cannot be brought into the sandbox, which has no uname: use an image with a system's usual programs (id, mkdir, uname, wc, tr, chmod, mv, rm), or that has the helper as " + wire.PrebakedName}
+	}
 	goarch := map[string]string{"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}[none.machine]
 	if goarch == "" {
 		return nil, &sandbox.UserError{Err: sandbox.ErrUnsupported, Text: fmt.Sprintf("berth's helper is made for amd64 and arm64, and the sandbox's machine is %.40q; choose an image or a target of one of these", none.machine)}
