@@ -20,6 +20,7 @@ import (
 	"berth/internal/daytonaapi"
 	"berth/internal/daytonaapi/toolbox"
 	"berth/internal/localtest"
+	"berth/internal/preview"
 	"berth/internal/secret"
 	"berth/sandbox"
 	"berth/sandbox/daytona"
@@ -62,14 +63,19 @@ func newAccount(t *testing.T, change ...func(*sandbox.Options)) *account {
 	if a.manager, err = sandbox.NewManager(beneath, o); err != nil {
 		t.Fatal(err)
 	}
+	ports, err := preview.New(preview.Options{Manager: a.manager, State: t.TempDir(), Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
 	tb := toolbox.New(toolbox.Options{Manager: a.manager, Logger: log})
-	s, err := daytonaapi.New(daytonaapi.Options{Manager: a.manager, State: t.TempDir(), Logger: log, Version: "test", Toolbox: tb,
+	s, err := daytonaapi.New(daytonaapi.Options{Manager: a.manager, State: t.TempDir(), Logger: log, Version: "test", Toolbox: tb, Previews: ports,
 		Access: access.Options{Tokens: []access.Token{{Name: string(a.owner), Token: secret.New(a.token)}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.faults = &faults{next: s}
 	a.http = httptest.NewServer(a.faults)
+	ports.Share(a.http.Listener.Addr())
 	t.Cleanup(func() {
 		a.http.CloseClientConnections()
 		a.http.Close()
@@ -77,6 +83,9 @@ func newAccount(t *testing.T, change ...func(*sandbox.Options)) *account {
 			t.Error(err)
 		}
 		tb.Close()
+		if err := ports.Close(); err != nil {
+			t.Error(err)
+		}
 		if err := a.manager.Close(); err != nil {
 			t.Error(err)
 		}

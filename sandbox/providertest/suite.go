@@ -66,6 +66,7 @@ const (
 	Afterlife  Ability = "afterlife"
 	Tombstones Ability = "tombstones" // Lookup of a destroyed sandbox
 	Ports      Ability = "ports"      // PortDialer, PortKeeper, PortFinder, PortLister
+	Links      Ability = "links"      // PortLinker, or Ports
 	CountsRead Ability = "counts"     // ProcessInfo.CPU and Memory
 	Usages     Ability = "usages"     // Info.Usage
 	Resources  Ability = "resources"  // Spec.Resources
@@ -111,7 +112,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec}, {"account", testAccount},
 		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
-		{"processes", testProcesses}, {"terminals", testTerminals}, {"records", testRecords}, {"files", testFiles}, {"changes", testChanges}, {"walls", testWalls}, {"ports", testPorts}, {"network", testNetwork},
+		{"processes", testProcesses}, {"terminals", testTerminals}, {"records", testRecords}, {"files", testFiles}, {"changes", testChanges}, {"walls", testWalls}, {"ports", testPorts}, {"links", testLinks}, {"network", testNetwork},
 		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes}, {"mounts", testMounts},
 	} {
 		if h.Only != nil && !slices.Contains(h.Only, g.name) {
