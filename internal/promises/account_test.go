@@ -6,14 +6,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +35,8 @@ func TestTwoServersOneAccount(t *testing.T) {
 		must(t, err)
 		many = n
 	}
-	c := newCloud(t)
+	c := newCloud(t, stateDir(t, "s"))
+	t.Cleanup(func() { c.empty(t) })
 	fronts := []*front{c.front(t), c.front(t)}
 	begin := time.Now()
 
@@ -265,119 +262,4 @@ func (a *caller) call(tool string, arguments args) (*driver.Answer, error) {
 		a.t.Errorf("%s: %s: %s", a.id, tool, r.Text)
 	}
 	return r, nil
-}
-
-// cloud is a berth that serves the Daytona API.
-type cloud struct {
-	url string
-}
-
-const cloudKey = "an-account-of-tests"
-
-// newCloud serves until the test ends, and then deletes what it has.
-func newCloud(t *testing.T) *cloud {
-	t.Helper()
-	s := ownSite(t)
-	port, err := driver.FreePort()
-	must(t, err)
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	s.Args = []string{"--provider", "local", "--daytona-api", address}
-	srv, err := s.ListenAndServe(context.WithoutCancel(t.Context()), 0) // the cleanup asks it, too
-	must(t, err)
-	t.Cleanup(srv.Kill)
-	c := &cloud{url: "http://" + address + "/api"}
-	t.Cleanup(func() {
-		for _, b := range c.list(t) {
-			c.ask(t, http.MethodDelete, "/sandbox/"+b.ID, nil)
-		}
-		wait(t, time.Minute, "the account is empty", func() bool { return len(c.list(t)) == 0 })
-	})
-	return c
-}
-
-type listed struct {
-	ID     string            `json:"id"`
-	Labels map[string]string `json:"labels"`
-}
-
-func (c *cloud) list(t *testing.T) []listed {
-	t.Helper()
-	var all []listed
-	for cursor := ""; ; {
-		var page struct {
-			Items      []listed `json:"items"`
-			NextCursor string   `json:"nextCursor"`
-		}
-		c.ask(t, http.MethodGet, "/sandbox?limit=200&cursor="+cursor, &page)
-		all = append(all, page.Items...)
-		if cursor = page.NextCursor; cursor == "" {
-			return all
-		}
-	}
-}
-
-// sessions are those that its sandboxes belong to, one each, in order.
-func (c *cloud) sessions(t *testing.T) []string {
-	t.Helper()
-	var out []string
-	for _, b := range c.list(t) {
-		out = append(out, b.Labels["berth/session"])
-	}
-	slices.Sort(out)
-	return out
-}
-
-func (c *cloud) ask(t *testing.T, method, path string, v any) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method, c.url+path, nil)
-	must(t, err)
-	req.Header.Set("Authorization", "Bearer "+cloudKey)
-	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
-	must(t, err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	must(t, err)
-	if resp.StatusCode != http.StatusOK {
-		t.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
-	} else if v != nil {
-		must(t, json.Unmarshal(b, v))
-	}
-}
-
-// front is a berth whose sandboxes are the account's.
-type front struct {
-	driver.Program
-	port   int
-	server atomic.Pointer[driver.Server]
-}
-
-func (c *cloud) front(t *testing.T) *front {
-	t.Helper()
-	dir, err := os.MkdirTemp(filepath.Dir(shared), "f") //nolint:usetesting // see TestMain
-	must(t, err)
-	t.Cleanup(func() { removeAll(dir) })
-	f := &front{Program: driver.Program{Path: program, State: dir, Args: []string{"--provider", "daytona"},
-		Env: []string{"DAYTONA_API_URL=" + c.url, "DAYTONA_API_KEY=" + cloudKey, "DAYTONA_JWT_TOKEN=", "DAYTONA_ORGANIZATION_ID=", "DAYTONA_TARGET="}}}
-	f.port, err = driver.FreePort()
-	must(t, err)
-	f.begin(t)
-	t.Cleanup(func() { f.now().Kill() })
-	return f
-}
-
-func (f *front) now() *driver.Server { return f.server.Load() }
-
-func (f *front) begin(t *testing.T) {
-	srv, err := f.ListenAndServe(context.WithoutCancel(t.Context()), f.port)
-	if err != nil {
-		t.Errorf("a server does not start: %v", err)
-		return
-	}
-	f.server.Store(srv)
-}
-
-// restart kills the server, and starts the next.
-func (f *front) restart(t *testing.T) {
-	f.now().Kill()
-	f.begin(t)
 }

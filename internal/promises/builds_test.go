@@ -64,7 +64,7 @@ func examples(t *testing.T) string {
 		must(t, w.WriteHeader(&tar.Header{Name: at + "/", Mode: mode, Uid: uid, Gid: uid, Typeflag: tar.TypeDir}))
 	}
 	lib := regexp.MustCompile(`(/\S+) \(0x`)
-	for _, n := range []string{"sh", "bash", "cat", "id", "mkdir", "touch", "chmod", "tee", "ls", "true", "sleep"} {
+	for _, n := range []string{"sh", "bash", "cat", "id", "mkdir", "touch", "chmod", "tee", "ls", "true", "sleep", "uname", "wc", "tr", "mv", "rm"} {
 		p, err := exec.LookPath(n)
 		must(t, err)
 		p, err = filepath.EvalSymlinks(p)
@@ -111,10 +111,12 @@ func examples(t *testing.T) string {
 	return host
 }
 
-// withExamples is a site whose servers know the page's image.
+// withExamples is a site which knows the page's image.
 func withExamples(t *testing.T) *site {
 	host := examples(t)
-	return configured(t, fmt.Sprintf("limits:\n  allowed_images: ['%s/*']\nlocal:\n  images:\n    aliases: {daytonaio/sandbox: '%s/daytonaio/sandbox'}\n", host, host))
+	s := ownSite(t, fmt.Sprintf("limits:\n  network_allow_list: [127.0.0.1/32]\n  allowed_images: ['%s/*']\nlocal:\n  images:\n    aliases: {daytonaio/sandbox: '%s/daytonaio/sandbox'}\n", host, host))
+	s.Args = append(s.Args, "--toolsets", "all")
+	return s
 }
 
 // The page's commands, with sudo as they are written.
@@ -157,6 +159,28 @@ func (b *box) timed(a args) (*driver.Answer, []string, []time.Time) {
 	return answer, append([]string(nil), lines...), append([]time.Time(nil), at...)
 }
 
+// ownSnapshots are those of list_snapshots, without the platform's own.
+func ownSnapshots(r *driver.Answer) (own []args) {
+	for _, s := range r.Structured["snapshots"].([]any) {
+		if s := s.(args); !strings.HasPrefix(fmt.Sprint(s["name"]), "daytona-") {
+			own = append(own, s)
+		}
+	}
+	return own
+}
+
+// buildSite is a site where something stands to build on: at Daytona the platform
+// wants to be told, by what args says.
+func buildSite(t *testing.T) (*site, func(args) args) {
+	if !atDaytona {
+		return withSnapshots(t), func(a args) args { return a }
+	}
+	return withExamples(t), func(a args) args {
+		a["image"] = "daytonaio/sandbox"
+		return a
+	}
+}
+
 // inOrder fails the test for what does not follow what stands before it.
 func inOrder(t testing.TB, lines []string, want ...string) {
 	t.Helper()
@@ -185,8 +209,8 @@ func TestPromise62Steps(t *testing.T) {
 	inOrder(t, lines, "[1/4] RUN "+aptUpdate, "[2/4] RUN "+aptS3FS, "Setting up s3fs", "[3/4] RUN", "deb [signed-by", "[4/4] RUN")
 	listed, err := b.Must(t.Context(), "list_snapshots", args{})
 	must(t, err)
-	list := listed.Structured["snapshots"].([]any)
-	if len(list) != 1 || list[0].(args)["name"] != "cloud-fs-mounting" || list[0].(args)["state"] != "active" {
+	list := ownSnapshots(listed)
+	if len(list) != 1 || list[0]["name"] != "cloud-fs-mounting" || list[0]["state"] != "active" {
 		t.Errorf("list_snapshots: %s", listed.Text)
 	}
 	b.Kill()
@@ -213,7 +237,7 @@ func TestPromise63Dockerfile(t *testing.T) {
 		t.Fatalf("a failing step: %s", bad.Text)
 	}
 	contains(t, bad.Text, "build_failed: step 5 of 5, line 7 (RUN echo so far && sudo apt-get install -y nothing-like-it) exited with 100", "so far\n", "E: unable to locate install -y nothing-like-it")
-	if r, err := b.Must(t.Context(), "list_snapshots", args{}); err != nil || len(r.Structured["snapshots"].([]any)) != 0 {
+	if r, err := b.Must(t.Context(), "list_snapshots", args{}); err != nil || len(ownSnapshots(r)) != 0 {
 		t.Errorf("after a failure: %v, %v", r, err)
 	}
 	contains(t, b.refused("start_sandbox", args{"snapshot": "x"}), "there is no snapshot x")
@@ -236,11 +260,11 @@ func TestPromise63Dockerfile(t *testing.T) {
 // 64: the log comes while the build runs, in order, over every transport.
 func TestPromise64Log(t *testing.T) {
 	t.Parallel()
-	s := withSnapshots(t)
+	s, on := buildSite(t)
 	for i, how := range transports {
 		b := s.dial(t, how)
 		name := fmt.Sprintf("log-%s-%d", b.id, i)
-		r, lines, at := b.timed(args{"name": name, "steps": []args{{"run": fmt.Sprintf("echo o1 %d; sleep 0.6; echo e2 >&2; sleep 0.6; echo o3", i)}, {"run": "echo o4"}}})
+		r, lines, at := b.timed(on(args{"name": name, "steps": []args{{"run": fmt.Sprintf("echo o1 %d; sleep 0.6; echo e2 >&2; sleep 0.6; echo o3", i)}, {"run": "echo o4"}}}))
 		if r.IsError {
 			t.Fatal(r.Text)
 		}
@@ -252,14 +276,35 @@ func TestPromise64Log(t *testing.T) {
 	}
 }
 
-// A server that is killed in the middle of a build leaves its finished steps,
-// and nothing that runs; the next server goes on from them.
-func TestBuildOfAKilledServer(t *testing.T) {
-	t.Parallel()
-	s := withSnapshots(t)
+// At Daytona the platform goes on building when the server is killed: the same call
+// to the next one waits on, and a step has run once.
+func platformBuildsOn(t *testing.T) {
+	s, on := buildSite(t)
 	b := s.dial(t, driver.Stdio)
 	name := "killed-" + b.id
-	begun := make(chan struct{})
+	build := func() args {
+		return on(args{"name": name, "steps": []args{{"run": "echo ran >> ~/f"}, {"run": "echo be''gun; sleep 4; echo ran >> ~/f"}}})
+	}
+	begun := b.begin(build())
+	select {
+	case <-begun:
+	case <-time.After(60 * time.Second):
+		t.Fatal("the second step does not begin")
+	}
+	b.Kill()
+	b = s.dial(t, driver.Stdio)
+	r, _ := b.watched(build())
+	if r.IsError {
+		t.Fatal(r.Text)
+	}
+	b.start(args{"snapshot": name}, "created")
+	b.want("cat ~/f", "ran\nran")
+}
+
+// begin calls create_snapshot without waiting for its answer; begun is closed when the
+// build says so.
+func (b *box) begin(a args) (begun chan struct{}) {
+	begun = make(chan struct{})
 	var once sync.Once
 	b.Watch(func(_ any, message string) {
 		if strings.Contains(message, "begun") {
@@ -267,9 +312,24 @@ func TestBuildOfAKilledServer(t *testing.T) {
 		}
 	})
 	go func() {
-		req := mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "create_snapshot", Arguments: args{"name": name, "steps": []args{{"run": "echo kept > ~/f"}, {"run": "echo be''gun; sleep 1000"}}}, Meta: &mcp.Meta{ProgressToken: "build"}}}
-		_, _ = b.Do(t.Context(), req) // the server dies of it
+		req := mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "create_snapshot", Arguments: a, Meta: &mcp.Meta{ProgressToken: "build"}}}
+		_, _ = b.Do(b.t.Context(), req) // the server dies of it
 	}()
+	return begun
+}
+
+// A server that is killed in the middle of a build leaves its finished steps,
+// and nothing that runs; the next server goes on from them.
+func TestBuildOfAKilledServer(t *testing.T) {
+	t.Parallel()
+	if atDaytona {
+		platformBuildsOn(t)
+		return
+	}
+	s := withSnapshots(t)
+	b := s.dial(t, driver.Stdio)
+	name := "killed-" + b.id
+	begun := b.begin(args{"name": name, "steps": []args{{"run": "echo kept > ~/f"}, {"run": "echo be''gun; sleep 1000"}}})
 	select {
 	case <-begun:
 	case <-time.After(30 * time.Second):
@@ -282,7 +342,7 @@ func TestBuildOfAKilledServer(t *testing.T) {
 		t.Fatal(r.Text)
 	}
 	inOrder(t, lines, "[1/2] RUN", "[cached]", "[2/2] RUN", "kept")
-	found, err := filepath.Glob(filepath.Join(s.State, "sandboxes", "*", "sandbox.json"))
+	found, err := filepath.Glob(filepath.Join(s.beneath, "sandboxes", "*", "sandbox.json"))
 	must(t, err)
 	for _, f := range found {
 		if record, err := os.ReadFile(f); err == nil && strings.Contains(string(record), name) {

@@ -82,7 +82,7 @@ func TestPromise02Modules(t *testing.T) {
 	for _, l := range []struct{ language, code, want string }{
 		{"typescript", "import {five} from './util'; const n: number = five; console.log(n)", "5"},
 		{"javascript", "import {five} from './util.ts'; console.log(five)", "5"},
-		{"python", "import os; print(os.path.dirname(__file__))", "/home/agent/work"},
+		{"python", "import os; print(os.path.dirname(__file__))", home + "/work"},
 		{"javascript", "const n = await Promise.resolve(21); console.log(n)", "21"},
 		{"javascript", "const twice = require('./twice.cjs'); console.log(twice(21), require('path').basename(process.cwd()))", "42 work"},
 		{"javascript", "import thrice from './thrice.mjs'; console.log(await Promise.resolve(thrice(7)))", "21"},
@@ -92,7 +92,7 @@ func TestPromise02Modules(t *testing.T) {
 		{"typescript", "import thrice from './thrice.mjs'; const n: number = thrice(5); console.log(n)", "15"},
 		{"python", "import os; print(os.path.basename(os.getcwd()))", "work"},
 	} {
-		r := b.call("run_code", args{"language": l.language, "code": l.code, "cwd": "/home/agent/work"})
+		r := b.call("run_code", args{"language": l.language, "code": l.code, "cwd": home + "/work"})
 		if got := strings.TrimSpace(r.Output()); got != l.want || exit(r) != 0 {
 			t.Errorf("%s %s: %s; want %q", l.language, l.code, r.Text, l.want)
 		}
@@ -185,14 +185,14 @@ func TestPromise09Interface(t *testing.T) {
 	state("pending")
 	b.start(nil, "created")
 	state("running")
-	contains(t, fmt.Sprint(b.sandbox()["instructions"]), "/home/agent")
+	contains(t, fmt.Sprint(b.sandbox()["instructions"]), home)
 	b.want("echo here", "here")
 	b.call("stop_sandbox", nil)
 	state("stopped")
 	b.start(nil, "connected")
 	state("running")
 	b.call("destroy_sandbox", nil)
-	state("destroyed")
+	state(gone)
 }
 
 func TestPromise10Handshake(t *testing.T) {
@@ -217,7 +217,7 @@ func TestPromise11ManyClients(t *testing.T) {
 		b.call("write_file", args{"path": "f", "content": "é 😀\n"})
 		return strings.Join([]string{b.sh("cat f; pwd"), b.run(args{"command": "exit 7"}, 7), strings.TrimSpace(b.call("run_code", args{"code": "print(6*7)"}).Output())}, "|")
 	}
-	const want = "é 😀\n/home/agent||42"
+	want := "é 😀\n" + home + "||42"
 	clients := []*box{s.dial(t, driver.Stdio), s.dial(t, driver.Stdio), connect(t, srv, driver.HTTP), connect(t, srv, driver.HTTP), connect(t, srv, driver.SSE), connect(t, srv, driver.SSE)}
 	for i, b := range clients {
 		if got := script(b); got != want {
@@ -244,7 +244,7 @@ func TestPromise15Tools(t *testing.T) {
 				t.Errorf("%s: %q, %+v", tool.Name, tool.Description, tool.InputSchema)
 			}
 		}
-		b.want(`echo "Hello, world!"; pwd`, "Hello, world!\n/home/agent")
+		b.want(`echo "Hello, world!"; pwd`, "Hello, world!\n"+home)
 	})
 }
 
@@ -278,8 +278,8 @@ func TestPromise17Home(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	b := s.dial(t, driver.Stdio)
-	b.want("pwd; echo $HOME", "/home/agent\n/home/agent")
-	contains(t, fmt.Sprint(b.sandbox()["instructions"]), "default directory: /home/agent")
+	b.want("pwd; echo $HOME", home+"\n"+home)
+	contains(t, fmt.Sprint(b.sandbox()["instructions"]), "default directory: "+home)
 }
 
 func TestPromise18Timeout(t *testing.T) {

@@ -28,6 +28,10 @@ var program, shared string
 // it, unless BERTH_TEST_PROGRAM names one that is built already.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if err := chooseProvider(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		// Not t.TempDir: its long names would not leave room for socket paths.
 		dir, err := os.MkdirTemp("", runPrefix+strconv.Itoa(os.Getpid())+"-")
 		if err != nil {
@@ -52,6 +56,9 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		code := m.Run()
+		if sharedCloud != nil {
+			sharedCloud.server.Kill()
+		}
 		if err := removeSandboxes(shared); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = max(code, 1)
@@ -102,7 +109,7 @@ func removeSandboxes(state string) error {
 // cli runs another command of berth over a state directory.
 func cli(state string, args ...string) (string, error) {
 	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), "BERTH_STATE="+state)
+	cmd.Env = append(os.Environ(), "BERTH_STATE="+state, "BERTH_PROVIDER=local")
 	var problem strings.Builder
 	cmd.Stderr = &problem
 	out, err := cmd.Output()
@@ -119,17 +126,22 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// site is a state directory and the servers over it.
+// site is what servers share: a state directory, and at Daytona an account too.
 type site struct {
 	t testing.TB
 	driver.Program
+	beneath string // the state directory in which the sandboxes lie
+	cloud   *cloud // nil on this machine
 }
 
-// newSite is a site over the shared state directory. The sandboxes of the test
-// are removed at its end.
+// newSite is a site whose sandboxes lie in the shared state directory. Those of the
+// test are removed at its end.
 func newSite(t testing.TB) *site {
 	t.Helper()
-	s := &site{t: t, Program: driver.Program{Path: program, State: shared}}
+	if atDaytona {
+		return theCloud(t).site(t)
+	}
+	s := &site{t: t, Program: driver.Program{Path: program, State: shared}, beneath: shared}
 	t.Cleanup(func() {
 		out, err := cli(s.State, "ls", "-q")
 		if err != nil {
@@ -151,11 +163,33 @@ func newSite(t testing.TB) *site {
 	return s
 }
 
-// ownSite is a site over a state directory of its own, for tests that look at
-// what lies in it.
-func ownSite(t testing.TB) *site {
+// ownSite is a site whose sandboxes lie in a state directory of its own, for tests
+// that look at what lies in it. The configuration is that of who has the sandboxes.
+func ownSite(t testing.TB, configuration ...string) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp(filepath.Dir(shared), "s") //nolint:usetesting // see TestMain
+	dir := stateDir(t, "s")
+	if atDaytona {
+		return newCloud(t, dir, configuration...).site(t)
+	}
+	return (&site{t: t, Program: driver.Program{Path: program, State: dir}, beneath: dir}).configured(configuration...)
+}
+
+// configured has the servers of a site read a configuration.
+func (s *site) configured(configuration ...string) *site {
+	s.t.Helper()
+	if len(configuration) > 0 {
+		file := filepath.Join(s.t.TempDir(), "berth.yaml")
+		must(s.t, os.WriteFile(file, []byte(strings.Join(configuration, "")), 0o600))
+		s.Args = append(s.Args, "--config", file)
+	}
+	return s
+}
+
+// stateDir makes a state directory, which is removed with its sandboxes when the
+// test ends.
+func stateDir(t testing.TB, prefix string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(filepath.Dir(shared), prefix) //nolint:usetesting // see TestMain
 	must(t, err)
 	t.Cleanup(func() {
 		if err := removeSandboxes(dir); err != nil {
@@ -166,7 +200,7 @@ func ownSite(t testing.TB) *site {
 			t.Errorf("%s is not removed", dir)
 		}
 	})
-	return &site{t: t, Program: driver.Program{Path: program, State: dir}}
+	return dir
 }
 
 // listen starts an HTTP server, ended with the test.
@@ -386,13 +420,16 @@ func (s *site) dir(b *box) string {
 
 // find is dir, or empty when there is none.
 func (s *site) find(b *box) string {
-	found, _ := filepath.Glob(filepath.Join(s.State, "sandboxes", "*", "sandbox.json"))
+	found, _ := filepath.Glob(filepath.Join(s.beneath, "sandboxes", "*", "sandbox.json"))
 	for _, f := range found {
 		var r struct {
 			Session string `json:"session"`
+			Spec    struct {
+				Labels map[string]string `json:"labels"`
+			} `json:"spec"`
 		}
 		data, err := os.ReadFile(f)
-		if err == nil && json.Unmarshal(data, &r) == nil && r.Session == b.id {
+		if err == nil && json.Unmarshal(data, &r) == nil && (r.Session == b.id || r.Spec.Labels[sessionLabel] == b.id) {
 			return filepath.Dir(f)
 		}
 	}

@@ -16,6 +16,10 @@ import (
 // back, hold inside, and the one that strikes is named. Where they cannot be held
 // the sandbox is refused with the fields' names.
 func TestPromise03Resources(t *testing.T) {
+	if atDaytona {
+		resourcesAtDaytona(t)
+		return
+	}
 	s := newSite(t)
 	b := s.dial(t, driver.Stdio)
 	asked := args{"resources": args{"cpu": 0.5, "memory_gib": 0.25, "disk_gib": 0.125}}
@@ -49,10 +53,33 @@ func TestPromise03Resources(t *testing.T) {
 	}
 }
 
+// At Daytona sizes are those of an image's sandbox, in whole numbers. The platform,
+// here a berth that can, holds them.
+func resourcesAtDaytona(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the berth in the cloud's place holds limits as root alone")
+	}
+	b := withExamples(t).dial(t, driver.Stdio)
+	contains(t, b.refused("start_sandbox", args{"image": "daytonaio/sandbox", "resources": args{"cpu": 0.5, "memory_gib": 0.25}}), "resources.cpu", "resources.memory_gib", "whole")
+	b.start(args{"image": "daytonaio/sandbox", "resources": args{"cpu": 1, "memory_gib": 1, "disk_gib": 1}}, "created")
+	box := b.sandbox()
+	if got := fmt.Sprint(box["spec"].(args)["resources"]); got != fmt.Sprint(args{"cpu": 1, "memory_gib": 1, "disk_gib": 1}) {
+		t.Errorf("resources in force: %s", got)
+	}
+	contains(t, fmt.Sprint(box["enforced"]), "cpu_limit", "memory_limit", "disk_limit")
+	if hog := b.call("execute_command", args{"command": "x=xxxxxxxx; while :; do x=$x$x; done"}); exit(hog) != 137 {
+		t.Errorf("beyond the memory: %s", hog.Text)
+	}
+	fill := b.call("execute_command", args{"command": "echo more than fits > a; while cat a a > b && cat b b > a; do :; done; exit 1"})
+	contains(t, fill.Text, "No space left on device")
+	b.want("rm a b; echo room again > f; cat f", "room again")
+}
+
 // TestLimitsAreNamed meets each limit, as root and as an ordinary user, whose
 // limits hold by other means: the answer of the command that met it names it,
 // list_processes does so later, and the sandbox goes on.
 func TestLimitsAreNamed(t *testing.T) {
+	notAtDaytona(t, "the platform does not tell which of its limits ended a command")
 	t.Parallel()
 	root := os.Geteuid() == 0
 	s := configured(t, fmt.Sprintf("best_effort: %t\nlimits: {max_pids: 256}\n", !root))
@@ -98,6 +125,7 @@ func TestLimitsAreNamed(t *testing.T) {
 // of everything, at once, under limits that the operator sets. Each stays within its
 // own, and answers.
 func TestADozenStayWithinTheirLimits(t *testing.T) {
+	notAtDaytona(t, "the sizes of sandboxes without an image are the platform's, and so is holding them")
 	root := os.Geteuid() == 0
 	const many, memory, disk, pids = 12, 96, 64, 64 // MiB, MiB
 	const cpu = 0.1

@@ -98,14 +98,14 @@ func TestPromise48User(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	b := s.dial(t, driver.Stdio)
-	b.want("id -un", "agent")
+	b.want("id -un", user)
 	if got := b.run(args{"command": "id -un; id -u; echo $HOME", "user": "root"}, 0); got != "root\n0\n/root" {
 		t.Errorf("as root: %q", got)
 	}
 	r := b.other()
 	r.start(args{"user": "root"}, "created")
 	r.want("id -un", "root")
-	contains(t, r.other().refused("start_sandbox", args{"user": "nobody"}), "user", "agent", "root")
+	contains(t, r.other().refused("start_sandbox", args{"user": "nobody"}), "user", user, "root")
 }
 
 // The shortest interval there is, a minute, in real time: an idle sandbox
