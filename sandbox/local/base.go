@@ -14,16 +14,18 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
 	"berth/sandbox"
+	"berth/sandbox/local/isolate/rootfs"
 	"berth/sandbox/local/tree"
 	"golang.org/x/sys/unix"
 )
 
 // baseFormat changes whenever the layers would be built differently.
-const baseFormat = "3"
+const baseFormat = "4"
 
 const workspace = "/workspace"
 
@@ -205,7 +207,36 @@ func (b base) build(ctx context.Context, kind baseKind) error {
 			return err
 		}
 	}
+	if err := b.divert(); err != nil {
+		return err
+	}
 	return b.own(ctx, kind)
+}
+
+// divert tells the host's dpkg, as it is seen inside, what starts would tell it
+// otherwise, each for itself.
+func (b base) divert() error {
+	const dir = "/var/lib/dpkg"
+	if !slices.Contains(overDirs(), dir) {
+		return nil
+	}
+	for name, change := range rootfs.DpkgFiles {
+		list, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		to := filepath.Join(b.layer(dir), name)
+		if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a skeleton, a copy
+			return err
+		}
+		if err := os.WriteFile(to, change(list), 0o644); err != nil {
+			return err
+		}
+		if err := os.Chmod(to, 0o644); err != nil { // whatever the umask
+			return err
+		}
+	}
+	return nil
 }
 
 // buildRoot makes the lowest layer: an empty system with our /etc.

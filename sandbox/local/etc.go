@@ -272,7 +272,9 @@ func writeEtc(etc, shell, name string, single bool) error {
 		files["apt/apt.conf.d/99berth"] = aptConf(single)
 	}
 	if _, err := os.Stat("/etc/dpkg"); err == nil {
-		files["dpkg/dpkg.cfg.d/berth"] = "force-unsafe-io\n# berth's own stands there\npath-exclude=/bin/fusermount*\npath-exclude=/usr/bin/fusermount*\n"
+		// Most of /etc is not shown, so that dpkg would ask what became of it,
+		// and fail without a terminal.
+		files["dpkg/dpkg.cfg.d/berth"] = "force-unsafe-io\nforce-confmiss\nforce-confdef\nforce-confold\n"
 	}
 	maps.Copy(files, netFiles())
 	for name, text := range files {

@@ -1,5 +1,5 @@
 // What the page of Mastra's DaytonaSandbox shows, with its unmodified package;
-// model calls and bucket mounts left out.
+// model calls left out; mounts.mjs has its buckets.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Agent } from '@mastra/core/agent'

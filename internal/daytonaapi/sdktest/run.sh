@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh: the official Daytona SDKs and Mastra's sandbox, unmodified and from npm,
-# against berth with the local provider. Needs go, npm (npx brings Node 24) and
-# git. The exit code is 0 only if everything passed.
+# against berth with the local provider. Needs go, npm (npx brings Node 24), git,
+# and for mounts.mjs the packages of a Debian or Ubuntu machine. The exit code is 0 only if everything passed.
 #
 #   run.sh            all scripts
 #   run.sh NAME...    only these, such as files.mjs
@@ -16,8 +16,9 @@ berth=$(realpath "${BERTH:-../../../bin/berth}") || exit 1
 tmp=$(mktemp -d /tmp/berth-sdk.XXXXXX)
 server=
 registry=
+buckets=
 cleanup() {
-	for pid in $server $registry; do
+	for pid in $server $registry $buckets; do
 		{ kill "$pid" && wait "$pid"; } 2>/dev/null
 	done
 	chmod -R u+w "$tmp" 2>/dev/null
@@ -62,8 +63,17 @@ go build -o "$tmp/registry" ./registry || exit 1
 registry=$!
 images=$(await "$tmp/registry.log" '^127\.0\.0\.1:[0-9]+$' $registry) || exit 1
 
+# A bucket service, as the tests have it (internal/buckettest).
+GOBIN="$tmp" CGO_ENABLED=0 go install "github.com/versity/versitygw/cmd/versitygw@$(sed -n 's/.*versity.*@\(v[0-9.]*\)"/\1/p' ../../buckettest/buckettest.go)" || exit 1
+mkdir -p "$tmp/buckets/bucket"
+read -r s3_port < <(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close() })')
+"$tmp/versitygw" --access test-access --secret test-secret --port "127.0.0.1:$s3_port" --quiet posix "$tmp/buckets" >"$tmp/buckets.log" 2>&1 &
+buckets=$!
+
 cat >"$tmp/config.yaml" <<END
 provider: local
+limits:
+  network_allow_list: [127.0.0.1/32] # where the buckets are
 local:
   images:
     mirrors:
@@ -81,7 +91,8 @@ failed=()
 # script SDK NAME: run it, and show its output only when it fails.
 script() {
 	local begin=$SECONDS
-	if (cd "$tmp/scripts" && env -i HOME="$tmp" PATH="$PATH" SDK="$1" DAYTONA_API_KEY=any DAYTONA_API_URL="$url" timeout 120 node "$2") >"$tmp/out" 2>&1; then
+	if (cd "$tmp/scripts" && env -i HOME="$tmp" PATH="$PATH" SDK="$1" DAYTONA_API_KEY=any DAYTONA_API_URL="$url" \
+		S3_BUCKET=bucket S3_ACCESS_KEY_ID=test-access S3_SECRET_ACCESS_KEY=test-secret S3_ENDPOINT="http://127.0.0.1:$s3_port" timeout 300 node "$2") >"$tmp/out" 2>&1; then
 		echo "ok    $2 with $1, $((SECONDS - begin)) s"
 	else
 		echo "FAIL  $2 with $1 (exit $?)"
@@ -91,10 +102,10 @@ script() {
 	fi
 }
 if [ $# = 0 ]; then
-	set -- life.mjs process.mjs files.mjs git.mjs images.mjs mastra.mjs
+	set -- life.mjs process.mjs files.mjs git.mjs images.mjs mastra.mjs mounts.mjs
 fi
 for name in "$@"; do
-	if [ "$name" = mastra.mjs ]; then
+	if [ "$name" = mastra.mjs ] || [ "$name" = mounts.mjs ]; then
 		script @mastra/daytona "$name"
 	else
 		script @daytonaio/sdk "$name"

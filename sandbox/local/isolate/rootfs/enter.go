@@ -30,7 +30,7 @@ type Extra struct {
 	// Fusermount: the program that stands as sudo stands as fusermount3 and
 	// fusermount too.
 	Fusermount bool
-	Sudo       int  // a bind of the program that stands as /usr/bin/sudo; -1: none
+	Sudo       int  // a bind of the program that stands as sudo; -1: none
 	TTY        bool // terminals belong to group 5
 	// SudoDir is set by Enter where sudo had to go elsewhere, since nothing
 	// can be made in /usr/bin.
@@ -124,21 +124,7 @@ func Enter(mounts []wire.Mount, fds []int, extra *Extra) (pts int, err error) {
 	if !named[RunDir] {
 		r.mount("tmpfs", RunDir, quiet, "mode", "0755", "size", "64m", "nr_inodes", "4096")
 	}
-	if extra.Sudo >= 0 && r.err == nil {
-		if r.attach(extra.Sudo, "/usr/bin/sudo", true); r.err != nil {
-			r.err, extra.SudoDir = nil, RunDir+"/bin"
-			r.attach(extra.Sudo, extra.SudoDir+"/sudo", true)
-		}
-	}
-	if extra.Fusermount && extra.Sudo >= 0 && r.err == nil {
-		// Libraries look for it in /usr/bin before they look at the PATH.
-		for _, name := range []string{"fusermount3", "fusermount"} {
-			if r.copied(extra.Sudo, "/usr/bin/"+name); r.err != nil {
-				r.err, extra.SudoDir = nil, RunDir+"/bin"
-				r.copied(extra.Sudo, extra.SudoDir+"/"+name)
-			}
-		}
-	}
+	r.programs(extra)
 	for i := range mounts {
 		if !mounts[i].ReadOnly || mounts[i].Type == "bind" || r.err != nil {
 			continue
