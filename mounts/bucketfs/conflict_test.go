@@ -69,6 +69,52 @@ func TestLostUpdate(t *testing.T) {
 	})
 }
 
+// A writer that was told so does not get through by trying again: what it appends
+// would stand in the middle of what others wrote. Opened anew it is appended to
+// their end, though the kernel knows the old one.
+func TestToldOnce(t *testing.T) {
+	everywhere(t, func(t *testing.T, b objects.Bucket) {
+		put(t, b, "file", "old")
+		m := mount(t, b, bucketfs.Options{})
+		f, err := os.OpenFile(m.path("file"), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, b, "file", "longer, and theirs")
+		for range 3 {
+			_, err := f.WriteString("mine")
+			is(t, "write", err, syscall.ESTALE)
+		}
+		is(t, "fsync", f.Sync(), syscall.ESTALE)
+		is(t, "close", f.Close(), syscall.ESTALE)
+		want(t, b, "file", []byte("longer, and theirs"))
+		f, err = os.OpenFile(m.path("file"), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{", then", " mine"} {
+			if _, err := f.WriteString(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		const all = "longer, and theirs, then mine"
+		want(t, b, "file", []byte(all))
+		// The kernel is told right after the write was answered.
+		var got []byte
+		for end := time.Now().Add(20 * time.Second); string(got) != all && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if got, err = os.ReadFile(m.path("file")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if string(got) != all {
+			t.Errorf("read: %q, want %q", got, all)
+		}
+	})
+}
+
 // A file that is made shorter while a part of it is under way is saved as it is then:
 // that the part met the end of the file is nobody's failure.
 func TestTruncatedUnderWay(t *testing.T) {

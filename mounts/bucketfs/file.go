@@ -18,8 +18,8 @@ import (
 type handle struct {
 	n *node
 	r reader
-	// stale: the file was changed by others, and opened anew by somebody, since.
-	// Guarded by FS.mu.
+	// stale: a write of it was refused since others had changed the file, or they
+	// had and somebody opened it anew since. Guarded by FS.mu.
 	stale bool
 }
 
@@ -204,25 +204,38 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 	return res, fuse.OK
 }
 
-// Write is as fuse.RawFileSystem says.
+// Write is as fuse.RawFileSystem says. Who was told that the file is another's now
+// is told so again: what it writes next follows from what it has written, or so
+// it believes.
 func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	h, st := f.handle(in.Fh)
 	if !st.Ok() {
 		return 0, st
 	}
-	k, err := f.write(h.n, data, int64(in.Offset))
+	k, err := f.write(h.n, data, int64(in.Offset), in.Flags&syscall.O_APPEND != 0)
 	if err != nil && k == 0 {
-		return 0, f.status("write", f.key(h.n), err)
+		st := f.status("write", f.key(h.n), err)
+		if st == fuse.Status(syscall.ESTALE) {
+			f.mu.Lock()
+			h.stale = true
+			f.mu.Unlock()
+		}
+		return 0, st
 	}
 	return uint32(k), fuse.OK
 }
 
-func (f *FS) write(n *node, data []byte, off int64) (int, error) {
+func (f *FS) write(n *node, data []byte, off int64, atEnd bool) (int, error) {
 	n.write.Lock()
 	defer n.write.Unlock()
 	s, err := f.stageOf(n, -1)
 	if err != nil {
 		return 0, err
+	}
+	if end := s.length(); atEnd && off != end {
+		// The kernel took the end of a version that it knew before.
+		off = end
+		go f.server.InodeNotify(n.id, 0, 0) // which waits for this write
 	}
 	k, err := s.WriteAt(data, off)
 	if k == 0 {
