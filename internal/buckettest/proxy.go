@@ -185,21 +185,32 @@ func (c *cutBody) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Phase is what a request of S3 is for: create, part and complete of an upload
-// in parts, put, copy, get, head, list or delete.
+// Phase is what a request is for, whichever the service: create, part and complete
+// of an upload in parts, put, copy, note, get, head, list or delete.
 func Phase(r *http.Request) string {
 	q := r.URL.Query()
 	switch {
 	case r.Method == http.MethodPost && q.Has("uploads"):
 		return "create"
-	case r.Method == http.MethodPost && q.Has("uploadId"):
+	case r.Method == http.MethodPost && q.Has("uploadId"), q.Get("comp") == "blocklist":
 		return "complete"
-	case r.Method == http.MethodPut && q.Has("partNumber"):
+	case r.Method == http.MethodPut && q.Has("partNumber"), q.Get("comp") == "block":
 		return "part"
-	case r.Method == http.MethodPut && r.Header.Get("X-Amz-Copy-Source") != "":
+	case r.Header.Get("X-Amz-Copy-Source") != "", r.Header.Get("X-Ms-Copy-Source") != "", strings.Contains(r.URL.EscapedPath(), "/rewriteTo/"):
 		return "copy"
-	case r.Method == http.MethodGet && q.Has("list-type"):
+	case r.Method == http.MethodPost && q.Has("uploadType"):
+		return "put"
+	case r.Method == http.MethodPatch, q.Get("comp") == "metadata":
+		return "note"
+	case r.Method == http.MethodGet && (q.Has("list-type") || q.Get("comp") == "list"):
 		return "list"
+	case r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/storage/v1/b/"):
+		switch {
+		case strings.HasSuffix(r.URL.EscapedPath(), "/o"):
+			return "list"
+		case q.Get("alt") != "media":
+			return "head"
+		}
 	}
 	return strings.ToLower(r.Method)
 }

@@ -67,16 +67,29 @@ func S3(t testing.TB) *Server {
 		Kind: mounts.S3, Endpoint: "http://" + addr, Region: "us-east-1", AccessKeyID: accessKey, SecretAccessKey: secretKey}}}
 }
 
-// Another is the same S3 server with an empty bucket of that name.
+// Another is the same server with an empty bucket of that name.
 func (s *Server) Another(t testing.TB, name string) *Server {
 	t.Helper()
 	o := *s
-	o.Dir, o.Job.Bucket = filepath.Join(filepath.Dir(s.Dir), name), name
-	if err := os.Mkdir(o.Dir, 0o755); err != nil {
-		t.Fatal(err)
+	o.Job.Bucket = name
+	switch s.Job.Service.Kind {
+	case mounts.S3:
+		o.Dir = filepath.Join(filepath.Dir(s.Dir), name)
+		if err := os.Mkdir(o.Dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	case mounts.GCS:
+		o.post(t, s.Job.Service.Endpoint+"/storage/v1/b?project=test", `{"name":"`+name+`"}`)
+	default:
+		if err := cloud.MakeContainer(context.Background(), o.Job); err != nil {
+			t.Fatalf("make the container: %v", err)
+		}
 	}
 	return &o
 }
+
+// Services are the servers of every kind, by name.
+var Services = map[string]func(testing.TB) *Server{"s3": S3, "gcs": GCS, "azure": Azure}
 
 // GCS starts fake-gcs-server.
 func GCS(t testing.TB) *Server {

@@ -171,99 +171,113 @@ func contentNow(ctx context.Context, b objects.Bucket, key string) ([]byte, erro
 // before it, or has done what the request asked for. The name has what it had, or
 // all that is new; what was acknowledged stays; and the next bucketd goes on.
 func TestKilledInEachPhase(t *testing.T) {
-	server := buckettest.S3(t)
-	for _, c := range []struct {
+	type phase struct {
 		phase string
 		size  int
 		done  bool // the service does it before bucketd dies
-	}{
-		{phase: "put", size: 200_000}, {phase: "put", size: 200_000, done: true},
-		{phase: "create", size: 40 << 20}, {phase: "create", size: 40 << 20, done: true},
-		{phase: "part", size: 40 << 20}, {phase: "part", size: 40 << 20, done: true},
-		{phase: "complete", size: 40 << 20}, {phase: "complete", size: 40 << 20, done: true},
-		{phase: "copy", size: 40 << 20}, {phase: "delete", size: 40 << 20},
-	} {
-		name := c.phase
-		if c.done {
-			name += "_done"
-		}
-		t.Run(name, func(t *testing.T) {
-			s := server.Another(t, strings.ReplaceAll(name, "_", "-"))
-			t.Parallel()
-			p, b := s.Proxied(t), s.Bucket(t)
-			d := serve(t, p.Job)
-			kept, old, fresh := noise(3000), noise(5000), noise(c.size)
-			for file, text := range map[string][]byte{"kept": kept, "file": old} {
-				if err := os.WriteFile(filepath.Join(d.dir, file), text, 0o600); err != nil {
-					t.Fatal(err)
+	}
+	const long = 40 << 20
+	phases := map[string][]phase{
+		"s3": {{"put", 200_000, false}, {"put", 200_000, true}, {"create", long, false}, {"create", long, true}, {"part", long, false}, {"part", long, true},
+			{"complete", long, false}, {"complete", long, true}, {"copy", long, false}, {"delete", long, false}},
+		"gcs": {{"put", 200_000, false}, {"put", 200_000, true}, {"put", long, false}, {"put", long, true}, {"copy", long, false}, {"delete", long, false}},
+		"azure": {{"put", 200_000, false}, {"put", 200_000, true}, {"part", long, false}, {"part", long, true},
+			{"complete", long, false}, {"complete", long, true}, {"copy", long, false}, {"delete", long, false}},
+	}
+	for service, start := range buckettest.Services {
+		t.Run(service, func(t *testing.T) {
+			server := start(t)
+			for _, c := range phases[service] {
+				name := c.phase
+				if c.size == long && c.phase == "put" {
+					name = "long"
 				}
-			}
-			reached := make(chan struct{})
-			var once sync.Once
-			p.Break(func(r *http.Request) buckettest.Fault {
-				if buckettest.Phase(r) != c.phase {
-					return buckettest.Fault{}
+				if c.done {
+					name += "_done"
 				}
-				once.Do(func() { close(reached) })
-				return buckettest.Fault{Hold: !c.done, Deaf: c.done}
-			})
-			// Other programs do it: what this one forks has its open files for a
-			// moment, and a file that any process closes is saved as it is.
-			from := filepath.Join(t.TempDir(), "fresh")
-			if err := os.WriteFile(from, fresh, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			do := exec.Command("cp", from, filepath.Join(d.dir, "file"))
-			if c.phase == "copy" || c.phase == "delete" {
-				do = exec.Command("mv", filepath.Join(d.dir, "file"), filepath.Join(d.dir, "moved"))
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- do.Run() }()
-			select {
-			case <-reached:
-			case <-time.After(60 * time.Second):
-				t.Fatalf("no %s after a minute", c.phase)
-			}
-			if c.done {
-				// The proxy counts it when the service is to have it.
-				for end := time.Now().Add(60 * time.Second); p.Struck() == 0 && time.Now().Before(end); {
-					time.Sleep(time.Millisecond)
-				}
-			}
-			d.kill()
-			err := <-ended
-			p.Heal()
-			if got := content(t, b, "kept"); !bytes.Equal(got, kept) {
-				t.Errorf("kept has %d bytes, want %d", len(got), len(kept))
-			}
-			got, moved := content(t, b, "file"), content(t, b, "moved")
-			switch {
-			case c.phase == "copy" || c.phase == "delete":
-				if !bytes.Equal(got, old) && !bytes.Equal(moved, old) {
-					t.Errorf("the file is under neither name: %d and %d bytes", len(got), len(moved))
-				}
-			case err == nil && !bytes.Equal(got, fresh):
-				t.Errorf("what was acknowledged is lost: %d bytes, want %d", len(got), len(fresh))
-			case !bytes.Equal(got, old) && !bytes.Equal(got, fresh):
-				t.Errorf("file has %d bytes, which was never saved", len(got))
-			}
-			if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-				t.Errorf("%s: %v", do, err)
-			}
-			d = serve(t, s.Job)
-			name := filepath.Join(d.dir, "file")
-			// The service may be at work on what the dead one asked for, which is
-			// another writer.
-			err = os.WriteFile(name, fresh, 0o600)
-			for end := time.Now().Add(60 * time.Second); errors.Is(err, syscall.ESTALE) && time.Now().Before(end); {
-				err = os.WriteFile(name, fresh, 0o600)
-			}
-			if err != nil {
-				t.Fatalf("write after the death: %v", err)
-			}
-			if got := content(t, b, "file"); !bytes.Equal(got, fresh) {
-				t.Errorf("written after the death: %d bytes, want %d", len(got), len(fresh))
+				t.Run(name, func(t *testing.T) {
+					s := server.Another(t, strings.ReplaceAll("killed_"+name, "_", "-"))
+					t.Parallel()
+					killedInPhase(t, s, c.phase, c.size, c.done)
+				})
 			}
 		})
+	}
+}
+
+func killedInPhase(t *testing.T, s *buckettest.Server, phase string, size int, done bool) {
+	p, b := s.Proxied(t), s.Bucket(t)
+	d := serve(t, p.Job)
+	kept, old, fresh := noise(3000), noise(5000), noise(size)
+	for file, text := range map[string][]byte{"kept": kept, "file": old} {
+		if err := os.WriteFile(filepath.Join(d.dir, file), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reached := make(chan struct{})
+	var once sync.Once
+	p.Break(func(r *http.Request) buckettest.Fault {
+		if buckettest.Phase(r) != phase {
+			return buckettest.Fault{}
+		}
+		once.Do(func() { close(reached) })
+		return buckettest.Fault{Hold: !done, Deaf: done}
+	})
+	// Other programs do it: what this one forks has its open files for a
+	// moment, and a file that any process closes is saved as it is.
+	from := filepath.Join(t.TempDir(), "fresh")
+	if err := os.WriteFile(from, fresh, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	do := exec.Command("cp", from, filepath.Join(d.dir, "file"))
+	if phase == "copy" || phase == "delete" {
+		do = exec.Command("mv", filepath.Join(d.dir, "file"), filepath.Join(d.dir, "moved"))
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- do.Run() }()
+	select {
+	case <-reached:
+	case <-time.After(60 * time.Second):
+		t.Fatalf("no %s after a minute", phase)
+	}
+	if done {
+		// The proxy counts it when the service is to have it.
+		for end := time.Now().Add(60 * time.Second); p.Struck() == 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	d.kill()
+	err := <-ended
+	p.Heal()
+	if got := content(t, b, "kept"); !bytes.Equal(got, kept) {
+		t.Errorf("kept has %d bytes, want %d", len(got), len(kept))
+	}
+	got, moved := content(t, b, "file"), content(t, b, "moved")
+	switch {
+	case phase == "copy" || phase == "delete":
+		if !bytes.Equal(got, old) && !bytes.Equal(moved, old) {
+			t.Errorf("the file is under neither name: %d and %d bytes", len(got), len(moved))
+		}
+	case err == nil && !bytes.Equal(got, fresh):
+		t.Errorf("what was acknowledged is lost: %d bytes, want %d", len(got), len(fresh))
+	case !bytes.Equal(got, old) && !bytes.Equal(got, fresh):
+		t.Errorf("file has %d bytes, which was never saved", len(got))
+	}
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Errorf("%s: %v", do, err)
+	}
+	d = serve(t, s.Job)
+	name := filepath.Join(d.dir, "file")
+	// The service may be at work on what the dead one asked for, which is
+	// another writer.
+	err = os.WriteFile(name, fresh, 0o600)
+	for end := time.Now().Add(60 * time.Second); errors.Is(err, syscall.ESTALE) && time.Now().Before(end); {
+		err = os.WriteFile(name, fresh, 0o600)
+	}
+	if err != nil {
+		t.Fatalf("write after the death: %v", err)
+	}
+	if got := content(t, b, "file"); !bytes.Equal(got, fresh) {
+		t.Errorf("written after the death: %d bytes, want %d", len(got), len(fresh))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -99,7 +100,7 @@ var errSilent = errors.New("the service fell silent")
 func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	p, _ := r.Context().Value(patienceKey{}).(*patience)
-	watch := &watch{limit: stall, ctx: ctx, cancel: cancel, patience: p}
+	watch := &watch{limit: stall, ctx: ctx, cancel: cancel, patience: p, begun: time.Now()}
 	switch {
 	case p != nil && p.probe != nil:
 		watch.limit = slowLimit
@@ -109,18 +110,25 @@ func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
 	watch.timer = time.AfterFunc(watch.limit, func() { cancel(errSilent) })
 	r = r.Clone(ctx)
 	if r.Body != nil && r.Body != http.NoBody && (r.ContentLength > longBody || r.ContentLength < 0) {
+		if p != nil {
+			watch.again = p.sendsAgain()
+		}
 		r.Body = &sending{ReadCloser: r.Body, w: watch}
 	}
 	resp, err := w.next.RoundTrip(r)
 	if err != nil {
+		p.failed()
 		err = watch.err(err)
 		watch.stop()
 		cancel(nil)
 		return nil, err
 	}
 	// An answer that says no is no sign of life: those come in storms.
-	watch.well = resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests
-	watch.alive()
+	watch.well.Store(resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests)
+	if !watch.well.Load() {
+		p.failed()
+	}
+	watch.alive(watch.well.Load())
 	resp.Body = &receiving{ReadCloser: resp.Body, w: watch}
 	return resp, nil
 }
@@ -138,16 +146,19 @@ type watch struct {
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 	patience *patience
-	well     bool
+	begun    time.Time
+	again    bool        // what was sent before counts once more
+	well     atomic.Bool // the answer is none that says no
 	last     atomic.Int64
 }
 
-// alive starts the time limits anew, at most every tenth of a second.
-func (w *watch) alive() {
+// alive starts the attempt's time limit anew, and the call's where that is a sign
+// of life, at most every tenth of a second.
+func (w *watch) alive(life bool) {
 	now := time.Now().UnixNano()
 	if last := w.last.Load(); now-last > int64(100*time.Millisecond) && w.last.CompareAndSwap(last, now) {
 		w.timer.Reset(w.limit)
-		if w.well && w.patience != nil {
+		if life && w.patience != nil {
 			w.patience.extend()
 		}
 	}
@@ -164,13 +175,18 @@ func (w *watch) err(err error) error {
 
 type sending struct {
 	io.ReadCloser
-	w *watch
+	w    *watch
+	sent int64
 }
 
 func (s *sending) Read(p []byte) (int, error) {
 	n, err := s.ReadCloser.Read(p)
-	s.w.well = true
-	s.w.alive()
+	s.sent += int64(n)
+	life := s.w.again
+	if c := s.w.patience; c != nil && c.further(s.sent, time.Since(s.w.begun)) {
+		life = true
+	}
+	s.w.alive(life)
 	return n, err
 }
 
@@ -182,7 +198,7 @@ type receiving struct {
 func (r *receiving) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
 	if n > 0 {
-		r.w.alive()
+		r.w.alive(r.w.well.Load())
 	}
 	if err != nil {
 		r.w.stop()
@@ -208,6 +224,63 @@ type patience struct {
 	// probe asks the service something small; set for calls that a live
 	// service works on for long before it answers.
 	probe func(context.Context) error
+
+	// Of a long body, which each try sends from the start: how much was sent at
+	// the most, what a try took for it, and whether a second one has counted.
+	mu       sync.Mutex
+	furthest int64
+	moving   time.Duration
+	resent   bool
+	// How many tries have failed, and when the first did.
+	fails int
+	since time.Time
+}
+
+// failed notes that a try did. p may be nil.
+func (p *patience) failed() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fails++; p.fails == 1 {
+		p.since = time.Now()
+	}
+}
+
+// hopeless reports whether tries fail one after the other, and have for so long
+// that it is no use that the service answers others. One or two may be accidents,
+// and the next at work.
+func (p *patience) hopeless() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fails > 2 && time.Since(p.since) > objects.Patience*3/4
+}
+
+// further reports whether a try has sent more than any did before. A service that
+// takes the same megabytes again and again, and never says that it has them, is no
+// better than a silent one.
+func (p *patience) further(sent int64, took time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moving = max(p.moving, took)
+	if sent <= p.furthest {
+		return false
+	}
+	p.furthest = sent
+	return true
+}
+
+// sendsAgain reports whether a try may take its time although it sends what was
+// sent before: once, where the way is so slow that it needs it.
+func (p *patience) sendsAgain() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.resent || p.moving < objects.Patience/2 {
+		return false
+	}
+	p.resent = true
+	return true
 }
 
 type patienceKey struct{}
@@ -240,7 +313,7 @@ func (p *patience) extend() {
 }
 
 func (p *patience) expired(ctx context.Context) {
-	if p.probe != nil && time.Since(p.begin) < slowLimit && ctx.Err() == nil {
+	if p.probe != nil && time.Since(p.begin) < slowLimit && ctx.Err() == nil && !p.hopeless() {
 		// Without the value of ctx: the probe has little patience.
 		short, cancel := context.WithTimeout(context.Background(), objects.Patience/2)
 		defer cancel()
