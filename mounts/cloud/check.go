@@ -26,6 +26,18 @@ import (
 // says: that it resolves, answers, takes the signature, lists, reads, and
 // writes unless it is read-only. It leaves nothing behind.
 func Check(ctx context.Context, j mounts.Job) (objects.Bucket, *mounts.Fault) {
+	clock := &clock{}
+	ctx = context.WithValue(ctx, clockKey{}, clock)
+	b, fault := check(ctx, j)
+	if fault != nil && (fault.Kind == mounts.FaultClock || fault.Kind == mounts.FaultCredentials || fault.Kind == mounts.FaultListDenied) {
+		if text := clock.text(); text != "" {
+			return nil, &mounts.Fault{Kind: mounts.FaultClock, Message: text}
+		}
+	}
+	return b, fault
+}
+
+func check(ctx context.Context, j mounts.Job) (objects.Bucket, *mounts.Fault) {
 	b, err := Open(ctx, j)
 	if err != nil {
 		if j := (*JobError)(nil); errors.As(err, &j) {
@@ -208,7 +220,7 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	case "invalid_grant", "invalid_client", "unauthorized_client":
 		return f(mounts.FaultCredentials, "Google does not accept the service account's key (%s); make a new one", a.code)
 	case "RequestTimeTooSkewed", "RequestExpired":
-		return f(mounts.FaultClock, "this machine's clock is off by too much; set it")
+		return f(mounts.FaultClock, "this machine's clock is off by too much, or the service's; set it")
 	case "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "IncorrectEndpoint":
 		if a.region != "" {
 			return f(mounts.FaultRegion, "the bucket is in region %q, not %q; set region: %s", a.region, j.Service.Region, a.region)

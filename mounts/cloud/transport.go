@@ -123,6 +123,9 @@ func (w *watched) RoundTrip(r *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
+	if c, ok := r.Context().Value(clockKey{}).(*clock); ok {
+		c.saw(resp)
+	}
 	// An answer that says no is no sign of life: those come in storms.
 	watch.well.Store(resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests)
 	if !watch.well.Load() {
