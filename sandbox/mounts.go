@@ -84,7 +84,8 @@ type (
 		// owned by the sandbox's user, and returns when a stat through it has
 		// succeeded and it is kept that the sandbox is to have it. The same
 		// order again does nothing when the mount answers. One of ours at that path of another order
-		// (another bucket, mode or key) is unmounted first; o.Job then takes its place.
+		// (another bucket, mode or key) is unmounted first, but only when o's
+		// bucket can be used; o.Job then takes its place.
 		//
 		// It fails with ErrNotRunning; with ErrMountpoint, as a *UserError that
 		// names the reason, when the directory is not empty, is no directory, or

@@ -35,9 +35,10 @@ func (m *Manager) remember(key Key, at string, c *mounts.Connection) {
 	}
 }
 
-// order makes the order of a mount that is wanted, with the keys of now. lost
-// tells that its keys were a call's, and are not here.
-func (m *Manager) order(key Key, mt Mount) (o MountOrder, lost bool) {
+// order makes the order of a mount that is wanted, with the keys of now. away
+// tells that this server has no keys for it, while another may: a call brought
+// them, or its settings know the connection.
+func (m *Manager) order(key Key, mt Mount) (o MountOrder, away bool) {
 	o.Mount = mt
 	if t, err := m.options.Buckets.Complete(mt.target(), nil); err == nil && mt.Bucket == "" {
 		o.set(t) // the operator's defaults were not complete when the sandbox was made
@@ -56,7 +57,7 @@ func (m *Manager) order(key Key, mt Mount) (o MountOrder, lost bool) {
 	if o.Job, err = m.options.Buckets.Job(o.target(), inline); err != nil {
 		o.Refused = strings.ReplaceAll(err.Error(), "\n", "; ")
 	}
-	return o, false
+	return o, slices.ContainsFunc(mounts.ProblemsOf(err), func(p *mounts.Problem) bool { return p.Field == "connection" })
 }
 
 // remount makes what a running sandbox is to have mounted so: what is pending, or with all
@@ -83,12 +84,12 @@ func (m *Manager) remount(ctx context.Context, key Key, b *box, all bool) {
 	var wg sync.WaitGroup
 	changed := false
 	for i, mt := range list {
-		o, lost := m.order(key, mt.Mount)
+		o, away := m.order(key, mt.Mount)
 		if !all && mt.State != MountPending || mt.State == MountError && mt.Reason == o.Refused && o.Refused != "" {
 			continue
 		}
-		if lost && mt.State == Mounted {
-			continue // another server has its credentials, or had; it stays as it is
+		if away && mt.State == Mounted {
+			continue // it stays as it is
 		}
 		changed = true
 		Report(ctx, Progress{Text: "mounting " + mt.Path})
@@ -105,11 +106,17 @@ func (m *Manager) remount(ctx context.Context, key Key, b *box, all bool) {
 	if !changed {
 		return
 	}
+	if info, err := b.inst.Info(ctx); err == nil {
+		b.info = info
+	}
 	for i, err := range failed {
 		if err == nil {
 			continue
 		}
 		text := "the bucket at " + list[i].Path + " is not mounted: "
+		if slices.ContainsFunc(b.info.Mounts, func(mt MountInfo) bool { return mt.Path == list[i].Path && mt.State == Mounted }) {
+			text = "the bucket at " + list[i].Path + " stays mounted as it was; as it is to be it cannot: "
+		}
 		var fault *mounts.Fault
 		switch {
 		case errors.As(err, &fault):
@@ -121,9 +128,6 @@ func (m *Manager) remount(ctx context.Context, key Key, b *box, all bool) {
 		}
 		m.log.Warn("bucket not mounted", slog.String("session", string(key.Session)), slog.String("path", list[i].Path), slog.String("err", err.Error()))
 		b.notice.Warnings = append(b.notice.Warnings, text)
-	}
-	if info, err := b.inst.Info(ctx); err == nil {
-		b.info = info
 	}
 }
 

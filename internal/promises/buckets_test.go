@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -307,6 +308,41 @@ func TestPromise74MountsComeBack(t *testing.T) {
 	c.call("unmount_bucket", args{"path": "/more"})
 	c.call("stop_sandbox", nil)
 	c.want("cat /data/f; ls -d /more 2>/dev/null || echo gone", "again\ngone")
+}
+
+// A berth with other settings, such as a command in another directory, takes
+// nothing away that programs are using; one whose operator forbids it does.
+func TestBerthWithOtherSettings(t *testing.T) {
+	srv, s, b := s3Site(t)
+	b.start(args{"mounts": args{"/data": args{"connection": "s3"}}}, "created")
+	b.sh("echo one >/data/f")
+	b.call("spawn_process", args{"command": "exec 3>>/data/log; while echo tick >&3; do sleep 0.1; done; echo lost >~/lost"})
+	mine := s.Env
+	wrong := func(name, value string) []string {
+		return append(slices.DeleteFunc(slices.Clone(mine), func(v string) bool { return strings.HasPrefix(v, name+"=") }), name+"="+value)
+	}
+	for what, env := range map[string][]string{
+		"no connection": slices.DeleteFunc(slices.Clone(mine), func(v string) bool { return strings.HasPrefix(v, "S3_") }),
+		"a broken one":  wrong("S3_REGION", "no region at all"),
+		"a wrong key":   wrong("S3_SECRET_ACCESS_KEY", "wrong-secret"),
+		"no bucket":     wrong("S3_BUCKET", srv.Job.Bucket),
+	} {
+		s.Env = env
+		c := b.as(s.dial(t, driver.Stdio))
+		if r := c.call("execute_command", args{"command": "cat /data/f; ls ~/lost"}); !strings.Contains(r.Text, "one\n") {
+			t.Errorf("%s: %s", what, r.Text)
+		}
+		c.start(nil, "connected")
+		c.mounted("/data")
+		must(t, c.Close())
+	}
+	s.Env = mine
+	s.configured("limits:\n  buckets:\n    - connection: s3\n      bucket: another\n")
+	c := b.as(s.dial(t, driver.Stdio))
+	c.call("execute_command", args{"command": "true"})
+	if m := mountOf(c, "/data"); m["state"] != "error" {
+		t.Errorf("the operator allows it no more: %v", m)
+	}
 }
 
 // A program inside mounts as libfuse does, through fusermount3. One that answers

@@ -235,6 +235,12 @@ func (k keeper) place(o mounts.Order) (mounts.Standing, error) {
 		if old.Print == o.Print && o.Refused == "" && alive(old, table) {
 			return old.Standing, nil
 		}
+		if o.Refused == "" && alive(old, table) {
+			// What works goes only for what will.
+			if _, fault := usable(o.Job); fault != nil {
+				return mounts.Standing{}, fault
+			}
+		}
 		if err := k.end(old, false); err != nil {
 			return mounts.Standing{}, err
 		}

@@ -49,10 +49,15 @@ func checked(text []byte) (mounts.Job, objects.Bucket, *mounts.Fault) {
 	if err != nil {
 		return j, nil, jobFault(err)
 	}
+	b, fault := usable(j)
+	return j, b, fault
+}
+
+// usable checks a job's bucket, with a time limit.
+func usable(j mounts.Job) (objects.Bucket, *mounts.Fault) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
 	defer cancel()
-	b, fault := cloud.Check(ctx, j)
-	return j, b, fault
+	return cloud.Check(ctx, j)
 }
 
 func writeReport(w io.Writer, r mounts.Report) error {

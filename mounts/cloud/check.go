@@ -82,9 +82,10 @@ func checkList(ctx context.Context, b objects.Bucket, j mounts.Job) (objects.Buc
 	if r := a.region; r != "" && j.Service.Kind == mounts.S3 && r != j.Service.Region && (j.Service.Region == "" || j.Service.Region == "auto") {
 		j.Service.Region = r
 		if b, err := Open(ctx, j); err == nil {
-			if err := b.(checker).list(ctx, j.Prefix); err == nil {
+			if err = b.(checker).list(ctx, j.Prefix); err == nil {
 				return b, r, nil
 			}
+			a = answerOf(err) // what is wrong besides
 		}
 	}
 	return nil, "", a.fault(j, mounts.FaultListDenied, "list")

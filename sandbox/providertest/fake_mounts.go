@@ -135,12 +135,19 @@ func (i *fakeInstance) Mount(ctx context.Context, o sandbox.MountOrder) (sandbox
 	if mt.fingerprint == print {
 		return mt.MountInfo, nil
 	}
-	b.unmount(mt)
+	var fault *mounts.Fault
 	switch {
 	case !exists:
-		return fail(&mounts.Fault{Kind: mounts.FaultNoBucket, Message: "there is no bucket " + o.Bucket})
+		fault = &mounts.Fault{Kind: mounts.FaultNoBucket, Message: "there is no bucket " + o.Bucket}
 	case o.Job.Service.SecretAccessKey != key:
-		return fail(&mounts.Fault{Kind: mounts.FaultCredentials, Message: "the service does not know these keys"})
+		fault = &mounts.Fault{Kind: mounts.FaultCredentials, Message: "the service does not know these keys"}
+	}
+	if fault != nil && mt.State == sandbox.Mounted {
+		return mt.MountInfo, fault
+	}
+	b.unmount(mt)
+	if fault != nil {
+		return fail(fault)
 	}
 	at := b.host(o.Path)
 	refuse := func(why string) (sandbox.MountInfo, error) {

@@ -244,9 +244,10 @@ func mountFaults(t *testing.T, s *suite) {
 	b.mount(bucket.at("/data/a"))
 	_, err = b.mounter().Mount(s.ctx(t), wrongKey)
 	wantFault(t, "another order with a wrong key", err, mounts.FaultCredentials)
-	if list := b.mounts("/data/a error"); list[0].Reason == "" {
-		t.Error("the failed mount has no reason")
-	}
+	_, err = b.mounter().Mount(s.ctx(t), noBucket)
+	wantFault(t, "another order for no bucket", err, mounts.FaultNoBucket)
+	b.mounts("/data/a mounted")
+	b.on("echo still >/data/a/works && rm /data/a/works")
 	b.mount(bucket.at("/data/a"))
 	refused := bucket.at("/data/a", func(o *sandbox.MountOrder) { o.Refused, o.Job = "not any more", mounts.Job{Bucket: o.Job.Bucket} })
 	if _, err := b.mounter().Mount(s.ctx(t), refused); err != nil {

@@ -52,6 +52,7 @@ type bucket struct {
 	quit    chan struct{} // closed to end the attempts to serve it anew
 	trying  bool
 	restart int
+	ids     wire.Placed // of whom it is inside
 }
 
 // mount is OpMount.
@@ -100,7 +101,12 @@ func (m *monitor) mount(o *wire.MountOrder, job []byte, exe *os.File) (*wire.Mou
 			return done, nil
 		}
 	}
-	// What is there goes first, whatever comes after it.
+	if o.Refused == "" && b.works() {
+		if fault, e := b.try(o, job, exe); fault != nil || e != nil {
+			closeFile(exe)
+			return &wire.Mounted{Entries: -1, Fault: fault}, e
+		}
+	}
 	b.stopTrying()
 	if e := b.take(true, o.Refused != ""); e != nil {
 		closeFile(exe)
@@ -154,6 +160,24 @@ func (b *bucket) same(o *wire.MountOrder) *wire.Mounted {
 		return nil
 	}
 	return done
+}
+
+func (b *bucket) works() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.served != nil && b.state.Mounted
+}
+
+// try finds out whether the bucket can be served as o says, before what works goes.
+// b.op is held.
+func (b *bucket) try(o *wire.MountOrder, job []byte, exe *os.File) (*wire.Fault, *wire.Error) {
+	s, err := (&bucket{m: b.m, path: b.path, order: *o, job: job, exe: exe}).start(&b.ids)
+	if err != nil {
+		return nil, &wire.Error{Code: wire.CodeInternal, Text: "start the program that serves the bucket: " + err.Error()}
+	}
+	defer s.end()
+	r, e := s.report(bucketCheck)
+	return r.Fault, e
 }
 
 // answers stats the mount from inside, as the sandbox's user.
@@ -219,6 +243,7 @@ func (b *bucket) serve() (*wire.Mounted, *wire.Fault, *wire.Error) {
 	if json.Unmarshal(f.Body, &ids) != nil {
 		return nil, nil, &wire.Error{Code: wire.CodeInternal, Text: "the sandbox's answer cannot be understood"}
 	}
+	b.ids = ids
 	s, err := b.start(&ids)
 	if err != nil {
 		return nil, nil, &wire.Error{Code: wire.CodeInternal, Text: "start the program that serves the bucket: " + err.Error()}
