@@ -19,10 +19,10 @@ func TestPromisesNameRealTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := 1
-	named := regexp.MustCompile("`(Test\\w+)`")
+	state := regexp.MustCompile(`^(kept|in part|planned|–)([:;] \S.*)?$`)
 	for line := range strings.Lines(string(page)) {
 		cells := strings.Split(line, "|")
-		if len(cells) < 6 {
+		if len(cells) < 7 {
 			continue
 		}
 		n, err := strconv.Atoi(strings.TrimSpace(cells[1]))
@@ -33,21 +33,50 @@ func TestPromisesNameRealTests(t *testing.T) {
 			t.Errorf("promise %d stands where %d belongs", n, next)
 		}
 		next = n + 1
-		state, shown := strings.TrimSpace(cells[3]), strings.TrimSpace(cells[4])
+		here, there, shown := strings.TrimSpace(cells[3]), strings.TrimSpace(cells[4]), strings.TrimSpace(cells[5])
 		switch {
-		case state != "kept" && state != "in part" && state != "planned":
-			t.Errorf("promise %d: state %q", n, state)
-		case state == "kept" && shown == "":
+		case !state.MatchString(here) || !state.MatchString(there):
+			t.Errorf("promise %d: states %q and %q", n, here, there)
+		case shown == "":
 			t.Errorf("promise %d is kept, but nothing shows it", n)
 		}
-		for _, m := range named.FindAllStringSubmatch(shown, -1) {
-			if !strings.Contains(tests, "func "+m[1]+"(") {
-				t.Errorf("promise %d names %s, which does not exist", n, m[1])
-			}
-		}
 	}
+	wantTests(t, "docs/promises.md", string(page), tests)
 	if next != 77 {
 		t.Errorf("the last promise is %d, want 76", next-1)
+	}
+}
+
+// TestConformanceNamesRealCases holds docs/conformance.md against the suite of
+// providers and the other tests.
+func TestConformanceNamesRealCases(t *testing.T) {
+	page, err := os.ReadFile("docs/conformance.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantTests(t, "docs/conformance.md", string(page), sources(t, ".", "_test.go"))
+	suite := sources(t, "sandbox/providertest", ".go")
+	cases := regexp.MustCompile(`(?:^|[^*])\*([a-z]+)(?:/([a-z0-9_]+))?\*(?:[^*]|$)`)
+	_, table, _ := strings.Cut(string(page), "|---|")
+	found := cases.FindAllStringSubmatch(table, -1)
+	if len(found) < 40 {
+		t.Errorf("only %d cases are named", len(found))
+	}
+	for _, m := range found {
+		group, name := m[1], m[2]
+		if !strings.Contains(suite, `{"`+group+`", test`) || name != "" && !strings.Contains(suite, `t.Run("`+name+`"`) && !strings.Contains(suite, `name: "`+name+`"`) && !strings.Contains(suite, `again("`+name+`"`) {
+			t.Errorf("%s/%s is no case of the suite", group, name)
+		}
+	}
+}
+
+// wantTests checks that all tests that a page names are there.
+func wantTests(t *testing.T, name, page, tests string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(page, -1) {
+		if !strings.Contains(tests, "func "+m[1]+"(") {
+			t.Errorf("%s names %s, which does not exist", name, m[1])
+		}
 	}
 }
 
