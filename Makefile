@@ -61,7 +61,7 @@ bench: build ## measure, beside the peers that this machine has
 conformance: build ## run the public MCP conformance suite (Node 22 or later)
 	BERTH=$(CURDIR)/bin/berth internal/conformance/run.sh
 
-sdk: build ## run the official Daytona SDKs and Mastra's sandbox against berth (as root; needs npm)
+sdk: build ## run the official Daytona SDKs and Mastra's sandbox against berth (needs npm)
 	BERTH=$(CURDIR)/bin/berth internal/daytonaapi/sdktest/run.sh
 
 chaos: build ## kill servers and connections at random, and count the bytes
