@@ -94,7 +94,7 @@ func portsAtDaytona(t *testing.T) {
 	a = b.call("expose_port", args{"port": 8000})
 	until(t, fmt.Sprint(a.Structured["url"]), fmt.Sprint(a.Structured["token"]), 200)
 	b.call("destroy_sandbox", nil)
-	if code, _ := visit(t, url, token); code != 404 {
+	if code, _ := visit(t, url, token); code != 404 && code != 0 { // or nothing listens there any more
 		t.Errorf("destroyed: %d", code)
 	}
 }
