@@ -101,15 +101,26 @@ func lock(path string) (unlock func(), err error) {
 	}
 }
 
+// row is something of an owner's.
+type row interface{ owner() sandbox.Owner }
+
+func (r sandboxRecord) owner() sandbox.Owner  { return r.Owner }
+func (r snapshotRecord) owner() sandbox.Owner { return r.Owner }
+func (r volumeRecord) owner() sandbox.Owner   { return r.Owner }
+
+// maxRows is how many rows of a kind an owner may have: those of what failed stay
+// until somebody deletes them.
+const maxRows = 5000
+
 // table is rows of one kind, a file each, by id. It is safe for concurrent use.
-type table[T any] struct {
+type table[T row] struct {
 	dir string
 
 	mu   sync.Mutex
 	rows map[string]T
 }
 
-func openTable[T any](dir string) (*table[T], error) {
+func openTable[T row](dir string) (*table[T], error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -169,6 +180,17 @@ func (t *table[T]) put(id string, row T) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if _, known := t.rows[id]; !known {
+		n := 0
+		for _, r := range t.rows {
+			if r.owner() == row.owner() {
+				n++
+			}
+		}
+		if n >= maxRows {
+			return refuse(http.StatusBadRequest, "there are %d already, with those that failed, which is the most; delete some", n)
+		}
+	}
 	return t.keep(id, row)
 }
 

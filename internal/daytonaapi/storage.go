@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"berth/sandbox"
@@ -43,6 +44,9 @@ type storage struct {
 	dir string // DIR/ORGANIZATION/HASH/context.tar, and DIR/uploads
 	key []byte
 	log *slog.Logger
+
+	mu     sync.Mutex
+	coming map[sandbox.Owner]int64 // what uploads under way may still bring
 }
 
 func openStorage(dir string, log *slog.Logger) (*storage, error) {
@@ -62,7 +66,7 @@ func openStorage(dir string, log *slog.Logger) (*storage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state of the Daytona API: %w", err)
 	}
-	return &storage{dir: dir, key: key, log: log}, nil
+	return &storage{dir: dir, key: key, log: log, coming: map[sandbox.Owner]int64{}}, nil
 }
 
 type pushAccess struct {
@@ -183,11 +187,39 @@ func (s *storage) used(owner sandbox.Owner) (n int64) {
 	return n
 }
 
-// save writes what r has to path, as a whole and onto the disk.
-func (s *storage) save(owner sandbox.Owner, path string, r io.Reader) error {
-	if s.used(owner) > maxContexts {
-		return &s3Fault{http.StatusBadRequest, tooLarge, fmt.Sprintf("%d bytes are uploaded already; they are removed %d days after their last use", int64(maxContexts), int(contextTime.Hours()/24))}
+// reserve makes room for an upload of at most n bytes, until done is called. Those
+// that come at the same time count, each with all that it may bring.
+func (s *storage) reserve(owner sandbox.Owner, n int64) (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if used := s.used(owner) + s.coming[owner]; used+n > maxContexts {
+		return nil, &s3Fault{http.StatusBadRequest, tooLarge, fmt.Sprintf("%d bytes are uploaded already, or on their way; allowed: %d. They are removed %d days after their last use", used, int64(maxContexts), int(contextTime.Hours()/24))}
 	}
+	s.coming[owner] += n
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.coming[owner] -= n; s.coming[owner] == 0 {
+			delete(s.coming, owner)
+		}
+	}, nil
+}
+
+// most is what a request's body may bring.
+func most(r *http.Request) int64 {
+	if r.ContentLength < 0 {
+		return maxContext
+	}
+	return min(r.ContentLength, maxContext)
+}
+
+// save writes what r has, n bytes at most, to path, as a whole and onto the disk.
+func (s *storage) save(owner sandbox.Owner, path string, r io.Reader, n int64) error {
+	done, err := s.reserve(owner, n)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
@@ -195,8 +227,8 @@ func (s *storage) save(owner sandbox.Owner, path string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, r)
-	if err == nil && n > maxContext {
+	got, err := io.Copy(f, r)
+	if err == nil && got > maxContext {
 		err = &http.MaxBytesError{Limit: maxContext}
 	}
 	if err == nil {
@@ -222,7 +254,7 @@ func etag(path string) string {
 }
 
 func (s *storage) put(w http.ResponseWriter, r *http.Request, owner sandbox.Owner, path string) error {
-	if err := s.save(owner, path, r.Body); err != nil {
+	if err := s.save(owner, path, r.Body, most(r)); err != nil {
 		return err
 	}
 	w.Header().Set("ETag", etag(path))
@@ -271,7 +303,7 @@ func (s *storage) part(w http.ResponseWriter, r *http.Request, owner sandbox.Own
 		return &s3Fault{http.StatusBadRequest, badRequest, "partNumber must be 1 to 99999"}
 	}
 	path := filepath.Join(dir, number)
-	if err := s.save(owner, path, r.Body); err != nil {
+	if err := s.save(owner, path, r.Body, most(r)); err != nil {
 		return err
 	}
 	w.Header().Set("ETag", etag(path))
@@ -300,15 +332,21 @@ func (s *storage) complete(w http.ResponseWriter, owner sandbox.Owner, id, key, 
 		return &s3Fault{http.StatusBadRequest, badRequest, "the upload has no parts"}
 	}
 	var parts []io.Reader
+	var size int64
 	for _, n := range numbers {
 		f, err := os.Open(filepath.Join(dir, strconv.Itoa(n)))
 		if err != nil {
 			return err
 		}
 		defer f.Close()
+		fi, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		size += fi.Size()
 		parts = append(parts, f)
 	}
-	if err := s.save(owner, path, io.MultiReader(parts...)); err != nil {
+	if err := s.save(owner, path, io.MultiReader(parts...), min(size, maxContext)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -386,8 +424,10 @@ func (s *storage) use(path string) {
 
 // sweep removes what nobody has needed for long.
 func (s *storage) sweep(now time.Time) {
+	uploads := filepath.Join(s.dir, "uploads")
+	var begun []string // uploads without parts
 	_ = filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil {
 			return nil //nolint:nilerr // gone meanwhile
 		}
 		fi, err := d.Info()
@@ -395,17 +435,28 @@ func (s *storage) sweep(now time.Time) {
 			return nil //nolint:nilerr // gone meanwhile
 		}
 		most := contextTime
-		if strings.HasPrefix(path, filepath.Join(s.dir, "uploads")) {
+		switch below := strings.HasPrefix(path, uploads+string(filepath.Separator)); {
+		case below:
 			most = uploadTime
-		} else if filepath.Base(path) != objectName {
+		case d.IsDir() || filepath.Base(path) != objectName:
 			return nil
 		}
-		if now.Sub(fi.ModTime()) > most {
-			_ = os.Remove(path)
-			_ = os.Remove(filepath.Dir(path)) // unless something is in it
+		if now.Sub(fi.ModTime()) <= most {
+			return nil
 		}
+		if d.IsDir() {
+			if uploadID().MatchString(d.Name()) {
+				begun = append(begun, path)
+			}
+			return nil
+		}
+		_ = os.Remove(path)
+		_ = os.Remove(filepath.Dir(path)) // unless something is in it
 		return nil
 	})
+	for _, dir := range begun {
+		_ = os.Remove(dir) // likewise
+	}
 }
 
 func writeXML(w http.ResponseWriter, status int, v any) {

@@ -108,6 +108,9 @@ func (t *Toolbox) startPTY(c *call, q ptyRequest) error {
 			return err
 		case parseNote(info).Once == n.Once:
 			t.mu.Lock()
+			if len(t.unseen) >= maxUnseen { // nobody came to most of them, and nobody will
+				clear(t.unseen)
+			}
 			t.unseen[ptyKey{c.key, n.Once}] = true
 			t.mu.Unlock()
 			return nil
@@ -119,6 +122,10 @@ func (t *Toolbox) startPTY(c *call, q ptyRequest) error {
 		}
 	}
 }
+
+// maxUnseen is of how many terminals it is known that nobody was connected to them:
+// those of sandboxes that were deleted are among them.
+const maxUnseen = 10_000
 
 // ptyKey names one creation of a terminal.
 type ptyKey struct {

@@ -277,9 +277,10 @@ func below(dir int, sub string, maps *Maps) (int, error) {
 }
 
 func openBelow(dir int, name string, flags, resolve uint64) (int, error) {
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: flags, Resolve: resolve | unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
-		if err != unix.EAGAIN && err != unix.EINTR { // something was renamed meanwhile
+		// Something was renamed meanwhile; who does nothing else holds no start.
+		if err != unix.EAGAIN && err != unix.EINTR || try == 10_000 {
 			return fd, err
 		}
 	}
