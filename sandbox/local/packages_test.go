@@ -3,6 +3,7 @@
 package local_test
 
 import (
+	"os"
 	"os/exec"
 	"testing"
 
@@ -27,8 +28,11 @@ func TestPackagesOfOurPrograms(t *testing.T) {
 		for f in usr/bin/sudo bin/fusermount3 bin/fusermount; do printf '#!/bin/sh\necho real %s\n' $v >p/$f; chmod 755 p/$f; done
 		dpkg-deb -b p tried$v.deb >/dev/null; done`
 	wantRun(t, in, "root", build, "")
-	still := "sudo id -u && fusermount3 -V | grep -o berth && /usr/bin/fusermount -V | grep -o berth"
-	const asBefore = "0\nberth\nberth"
+	still, asBefore := "sudo id -u", "0"
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err == nil { // else there is no fusermount of berth's
+		_ = f.Close()
+		still, asBefore = still+" && fusermount3 -V | grep -o berth && /usr/bin/fusermount -V | grep -o berth", "0\nberth\nberth"
+	}
 	// Those of the machine, if it has them, give way.
 	wantRun(t, in, "root", "dpkg -i --force-overwrite --force-conflicts /tmp/tried1.deb >/dev/null 2>&1 && /usr/bin/sudo.distrib && cat /etc/berth-tried.conf", "real 1\n1")
 	wantRun(t, in, "agent", still, asBefore)
