@@ -27,14 +27,8 @@ func (b *bench) gate() ([]row, error) {
 		return nil, err
 	}
 	bin := filepath.Join(b.dir, "bin")
-	if err := os.Mkdir(bin, 0o755); err != nil {
-		return nil, err
-	}
-	self, err := os.ReadFile("/proc/self/exe")
+	client, err := copySelf(bin)
 	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(bin, "client"), self, 0o755); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -66,7 +60,7 @@ func (b *bench) gate() ([]row, error) {
 		return r, err
 	}
 	outside := func(mode string) (r clientResult, err error) {
-		out, err := exec.CommandContext(b.ctx, filepath.Join(bin, "client"), gateClient, "127.0.0.1:"+port, mode).Output()
+		out, err := exec.CommandContext(b.ctx, client, gateClient, "127.0.0.1:"+port, mode).Output()
 		if err == nil {
 			err = json.Unmarshal(out, &r)
 		}
@@ -116,6 +110,19 @@ func (b *bench) gate() ([]row, error) {
 		{"— 4,096 connections at a time, a byte on each", "all answer", fmt.Sprintf("%d answered in %.1f s", flows.Count, flows.Took.Seconds()), "", judge(flows.Count == gateFlows)},
 		{"— the first command with a connection, which starts it", "", ms(first), "", open},
 	}, nil
+}
+
+// copySelf puts this program into a directory that a sandbox can see.
+func copySelf(dir string) (client string, err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	client = filepath.Join(dir, "client")
+	return client, os.WriteFile(client, self, 0o755)
 }
 
 // serveGate does what a connection's first byte says: "d" sends, "u" takes,

@@ -5,10 +5,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,13 +20,20 @@ import (
 func main() {
 	var (
 		berth = flag.String("berth", "bin/berth", "the berth program")
-		out   = flag.String("o", "", "write the table into this file, between its bench markers; a file that is not there is made")
+		out   = flag.String("o", "", "write the table into this file, between its bench markers; a file that is not there is made, and with -only the other rows stay")
 		n     = flag.Int("n", 30, "repetitions of a latency row")
-		only  = flag.String("only", "", "only rows whose name contains this")
+		only  = flag.String("only", "", "only groups of rows whose name contains this")
 	)
 	flag.Parse()
 	if flag.NArg() == 3 && flag.Arg(0) == gateClient {
 		if err := runClient(flag.Arg(1), flag.Arg(2)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if flag.NArg() == 4 && flag.Arg(0) == bucketClient {
+		if err := runBucketClient(flag.Arg(1), flag.Arg(2), flag.Arg(3)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -55,8 +60,7 @@ func run(berth, out string, n int, only string) error {
 		b.cleanUp()
 		_ = os.RemoveAll(dir)
 	}()
-	var rows []row
-	for _, m := range []struct {
+	groups := []struct {
 		name string
 		run  func() ([]row, error)
 	}{
@@ -73,7 +77,14 @@ func run(berth, out string, n int, only string) error {
 		{"images", b.images},
 		{"fork", b.fork},
 		{"daytona", b.daytona},
-	} {
+		{"buckets", b.buckets},
+	}
+	var order, measured []string
+	for _, m := range groups {
+		order = append(order, m.name)
+	}
+	found := newReport(order)
+	for _, m := range groups {
 		if !strings.Contains(m.name, only) {
 			continue
 		}
@@ -82,21 +93,28 @@ func run(berth, out string, n int, only string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		rows = append(rows, r...)
+		measured = append(measured, m.name)
+		found.add(m.name, r, b.absent)
+		b.absent = nil
 		for _, r := range r {
 			fmt.Fprintf(os.Stderr, "  %s: %s (goal %s) %s\n", r.what, r.got, r.goal, r.peers)
 		}
 	}
-	text := table(rows)
-	for _, a := range b.absent {
-		text += "\nNot measured: " + a + "."
+	if len(measured) == 0 {
+		return fmt.Errorf("-only is %q, but the rows are %s", only, strings.Join(order, ", "))
 	}
-	text += fmt.Sprintf("\n\n%s, %d cores, %s, %s.\n", kernel(), runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"))
-	fmt.Print(text)
+	machine := fmt.Sprintf("%s, %d cores, %s, %s.", kernel(), runtime.NumCPU(), runtime.Version(), time.Now().Format("2006-01-02"))
+	found.machine = machine
+	fmt.Print(found)
 	if out == "" {
 		return nil
 	}
-	return replaceBetween(out, text)
+	return replaceBetween(out, func(old string) string {
+		if len(measured) < len(order) && strings.TrimSpace(old) != "" {
+			return found.over(parseReport(old, order), measured, machine).String()
+		}
+		return found.String()
+	})
 }
 
 // cleanUp ends what a failed row left running.
@@ -131,25 +149,4 @@ func kernel() string {
 		return "unknown kernel"
 	}
 	return strings.TrimSpace(string(b))
-}
-
-const (
-	beginMark = "<!-- bench:begin -->\n"
-	endMark   = "<!-- bench:end -->"
-)
-
-func replaceBetween(file, text string) error {
-	old, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		old, err = []byte(beginMark+endMark+"\n"), nil
-	}
-	if err != nil {
-		return err
-	}
-	before, rest, ok := strings.Cut(string(old), beginMark)
-	_, after, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s has no bench markers", file)
-	}
-	return os.WriteFile(file, []byte(before+beginMark+"\n"+text+"\n"+endMark+after), 0o644)
 }

@@ -24,27 +24,6 @@ func (s sample) p95() time.Duration { return s.quantile(0.95) }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000) }
 
-// row is one line of the report.
-type row struct {
-	what, goal, got, peers string
-	met                    verdict
-}
-
-type verdict string
-
-const (
-	met    verdict = "yes"
-	missed verdict = "no"
-	open   verdict = "—" // nothing to compare with
-)
-
-func judge(ok bool) verdict {
-	if ok {
-		return met
-	}
-	return missed
-}
-
 // contender is one way of doing a thing; once does it once.
 type contender struct {
 	name string
@@ -86,13 +65,4 @@ func beside(got map[string]sample, ours string, cs []contender) string {
 			float64(got[c.name].p50())/float64(got[ours].p50())))
 	}
 	return strings.Join(parts, ", ")
-}
-
-func table(rows []row) string {
-	var b strings.Builder
-	b.WriteString("| what | goal | berth | met | peers, same run |\n|---|---|---|---|---|\n")
-	for _, r := range rows {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", r.what, r.goal, r.got, r.met, r.peers)
-	}
-	return b.String()
 }
