@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,8 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"encoding/json"
 
 	"golang.org/x/sys/unix"
 
@@ -146,7 +145,8 @@ func (p *peer) mount(s *service) error {
 	}
 	p.out.Reset()
 	p.cmd = exec.CommandContext(p.ctx, argv[0], argv[1:]...)
-	p.cmd.Env = append(os.Environ(), env...)
+	// Nothing of this machine's accounts and proxies.
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + own, "TMPDIR=" + os.TempDir()}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
 		return err
@@ -165,7 +165,7 @@ func (p *peer) mount(s *service) error {
 		}
 	}
 	_ = p.unmount()
-	return errors.New("it does not mount")
+	return fmt.Errorf("it does not mount: %.300s", p.out.String())
 }
 
 func (p *peer) unmount() error {
@@ -220,7 +220,7 @@ func rclone(s *service, dir, at string) (argv, env []string, err error) {
 }
 
 func gcsfuse(s *service, _, at string) (argv, env []string, err error) {
-	return []string{"gcsfuse", "--foreground", "--anonymous-access", "--custom-endpoint", s.endpoint + "/storage/v1/", "--implicit-dirs", s.job.Bucket, at}, nil, nil
+	return []string{"gcsfuse", "--foreground", "--anonymous-access", "--custom-endpoint", s.endpoint + "/storage/v1/", "--implicit-dirs", "--enable-hns=false", s.job.Bucket, at}, nil, nil
 }
 
 // private is the memory that a process shares with no other.

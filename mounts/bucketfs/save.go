@@ -292,6 +292,9 @@ func (u *upload) send(s *stage, i int, length int64) {
 		if err == nil {
 			err = up.Part(u.f.ctx, i, s, int64(i)*u.size, length)
 		}
+		if err == nil {
+			s.sent(int64(i)*u.size, length)
+		}
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		switch {

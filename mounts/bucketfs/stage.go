@@ -175,6 +175,33 @@ func (s *stage) truncate(size int64) error {
 	return err
 }
 
+// longFile is from what size on a file's pages are given back while it is written.
+const longFile = 64 << 20
+
+// sent is told that a range is on its way for now. Of a long file it goes to the
+// disk, and what went there before leaves the machine's memory: it is only needed
+// again when it is written to or the service loses it, and pages that were just in
+// use are cheaper than new ones.
+func (s *stage) sent(off, length int64) {
+	s.mu.RLock()
+	file, long := s.file, s.size >= longFile
+	s.mu.RUnlock()
+	if file == nil || !long {
+		return
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return
+	}
+	// Advice: the kernel does what it can. It keeps what is not on the disk yet, so
+	// the range before is asked for once more.
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SyncFileRange(int(fd), off, length, unix.SYNC_FILE_RANGE_WRITE)
+		before := max(0, off-4*length)
+		_ = unix.Fadvise(int(fd), before, off-before, unix.FADV_DONTNEED)
+	})
+}
+
 func (s *stage) length() int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

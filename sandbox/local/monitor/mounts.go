@@ -258,6 +258,7 @@ func (b *bucket) serve() (*wire.Mounted, *wire.Fault, *wire.Error) {
 		s.end()
 		return nil, nil, e
 	}
+	number := connection(fd)
 	err = s.hand(fd)
 	_ = fd.Close()
 	if err != nil {
@@ -266,6 +267,7 @@ func (b *bucket) serve() (*wire.Mounted, *wire.Fault, *wire.Error) {
 	}
 	r, e = s.report(bucketCheck)
 	if e == nil && r.Fault == nil {
+		widen(number)
 		if e = m.answers(b.path); e != nil {
 			e = &wire.Error{Code: wire.CodeInternal, Text: "the mounted bucket does not answer: " + e.Text}
 		}
