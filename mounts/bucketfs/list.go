@@ -123,7 +123,8 @@ type scan struct {
 	n      *node
 	prefix string
 	begun  time.Time
-	// changes is node.changes when it began.
+	// changes is node.changes when it began, or when its last page did, where all
+	// changes were noted in whole.
 	changes int
 	token   string
 	done    bool
@@ -136,8 +137,10 @@ type scan struct {
 	above  []string
 	hidden int
 	last   string // key, without the prefix
-	// whole collects, until it is too long.
-	whole *list
+	// whole collects, until it is too long, or something was changed meanwhile.
+	// Guarded by FS.mu: it may be the directory's list already.
+	whole   *list
+	tooLong bool
 }
 
 func (f *FS) scan(n *node) *scan {
@@ -165,6 +168,11 @@ func (s *scan) next(ctx context.Context) error {
 	}
 	if err := s.look(ctx, p); err != nil {
 		return err
+	}
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	if s.n.changes != s.changes {
+		s.whole = nil // the page may be older than the change
 	}
 	for _, o := range p.Objects {
 		name := strings.TrimPrefix(o.Key, s.prefix)
@@ -212,7 +220,7 @@ func (s *scan) next(ctx context.Context) error {
 	s.token = p.Next
 	s.done = p.Next == ""
 	if s.whole != nil && len(s.whole.entries) > listMax {
-		s.whole = nil
+		s.whole, s.tooLong = nil, true
 	}
 	if s.done && s.hidden > 0 {
 		s.f.log.Warn("keys that no file can be named after are not shown", slog.String("directory", s.prefix), slog.Int("count", s.hidden))

@@ -38,6 +38,10 @@ type recent struct {
 // time-out, before a page of it is listed instead.
 const askSingly = 2
 
+// askAfterChange is how many more are asked for when a page was for nothing, since
+// the directory was changed from here while it was read: many write into it at once.
+const askAfterChange = 50
+
 // Lookup is as fuse.RawFileSystem says.
 func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	parent := f.node(h.NodeId)
@@ -163,12 +167,19 @@ func (f *FS) listFor(ctx context.Context, parent *node, name string) (fd found, 
 	now := time.Now()
 	f.mu.Lock()
 	s := parent.recent.scan
-	usable := s != nil && s.changes == parent.changes && now.Before(s.begun.Add(f.o.View.AttrTimeout))
+	// While it is the directory's list, what is changed from here is noted in it.
+	fresh := s != nil && now.Before(s.begun.Add(f.o.View.AttrTimeout))
+	usable := fresh && s.whole != nil && s.whole == parent.list
+	if usable {
+		s.changes = parent.changes
+	}
 	f.mu.Unlock()
 	switch {
+	case fresh && s.tooLong:
+		return found{}, false, nil
 	case !usable:
 		s = f.scan(parent)
-	case s.done || s.whole == nil || name+"/" <= s.last:
+	case s.done || name+"/" <= s.last:
 		return found{}, false, nil
 	}
 	if err := s.next(ctx); err != nil {
@@ -176,6 +187,9 @@ func (f *FS) listFor(ctx context.Context, parent *node, name string) (fd found, 
 	}
 	f.mu.Lock()
 	parent.recent.scan = s
+	if s.whole == nil && !s.tooLong {
+		parent.recent.asked = -askAfterChange
+	}
 	f.keep(parent, s)
 	e, known, until := s.list().get(name, now)
 	f.mu.Unlock()
