@@ -95,7 +95,7 @@ type View struct {
 	// ImplicitDirs makes no objects for directories: one that mkdir made is
 	// gone with the mount unless something was put into it.
 	ImplicitDirs bool `json:"implicit_dirs,omitempty"`
-	// CacheBytes bounds the blocks kept in memory; 0: 12 MiB.
+	// CacheBytes bounds the blocks kept in memory; 0: 11 MiB.
 	CacheBytes int64 `json:"cache_bytes,omitempty"`
 	// StagingBytes bounds what waits on disk to be uploaded; 0: no bound but
 	// the disk's.

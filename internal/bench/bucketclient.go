@@ -19,7 +19,8 @@ const bucketClient = "bucket-client"
 type worked struct {
 	Took time.Duration `json:"took"`
 	// Then is the time of the second half of what was done: a file that is
-	// read once more, names that are looked at after they were listed.
+	// read once more, names that are looked at after they were listed. Of
+	// random reads it is the median.
 	Then  time.Duration `json:"then"`
 	P95   time.Duration `json:"p95"`
 	Count int           `json:"count"`
@@ -126,7 +127,11 @@ func readAt(path string, n int) (w worked, err error) {
 		}
 		times = append(times, time.Since(begin))
 	}
-	return worked{Took: times.p50(), P95: times.p95(), Count: randomReads}, nil
+	for _, t := range times {
+		w.Took += t
+	}
+	w.Then, w.P95, w.Count = times.p50(), times.p95(), randomReads
+	return w, nil
 }
 
 // writeMany writes n small files.

@@ -223,20 +223,20 @@ func gcsfuse(s *service, _, at string) (argv, env []string, err error) {
 	return []string{"gcsfuse", "--foreground", "--anonymous-access", "--custom-endpoint", s.endpoint + "/storage/v1/", "--implicit-dirs", "--enable-hns=false", s.job.Bucket, at}, nil, nil
 }
 
-// private is the memory that a process shares with no other.
+// private is the memory that a process has for itself: what it wrote. The pages of
+// its program are the machine's, which all of its mounts share.
 func private(pid int) int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0
 	}
-	var sum int64
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 3 && (f[0] == "Private_Clean:" || f[0] == "Private_Dirty:") {
-			n, _ := strconv.ParseInt(f[1], 10, 64) // the kernel writes numbers
-			sum += n << 10
+		if rest, ok := strings.CutPrefix(line, "Private_Dirty:"); ok {
+			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64) // the kernel writes numbers
+			return n << 10
 		}
 	}
-	return sum
+	return 0
 }
 
 // watch reads the private memory of a process until it is told to stop, and

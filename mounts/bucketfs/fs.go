@@ -69,7 +69,7 @@ type FS struct {
 // Times and sizes that have one right value.
 const (
 	defaultTimeout = 5 * time.Second
-	defaultCache   = 12 << 20
+	defaultCache   = 11 << 20
 	// sendAtOnce is how many parts of all files are sent at a time.
 	sendAtOnce = 4
 	// nameMax is Linux's.
@@ -111,7 +111,7 @@ func (f *FS) MountOptions() *fuse.MountOptions {
 		AllowOther: f.o.View.AllowOther, Options: []string{"default_permissions"},
 		MaxWrite: 1 << 20, MaxBackground: 16,
 		// Bounds the buffers of requests under way.
-		MaxInflightRequestBytes: 6 << 20,
+		MaxInflightRequestBytes: 4 << 20,
 		IgnoreSecurityLabels:    true,
 		ExtraCapabilities:       fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO,
 	}

@@ -250,7 +250,7 @@ func (r *reader) plan(f *FS, c *content, off, end int64) int64 {
 		// Most that are opened are read from the front; how far, nobody knows.
 		r.window = 1
 	case end > r.next:
-		most := min(windowMax, f.cache.limit/blockSize*2/3)
+		most := min(windowMax, f.cache.limit/blockSize*3/4)
 		r.window = min(max(2*r.window, 2), most)
 	}
 	r.next = max(r.next, end)
@@ -258,7 +258,7 @@ func (r *reader) plan(f *FS, c *content, off, end int64) int64 {
 	goal := min(last+r.window, final)
 	r.ahead = max(r.ahead, last)
 	// Short requests cost as much as long ones.
-	if goal-r.ahead < min(streamBlocks, r.window)/2 && goal != final {
+	if goal-r.ahead < min(streamBlocks, r.window/2) && goal != final {
 		return last
 	}
 	goal = max(goal, last)
