@@ -130,7 +130,7 @@ func (b *bench) buckets() ([]row, error) {
 	for _, p := range places {
 		views := []view{us}
 		for _, name := range p.order {
-			v := &peer{ctx: b.ctx, title: name, client: us.client, dir: filepath.Join(b.dir, "views", name+"-"+p.service.name), argv: p.peers[name]}
+			v := &peer{ctx: b.ctx, title: name, client: us.client, dir: filepath.Join(b.dir, "views", name+"-"+p.name), argv: p.peers[name]}
 			if _, err := exec.LookPath(name); err != nil {
 				b.absent = append(b.absent, fmt.Sprintf("%s with %s (not installed)", name, p.title))
 			} else if err := v.mount(p.service); err != nil {
