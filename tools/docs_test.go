@@ -97,7 +97,7 @@ var meanings = map[string]string{
 	"create_snapshot.steps":              "Each has exactly one of: `run`, shell text; `copy`, \"SOURCE... DESTINATION\" of `files`; `env`, an object of texts, in which $NAME stands for what is set; `workdir`; `user`.",
 	"delete_snapshot.name":               "The snapshot.",
 	"list_snapshots.limit":               "At most so many; `next_cursor` goes on behind them.",
-	"mount_bucket.connection":            "One of those that `get_sandbox` lists; may be left out when there is one.",
+	"mount_bucket.connection":            "One of those that `get_sandbox` lists; may be left out when there is one. With `limits.inline_credentials`, `credentials` may stand in its place: see [buckets.md](buckets.md#what-sessions-may-mount).",
 	"mount_bucket.bucket":                "The bucket (for Azure the container); default: the connection's.",
 	"mount_bucket.prefix":                "Only objects whose keys begin so, such as `reports/2024`; nothing else can be reached through it.",
 	"mount_bucket.read_only":             "Nothing can be written to it.",

@@ -44,7 +44,7 @@ type commands struct {
 	// Its name must not be Version, which is the command.
 	VersionFlag kong.VersionFlag `name:"version" help:"Print the version."`
 
-	Serve  serveCommand  `cmd:"" help:"Serve MCP on stdio, or over HTTP with --http."`
+	Serve  serveCommand  `cmd:"" help:"Serve MCP on stdio, or over HTTP with --http; the Daytona API with --daytona-api."`
 	Doctor doctorCommand `cmd:"" help:"Show what holds on this machine, and fix what can be fixed."`
 
 	Run      runCommand      `cmd:"" group:"people" help:"Run one command in a fresh sandbox."`
@@ -61,7 +61,7 @@ type commands struct {
 	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running, and forget finished steps of builds."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`
-	Helper       helperCommand       `cmd:"" group:"setup" help:"Write the helper program for an image's Dockerfile."`
+	Helper       helperCommand       `cmd:"" group:"setup" help:"Write the helper programs, box and bucketd, for an image's Dockerfile."`
 	Healthcheck  healthcheckCommand  `cmd:"" group:"setup" help:"Say whether this berth works, for a container's HEALTHCHECK."`
 	Version      versionCommand      `cmd:"" group:"setup" help:"Print the version."`
 	Help         helpCommand         `cmd:"" group:"setup" help:"Show help, of a command when one is named."`

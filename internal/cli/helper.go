@@ -15,7 +15,7 @@ import (
 
 type helperCommand struct {
 	Arch string `arg:"" enum:"amd64,arm64" help:"The architecture of the image: amd64 or arm64."`
-	To   string `help:"The directory that it is written to." placeholder:"DIR" default:"."`
+	To   string `help:"The directory that they are written to; it is made when it is missing." placeholder:"DIR" default:"."`
 }
 
 // Help is shown by --help.
@@ -32,6 +32,9 @@ func (c *helperCommand) Run(a *App) error {
 	bucketd, err := bucketdFor(c.Arch)
 	if err != nil {
 		return err
+	}
+	if err := os.MkdirAll(c.To, 0o755); err != nil {
+		return fmt.Errorf("helper: --to: %w", err)
 	}
 	var names []string
 	for _, p := range []struct {

@@ -42,7 +42,13 @@ func TestHelper(t *testing.T) {
 	if a := m.do("", "helper", "sparc"); a.code != 2 || !strings.Contains(a.stderr, "amd64") {
 		t.Errorf("another architecture: got %+v", a)
 	}
-	if a := m.do("", "helper", "arm64", "--to", filepath.Join(dir, "missing")); a.code != 1 || a.stderr == "" {
+	if box == nil || !bucketbin.Has("arm64") {
+		return
+	}
+	if a := m.do("", "helper", "arm64", "--to", filepath.Join(dir, "missing", "two")); a.code != 0 || !strings.Contains(a.stdout, filepath.Join("missing", "two", "bucketd")) {
 		t.Errorf("a missing directory: got %+v", a)
+	}
+	if a := m.do("", "helper", "arm64", "--to", filepath.Join(dir, "box")); a.code != 1 || !strings.Contains(a.stderr, "helper: --to: ") || !strings.Contains(a.stderr, "not a directory") {
+		t.Errorf("a file in the place of the directory: got %+v", a)
 	}
 }

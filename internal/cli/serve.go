@@ -29,7 +29,7 @@ type serveCommand struct {
 	Daytona  string   `name:"daytona-api" help:"Listen here and serve the Daytona API, instead of stdio or beside what else is served." placeholder:"HOST:PORT" key:"daytona_api"`
 	Stdio    bool     `help:"Serve stdio even where the settings name an address."`
 	Session  string   `help:"The session of calls that name none." placeholder:"ID" key:"session"`
-	Toolsets string   `help:"default, all, or some of default,core,sandbox,files,snapshots,volumes,network." placeholder:"NAMES" key:"toolsets"`
+	Toolsets string   `help:"default, all, or some of default,core,sandbox,files,buckets,snapshots,volumes,network." placeholder:"NAMES" key:"toolsets"`
 	ReadOnly bool     `help:"Offer only tools that change nothing." key:"read_only"`
 	Dir      []string `sep:"none" help:"Show a folder of this machine in every sandbox, HOST:PATH[:ro]; may be repeated." placeholder:"HOST:PATH" key:"limits.host_dirs"`
 	Provider string   `help:"auto, local or daytona." placeholder:"NAME" key:"provider"`
