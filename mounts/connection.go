@@ -139,9 +139,10 @@ func (c *Connection) checkGCS(l *problems) {
 	const allowed = "the JSON text of a service account's key, which begins with {"
 	trimmed := strings.TrimSpace(key)
 	if !strings.HasPrefix(trimmed, "{") {
-		text, hint := "it is no JSON", ""
+		const hint = `give what is in the file: in a shell NAME="$(cat key.json)"; in .env NAME='…' in single quotes, over as many lines as the file has`
+		text := "it is no JSON"
 		if path.IsAbs(trimmed) || strings.HasSuffix(trimmed, ".json") || strings.HasPrefix(trimmed, "~") || strings.HasPrefix(trimmed, "./") {
-			text, hint = "it is the path of a file", `give what is in the file: GCS_SERVICE_ACCOUNT_KEY="$(cat key.json)"`
+			text = "it is the path of a file"
 		}
 		l.add("service_account_key", text, allowed, hint)
 		return

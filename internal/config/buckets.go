@@ -12,17 +12,27 @@ import (
 
 // validateBuckets makes Config.Buckets of the file's connections and, under
 // them, those of the environment. A faulty one of the environment, whose
-// variables may be meant for other programs, is remarked and cannot be used.
+// variables may be meant for other programs, and one of the file that names a
+// variable which is not set, are remarked and cannot be used.
 func (l *loader) validateBuckets() {
 	c := l.config
 	connections, broken := mounts.Environment(c.Environment.Lookup)
+	for name, endpoint := range map[mounts.Kind]string{mounts.S3: "S3_ENDPOINT", mounts.GCS: "GCS_ENDPOINT", mounts.Azure: "AZURE_STORAGE_ENDPOINT"} {
+		if err := c.Environment.astray(endpoint); err != nil && connections[string(name)].Kind != "" {
+			broken[string(name)] = err
+		}
+	}
 	for name := range c.Connections {
 		delete(broken, name)
 	}
+	maps.Copy(broken, l.unset)
 	for _, name := range slices.Sorted(maps.Keys(broken)) {
-		c.Warnings = append(c.Warnings, fmt.Sprintf("the connection %s of the environment cannot be used: %s", name, strings.ReplaceAll(broken[name].Error(), "\n", "; ")))
+		c.Warnings = append(c.Warnings, fmt.Sprintf("the connection %s cannot be used: %s", name, strings.ReplaceAll(broken[name].Error(), "\n", "; ")))
 	}
 	maps.Copy(connections, c.Connections)
+	for name := range broken {
+		delete(connections, name)
+	}
 	set, err := mounts.NewSet(connections, mounts.SetOptions{Rules: c.Limits.Buckets, Inline: c.Limits.InlineCredentials, Broken: broken})
 	for _, p := range mounts.ProblemsOf(err) {
 		// Which connections the environment makes depends on who looks.
@@ -38,7 +48,7 @@ func (l *loader) validateBuckets() {
 	for _, m := range c.Defaults.Mounts {
 		_, err := set.Complete(mounts.Target{Connection: m.Connection, Bucket: m.Bucket, Prefix: m.Prefix, ReadOnly: m.ReadOnly}, nil)
 		for _, p := range mounts.ProblemsOf(err) {
-			if p.Field == "connection" && ofEnvironment(m.Connection) {
+			if p.Field == "connection" && (ofEnvironment(m.Connection) || broken[m.Connection] != nil) {
 				continue
 			}
 			l.wrong("defaults.mounts."+m.Path+"."+p.Field, p.Text, p.Allowed, p.Hint)

@@ -85,6 +85,47 @@ func TestConnectionsOfAbsentVariables(t *testing.T) {
 	}
 }
 
+// A connection that names a variable which is not set is for those who have it.
+func TestConnectionsOfUnsetVariables(t *testing.T) {
+	const text = "connections: {own: {kind: s3, region: eu-central-1, access_key_id: '${BERTH_TEST_UNSET_ID}', secret_access_key: '${BERTH_TEST_UNSET_KEY}'}, s3: {kind: s3, region: '${BERTH_TEST_UNSET_ID}'}}\n" +
+		"defaults: {mounts: {/a: {connection: own, bucket: b-ucket}}}\nlimits: {buckets: [{connection: own}, {connection: s3}]}\n"
+	c, err := config.Load(config.Source{File: write(t, text), Environ: []string{"S3_BUCKET=b-ucket"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offers := c.Buckets.Offers()
+	if len(offers) != 2 || !strings.Contains(offers[0].Broken, "access_key_id: ${BERTH_TEST_UNSET_ID}: the environment variable BERTH_TEST_UNSET_ID is not set") ||
+		!strings.Contains(offers[0].Broken, "secret_access_key: ") || !strings.Contains(offers[1].Broken, "region: ") {
+		t.Errorf("got %+v", offers)
+	}
+	if all := strings.Join(c.Warnings, "\n"); !strings.Contains(all, "the connection own cannot be used: ") {
+		t.Errorf("warnings %q", all)
+	}
+	_, err = c.Buckets.Complete(mounts.Target{Connection: "own", Bucket: "b-ucket"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "BERTH_TEST_UNSET_KEY is not set") {
+		t.Errorf("Complete: %v", err)
+	}
+	if _, err := config.Load(config.Source{File: write(t, "connections: {own: {kind: s4, access_key: '${BERTH_TEST_UNSET_ID}'}}\n")}); err == nil || !strings.Contains(err.Error(), "unknown key") {
+		t.Errorf("another fault: %v", err)
+	}
+}
+
+// A bucket of a file whose endpoint was ignored is not looked for elsewhere.
+func TestConnectionsWithoutTheirEndpoint(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, ".env"), []byte("S3_BUCKET=b-ucket\nS3_ENDPOINT=http://127.0.0.1:9\nGCS_BUCKET=b-ucket\nGCS_ENDPOINT=http://127.0.0.1:9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(config.Source{Dir: dir, Environ: []string{"GCS_BUCKET=mine"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offers := c.Buckets.Offers()
+	if len(offers) != 2 || offers[0].Name != "gcs" || offers[0].Broken != "" || offers[0].Bucket != "mine" || !strings.Contains(offers[1].Broken, "S3_ENDPOINT in .env is ignored") {
+		t.Errorf("got %+v", offers)
+	}
+}
+
 func TestBucketVariables(t *testing.T) {
 	c, err := config.Load(config.Source{Dir: t.TempDir(), Environ: []string{"S3_BUCKET=bucket", "BERTH_LIMITS_BUCKETS=s3:open-*/a/b:ro, *:bucket", "BERTH_DEFAULTS_MOUNTS=/data:s3,/more:s3:open-data/a/b/c:ro"}})
 	if err != nil {

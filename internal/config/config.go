@@ -322,7 +322,7 @@ func DefaultFiles(getenv func(string) string) []string {
 // wrong; then it lists all that is wrong.
 func Load(s Source) (*Config, error) {
 	env := environ(s.Environ)
-	l := &loader{config: Default(), lookup: env.lookup, origin: map[string]string{}, hidden: map[string]bool{}}
+	l := &loader{config: Default(), lookup: env.lookup, origin: map[string]string{}, hidden: map[string]bool{}, unset: map[string]error{}}
 
 	file, required := cmp.Or(s.File, env.get("BERTH_CONFIG")), true
 	if file == "" {
@@ -468,7 +468,10 @@ type loader struct {
 	hidden map[string]bool             // keys whose value is not shown in messages
 	// emptyToken tells that BERTH_TOKEN is there and empty, as of a command that failed.
 	emptyToken bool
-	problems   []Problem
+	// unset are connections of the file that name a variable which is not set,
+	// each with what is to be said of it: only those who use them need them.
+	unset    map[string]error
+	problems []Problem
 }
 
 func (l *loader) report(key, where, text, allowed, hint string) {

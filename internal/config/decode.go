@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
@@ -170,7 +171,12 @@ func (l *loader) expand(key, where, text string) (value string, expanded, ok boo
 		s, set := l.lookup(name)
 		if !set {
 			ok = false
-			l.report(key, where, m+": the environment variable "+name+" is not set", "", "set it, or write $${ for a plain ${")
+			text, hint := m+": the environment variable "+name+" is not set", "set it, or write $${ for a plain ${"
+			if c, field, of := strings.Cut(strings.TrimPrefix(key, "connections."), "."); of && strings.HasPrefix(key, "connections.") {
+				l.unset[c] = errors.Join(l.unset[c], &mounts.Problem{Field: field, Text: text, Hint: hint})
+				return ""
+			}
+			l.report(key, where, text, "", hint)
 		}
 		expanded = true
 		return s

@@ -1,7 +1,7 @@
 package config
 
 import (
-	"bufio"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -117,6 +117,8 @@ var services = []string{"DAYTONA_", "S3_", "GCS_", "AZURE_"}
 type Environment struct {
 	values map[string]secret.Text
 	source map[string]string // name → "the environment", ".env", ".env.local"
+	// ignored are addresses of files that had no key of theirs.
+	ignored map[string]string // name → file
 }
 
 // Lookup returns a service's variable.
@@ -131,7 +133,7 @@ func (e Environment) Source(name string) string { return e.source[name] }
 const realEnvironment = "the environment"
 
 func loadEnvironment(dir string, env variables, warnings *[]string) Environment {
-	e := Environment{values: map[string]secret.Text{}, source: map[string]string{}}
+	e := Environment{values: map[string]secret.Text{}, source: map[string]string{}, ignored: map[string]string{}}
 	for _, file := range []string{".env", ".env.local"} {
 		for name, value := range readDotenv(filepath.Join(dir, file), warnings) {
 			e.values[name], e.source[name] = secret.New(value), file
@@ -149,9 +151,29 @@ func loadEnvironment(dir string, env variables, warnings *[]string) Environment 
 		}
 		delete(e.values, name)
 		delete(e.source, name)
-		*warnings = append(*warnings, name+" in "+file+" is ignored: an address from such a file is used only with a key from the same file")
+		e.ignored[name] = file
+		*warnings = append(*warnings, ignoredText(name, file))
 	}
 	return e
+}
+
+func ignoredText(name, file string) string {
+	return name + " in " + file + " is ignored: an address from such a file is used only with a key from the same file"
+}
+
+// astray tells that a service's variables are all of files, and mean a place of
+// their own that was ignored: they would lead elsewhere than was meant.
+func (e Environment) astray(name string) error {
+	file, ignored := e.ignored[name]
+	if !ignored {
+		return nil
+	}
+	for n, from := range e.source {
+		if from == realEnvironment && serviceOf(n) == serviceOf(name) {
+			return nil
+		}
+	}
+	return errors.New(ignoredText(name, file))
 }
 
 // keysFrom reports whether the service has keys, and all of them from file.
@@ -201,32 +223,49 @@ func isAddress(name string) bool {
 }
 
 // readDotenv reads the service variables of a .env file: lines NAME=value,
-// "export " before them, # comments, single and double quotes. Nothing is
-// expanded. A file that is absent, no regular file, or over 64 KiB gives nothing.
+// "export " before them, # comments, single and double quotes, in which there
+// may be several lines. Nothing is expanded. A file that is absent, no regular
+// file, or over 64 KiB gives nothing.
 func readDotenv(path string, warnings *[]string) map[string]string {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() || info.Size() > 64<<10 {
 		return nil
 	}
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		*warnings = append(*warnings, filepath.Base(path)+" cannot be read: "+cause(err))
 		return nil
 	}
-	defer f.Close()
+	return dotenv(string(text))
+}
+
+// dotenv parses what readDotenv reads.
+func dotenv(text string) map[string]string {
 	values := map[string]string{}
-	for s := bufio.NewScanner(f); s.Scan(); {
-		line := strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(s.Text()), "export "))
+	for line := ""; text != ""; {
+		line, text, _ = strings.Cut(text, "\n")
+		line = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "export "))
 		name, value, ok := strings.Cut(line, "=")
-		name = strings.TrimSpace(name)
-		if !ok || serviceOf(name) == "" || !variableName.MatchString(name) {
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		if !ok || !variableName.MatchString(name) {
 			continue
 		}
-		if value = unquote(strings.TrimSpace(value)); value != "" {
+		if open(value) {
+			if end := strings.IndexByte(text, value[0]); end >= 0 {
+				value += "\n" + text[:end+1]
+				_, text, _ = strings.Cut(text[end+1:], "\n")
+			}
+		}
+		if value = unquote(value); value != "" && serviceOf(name) != "" {
 			values[name] = value
 		}
 	}
 	return values
+}
+
+// open tells whether s begins with a quote that it does not end.
+func open(s string) bool {
+	return s != "" && (s[0] == '"' || s[0] == '\'') && strings.IndexByte(s[1:], s[0]) < 0
 }
 
 func unquote(s string) string {

@@ -22,6 +22,8 @@ func TestDotenv(t *testing.T) {
 			want: map[string]string{"S3_BUCKET": "b", "LD_PRELOAD": "", "BERTH_HTTP": "", "PATH": ""}},
 		{name: "syntax", env: "export S3_A='x y' # note\nS3_B=\"q\"\n# S3_C=1\n S3_D = plain # note\nS3_E\nS3_F=a#b\nS3_G=${HOME}",
 			want: map[string]string{"S3_A": "x y", "S3_B": "q", "S3_C": "", "S3_D": "plain", "S3_E": "", "S3_F": "a#b", "S3_G": "${HOME}"}},
+		{name: "lines_in_quotes", env: "OTHER='\nS3_A=no\n' # note\nGCS_A='{\n  \"type\": \"x\",\r\n  \"k\": \"a\\nb#\"\n}' # note\nS3_B=\"one\n\ntwo\"\nS3_C=\"open\nS3_D=d",
+			want: map[string]string{"S3_A": "", "GCS_A": "{\n  \"type\": \"x\",\r\n  \"k\": \"a\\nb#\"\n}", "S3_B": "one\n\ntwo", "S3_C": "\"open", "S3_D": "d"}},
 		{name: "local_wins", env: "S3_BUCKET=a", local: "S3_BUCKET=b",
 			want: map[string]string{"S3_BUCKET": "b"}, source: map[string]string{"S3_BUCKET": ".env.local"}},
 		{name: "real_wins", env: "S3_BUCKET=a", local: "S3_BUCKET=b", environ: []string{"S3_BUCKET=c"},
