@@ -20,11 +20,17 @@ type networkArguments struct {
 // textList is a list of texts, or one text with commas.
 type textList []string
 
-// UnmarshalJSON takes both forms.
+// UnmarshalJSON takes both forms, and the text of a list: some clients make
+// texts of arguments that may be one.
 func (l *textList) UnmarshalJSON(b []byte) error {
 	if b = bytes.TrimSpace(b); len(b) > 0 && b[0] == '"' {
 		var s string
 		err := json.Unmarshal(b, &s)
+		var list []string
+		if strings.HasPrefix(strings.TrimSpace(s), "[") && json.Unmarshal([]byte(s), &list) == nil && len(list) > 0 {
+			*l = list
+			return nil
+		}
 		*l = textList{s}
 		return err
 	}
