@@ -85,10 +85,13 @@ func networkOf(i sandbox.Info) string {
 			return g.Detail
 		}
 	}
-	if i.Spec.Network == nil {
-		return sandbox.NetworkPolicy{}.String()
+	switch n := i.Spec.Network; {
+	case n != nil && n.Limited():
+		return n.String()
+	case i.Provider == "daytona": // where berth holds nothing back
+		return "public: what the platform lets every sandbox reach"
 	}
-	return i.Spec.Network.String()
+	return sandbox.NetworkPolicy{}.String()
 }
 
 // refused is a connection that the network policy did not let out.

@@ -106,7 +106,7 @@ func (b *box) bucketd(ctx context.Context, quiet bool, s *server, verb, name str
 		}
 		switch {
 		case a.Error == mounts.AnswerFault && a.Fault != nil:
-			return nil, a.Fault
+			return nil, fromInside(a.Fault)
 		case a.Error == mounts.AnswerMountpoint:
 			return nil, &sandbox.UserError{Err: sandbox.ErrMountpoint, Text: a.Message}
 		case a.Error == mounts.AnswerUnsupported:
@@ -117,6 +117,16 @@ func (b *box) bucketd(ctx context.Context, quiet bool, s *server, verb, name str
 		return a.Standings, nil
 	}
 	return nil, fmt.Errorf("bucketd %s gave no answer (exit %d): %.300s", verb, code, strings.TrimSpace(out))
+}
+
+// fromInside says of a fault of the way to the service that the way began in the
+// sandbox, whose loopback and whose network are not the reader's.
+func fromInside(f *mounts.Fault) *mounts.Fault {
+	if f.Kind != mounts.FaultUnreachable && f.Kind != mounts.FaultResolve {
+		return f
+	}
+	return &mounts.Fault{Kind: f.Kind, Message: "asked from inside the sandbox at Daytona: " + f.Message +
+		"; 127.0.0.1 and localhost are the sandbox itself there, and its network must let it reach the service (network_allow_list)"}
 }
 
 // server finds bucketd; with bring it comes into the sandbox where it is not, and
