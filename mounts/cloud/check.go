@@ -195,6 +195,9 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	var cert *tls.CertificateVerificationError
 	var op *net.OpError
 	var private *privateError
+	if f := a.plain(j, denied); f != nil {
+		return f
+	}
 	switch {
 	case errors.As(a.err, &private):
 		return f(mounts.FaultEndpoint, "%s leads to %s, which is no address of the public internet; only those may be used with inline credentials", endpoint(j), private.addr)
@@ -247,6 +250,9 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	}
 	if a.status >= 500 {
 		return f(mounts.FaultUnreachable, "%s answers with an error (%d %s); try again later", endpoint(j), a.status, a.code)
+	}
+	if f := a.refused(j); f != nil {
+		return f
 	}
 	status := ""
 	if a.status != 0 {

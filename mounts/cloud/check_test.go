@@ -3,6 +3,11 @@
 package cloud_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -94,6 +99,10 @@ func TestCheckS3(t *testing.T) {
 		{"region_auto", func(j *mounts.Job) { j.Service.Region = "auto" }, "", ""},
 		{"no_bucket", func(j *mounts.Job) { j.Bucket = "none-such" }, mounts.FaultNoBucket, `"none-such"`},
 		{"no_rights", limited, mounts.FaultListDenied, "may not list"},
+		{"nobodys", func(j *mounts.Job) {
+			j.Service.AccessKeyID, j.Service.SecretAccessKey, j.Service.Anonymous = "", "", true
+		}, mounts.FaultListDenied, "is not open to everybody"},
+		{"bucket_in_endpoint", func(j *mounts.Job) { j.Service.Endpoint += "/" + j.Bucket }, mounts.FaultEndpoint, "leave the bucket's name out"},
 	}...))
 	if keys := srv.Keys(t); len(keys) > 0 {
 		t.Errorf("the checks leave %v behind", keys)
@@ -162,6 +171,8 @@ func TestCheckAnswersOfAmazon(t *testing.T) {
 		{"InvalidToken", 400, mounts.FaultCredentials, "session token"},
 		{"RequestTimeTooSkewed", 403, mounts.FaultClock, "clock"},
 		{"PermanentRedirect", 301, mounts.FaultRegion, "region"},
+		{"XAdminUserNotFound", 404, mounts.FaultCredentials, "access_key_id"},
+		{"SomethingNew", 400, mounts.FaultOther, "it says: SomethingNew: no"},
 		{"SlowDown", 503, mounts.FaultUnreachable, "try again"},
 	} {
 		t.Run(c.code, func(t *testing.T) {
@@ -179,6 +190,54 @@ func TestCheckAnswersOfAmazon(t *testing.T) {
 		checkFault(t, p.Job, fault, mounts.FaultUnreachable, "nobody answers")
 		t.Logf("told after %v", time.Since(begun))
 	})
+}
+
+// A connection with ambient, on a machine that has no identity.
+func TestCheckWithoutIdentity(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CA_BUNDLE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	j := mounts.Job{Bucket: "bucket", Service: mounts.Service{Kind: mounts.S3, Endpoint: elsewhere(t), Region: "us-east-1", Ambient: true}}
+	_, fault := cloud.Check(t.Context(), j)
+	checkFault(t, j, fault, mounts.FaultCredentials, "this machine has no identity for s3")
+}
+
+// What the key's token service answers is no fault of the endpoint.
+func TestCheckTokenService(t *testing.T) {
+	for _, c := range []struct{ name, body, text string }{
+		{"absent", "<html>\nnothing here", "(status 404)"},
+		{"refused", `{"error":"invalid_grant","error_description":"a\nb"}`, "(invalid_grant)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = fmt.Fprint(w, c.body)
+			}))
+			defer srv.Close()
+			key, err := rsa.GenerateKey(rand.Reader, 2048)
+			if err != nil {
+				t.Fatal(err)
+			}
+			der, err := x509.MarshalPKCS8PrivateKey(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			account, err := json.Marshal(map[string]string{"type": "service_account", "client_email": "a@b.invalid", "token_uri": srv.URL,
+				"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			j := mounts.Job{Bucket: "bucket", Service: mounts.Service{Kind: mounts.GCS, Endpoint: elsewhere(t), ServiceAccountKey: string(account)}}
+			_, fault := cloud.Check(t.Context(), j)
+			checkFault(t, j, fault, mounts.FaultCredentials, c.text)
+			if fault != nil && strings.Contains(fault.Message, "\n") {
+				t.Errorf("several lines: %q", fault.Message)
+			}
+		})
+	}
 }
 
 func TestCheckGCS(t *testing.T) {
