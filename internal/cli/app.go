@@ -189,7 +189,7 @@ func (b *bench) list(ctx context.Context, owner sandbox.Owner) ([]sandbox.Info, 
 
 // ownerFlag is whose sandbox a command means.
 type ownerFlag struct {
-	Owner string `help:"Whose sandbox: local (stdio and this command line), default (HTTP), or a token's name." placeholder:"NAME"`
+	Owner string `help:"Whose sandbox: local (stdio, HTTP without tokens, this command line), default (BERTH_TOKEN), or a token's name." placeholder:"NAME"`
 }
 
 // find turns what a person typed into a sandbox's key: a whole session id, or
@@ -203,6 +203,7 @@ func (b *bench) find(ctx context.Context, typed, owner string) (sandbox.Key, err
 	}
 	var owners []string // of the whole id, anybody's
 	var exact, prefix []sandbox.Key
+	named := ""
 	for _, i := range all {
 		mine := seen == "" || i.Key.Owner == seen
 		switch {
@@ -213,6 +214,8 @@ func (b *bench) find(ctx context.Context, typed, owner string) (sandbox.Key, err
 			}
 		case typed != "" && mine && strings.HasPrefix(string(i.Key.Session), typed):
 			prefix = append(prefix, i.Key)
+		case typed != "" && mine && i.Name == typed:
+			named = string(i.Key.Session)
 		}
 	}
 	slices.Sort(owners)
@@ -228,6 +231,8 @@ func (b *bench) find(ctx context.Context, typed, owner string) (sandbox.Key, err
 		return found[0], nil
 	case len(found) == 0 && len(owners) > 0:
 		return sandbox.Key{}, fmt.Errorf("%s has no sandbox %q; it exists for %s; give --owner", seen, typed, strings.Join(owners, " and "))
+	case len(found) == 0 && named != "":
+		return sandbox.Key{}, fmt.Errorf("%q is the name of a sandbox, not its id; give the id, as berth ls shows it under SESSION: %s", typed, named)
 	case len(found) == 0 && owner != "" && owner != "all":
 		return sandbox.Key{}, fmt.Errorf("%s has no sandbox %q; berth ls --owner all lists everybody's", owner, typed)
 	case len(found) == 0:

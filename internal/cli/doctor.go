@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"berth/internal/config"
+	"berth/mounts"
 	"berth/sandbox/daytona"
 )
 
@@ -28,8 +29,9 @@ type check struct {
 }
 
 type doctorCommand struct {
-	Fix  bool `help:"Do what root can do about what is missing."`
-	JSON bool `help:"One JSON object."`
+	Fix      bool   `help:"Do what root can do about what is missing."`
+	JSON     bool   `help:"One JSON object."`
+	Provider string `help:"Whose needs to look at: auto, local or daytona." placeholder:"NAME" key:"provider"`
 }
 
 // Help is shown by --help.
@@ -51,6 +53,7 @@ func (d *doctorCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
+	connections := connectionChecks(c)
 	if d.Fix {
 		fixed, err := a.fix(checks)
 		if err != nil {
@@ -62,6 +65,7 @@ func (d *doctorCommand) Run(a *App) error {
 			}
 		}
 	}
+	checks = append(checks, connections...)
 	usable := true
 	for _, check := range checks {
 		if check.Required && check.State == missing {
@@ -77,6 +81,31 @@ func (d *doctorCommand) Run(a *App) error {
 		return exit(exitFailed)
 	}
 	return err
+}
+
+// connectionChecks tells which connections for buckets there are. It asks no
+// service: mount_bucket does, and says what is wrong.
+func connectionChecks(c *config.Config) []check {
+	offers := map[string]mounts.Offer{}
+	for _, o := range c.Buckets.Offers() {
+		offers[o.Name] = o
+	}
+	var checks []check
+	for _, name := range c.Buckets.Names() {
+		k := check{Name: "connection " + name, State: ok}
+		switch o, offered := offers[name]; {
+		case !offered:
+			k.State, k.Detail = degraded, "sessions may mount nothing of it: limits.buckets"
+		case o.Broken != "":
+			k.State, k.Detail, k.Remedy = degraded, "cannot be used: "+o.Broken, "set it right in the settings, or in the variables; docs/buckets.md has an example of each kind"
+		case o.Bucket == "":
+			k.Detail = string(o.Kind) + ", without a bucket of its own; its keys were not tried, mount_bucket does that"
+		default:
+			k.Detail = string(o.Kind) + ", bucket " + o.Bucket + "; its keys were not tried, mount_bucket does that"
+		}
+		checks = append(checks, k)
+	}
+	return checks
 }
 
 // fix does what can be done, and tells about each.

@@ -33,6 +33,9 @@ func (c *listCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
+	if name, why := a.chosen(b.config); name != "local" && b.config.Provider == "auto" && !c.JSON && !c.Quiet {
+		fmt.Fprintf(a.Stderr, "berth: these are the sandboxes at Daytona, not those of this machine: %s\n", why)
+	}
 	owner := visibleOwner(c.Owner)
 	list, err := b.list(a.ctx, owner)
 	if err != nil {

@@ -49,7 +49,29 @@ func TestOwners(t *testing.T) {
 	} else {
 		m.run(1, "", "berth: local has no sandbox \"theirs\"; it exists for default; give --owner\n", "stop", "theirs")
 	}
+	if _, err := m.fake.Create(t.Context(), sandbox.Key{Owner: sandbox.LocalOwner, Session: "id-1"}, sandbox.Spec{Name: "mybox"}); err != nil {
+		t.Fatal(err)
+	}
+	m.run(1, "", "berth: \"mybox\" is the name of a sandbox, not its id; give the id, as berth ls shows it under SESSION: id-1\n", "rm", "mybox")
 	if a := m.run(1, "", "*", "rm", "nope"); strings.Count(a.stderr, "nope") != 1 {
 		t.Errorf("rm of what is not there: %q", a.stderr)
+	}
+}
+
+// A key in the directory chooses another place than this machine: ls says so.
+func TestListSaysWhere(t *testing.T) {
+	m := newMachine(t)
+	m.keep("one")
+	m.run(0, "one\n", "", "ls", "-q")
+	if err := os.WriteFile(filepath.Join(m.dir, ".env"), []byte("DAYTONA_API_KEY=dtn_k3y\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if a := m.run(0, "*", "*", "ls"); !strings.Contains(a.stderr, "not those of this machine") || !strings.Contains(a.stderr, ".env") || strings.Contains(a.stderr, "k3y") {
+		t.Errorf("ls says %q", a.stderr)
+	}
+	m.run(0, "one\n", "", "ls", "-q")
+	m.environ = append(m.environ, "BERTH_PROVIDER=daytona")
+	if a := m.run(0, "*", "*", "ls"); strings.Contains(a.stderr, "this machine") {
+		t.Errorf("ls says %q of what was chosen", a.stderr)
 	}
 }
