@@ -22,6 +22,25 @@ func TestNearest(t *testing.T) {
 	}
 }
 
+// What berth does not hold is not promised.
+func TestNetworkOf(t *testing.T) {
+	closed := &sandbox.NetworkPolicy{BlockAll: true}
+	for _, c := range []struct {
+		info sandbox.Info
+		want string
+	}{
+		{sandbox.Info{Provider: "local"}, "not the host"},
+		{sandbox.Info{Provider: "daytona"}, "what the platform lets every sandbox reach"},
+		{sandbox.Info{Provider: "daytona", Spec: sandbox.Spec{Network: &sandbox.NetworkPolicy{}}}, "what the platform lets every sandbox reach"},
+		{sandbox.Info{Provider: "daytona", Spec: sandbox.Spec{Network: closed}}, "blocked"},
+		{sandbox.Info{Provider: "local", Spec: sandbox.Spec{Network: closed}, Guarantees: []sandbox.Guarantee{{Name: "network", State: sandbox.NotEnforced, Detail: "open"}}}, "open"},
+	} {
+		if got := networkOf(c.info); !strings.Contains(got, c.want) {
+			t.Errorf("networkOf(%+v) = %q, want %q in it", c.info, got, c.want)
+		}
+	}
+}
+
 func TestLoneSurrogate(t *testing.T) {
 	for raw, want := range map[string]bool{
 		`"😀"`: false, `"\ud83d\ude00"`: false, `"\uD83D\uDE00x"`: false, `"\ud83d"`: true, `"\ud83dx"`: true, `"\ude00"`: true,

@@ -36,3 +36,6 @@ func (p *Provider) Wake(ctx context.Context) error { return p.wake(ctx, p.have) 
 
 // NameOf is the name at the platform of the key's sandbox.
 var NameOf = (*Provider).nameOf
+
+// FromInside says where a mount's fault was seen.
+var FromInside = fromInside
