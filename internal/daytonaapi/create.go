@@ -283,7 +283,7 @@ func (r *createRequest) check() error {
 			errs = append(errs, &sandbox.FieldError{Field: "snapshot", Problem: "buildInfo is given too", Allowed: "one of them"})
 		}
 	} else if r.CPU != 0 || r.Memory != 0 || r.Disk != 0 {
-		errs = append(errs, &sandbox.FieldError{Field: "cpu, memory, disk", Problem: "resources come from the snapshot", Allowed: "with buildInfo only", Hint: "leave them out, or build an image"})
+		errs = append(errs, &sandbox.FieldError{Field: "cpu, memory, disk", Problem: "resources come from the snapshot", Allowed: "with an image, or buildInfo here", Hint: "leave them out, or create the sandbox from an image, such as image in the SDKs"})
 	}
 	for _, f := range []struct {
 		name string

@@ -241,7 +241,7 @@ func TestCreateRefuses(t *testing.T) {
 		"wrong type":      {object{"autoStopInterval": "soon"}, []string{"autoStopInterval", "number"}},
 		"both":            {object{"snapshot": "s", "buildInfo": object{"dockerfileContent": "FROM x"}}, []string{"snapshot", "buildInfo"}},
 		"empty build":     {object{"buildInfo": object{"dockerfileContent": " "}}, []string{"dockerfileContent"}},
-		"resources":       {object{"cpu": 2}, []string{"resources come from the snapshot"}},
+		"resources":       {object{"cpu": 2}, []string{"resources come from the snapshot", "from an image"}},
 		"several":         {object{"autoStopInterval": -1, "gpu": 1, "ttlMinutes": 5}, []string{"autoStopInterval", "gpu", "ttlMinutes"}},
 		"no such":         {object{"snapshot": "never-made"}, []string{"never-made"}},
 		"address":         {object{"networkAllowList": "10.0.0.1"}, []string{"networkAllowList"}},

@@ -232,7 +232,7 @@ func TestVolumes(t *testing.T) {
 	if got := a.run(two["id"].(string), "cat /mnt/all/a/b/f"); got != "kept" {
 		t.Errorf("got %q", got)
 	}
-	a.refused(http.StatusConflict, "DELETE", "/api/volumes/"+id, nil, "in use")
+	a.refused(http.StatusConflict, "DELETE", "/api/volumes/"+id, nil, "in use", "try again in a moment")
 	for _, o := range []object{one, two} {
 		a.do(http.StatusOK, "DELETE", "/api/sandbox/"+o["id"].(string), nil)
 		a.until(o["id"].(string), "gone")

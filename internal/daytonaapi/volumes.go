@@ -162,7 +162,8 @@ func (s *Server) deleteVolume(c *call) (any, error) {
 	err = s.m.DeleteVolume(c.ctx(), c.owner, v.plain)
 	switch {
 	case errors.Is(err, sandbox.ErrLimit):
-		return nil, refuse(http.StatusConflict, "Volume is in use by a sandbox; delete that first: %v", err)
+		why, _, _ := strings.Cut(err.Error(), "; ") // what follows names tools
+		return nil, refuse(http.StatusConflict, "Volume is in use by a sandbox: %s; delete that first, or when it is being deleted already, try again in a moment", why)
 	case err != nil && !errors.Is(err, sandbox.ErrNotFound): // never used
 		return nil, err
 	}

@@ -173,8 +173,8 @@ func TestToken(t *testing.T) {
 				t.Errorf("%s with %q: got %d %s", u, with, resp.StatusCode, body)
 			}
 		}
-		if resp, _ := do(t, "GET", u+"/?berth_token=wrong", nil); resp.StatusCode != 401 {
-			t.Errorf("a wrong token in the query: %d", resp.StatusCode)
+		if resp, body := do(t, "GET", u+"/?berth_token=wrong", nil); resp.StatusCode != 401 || !strings.Contains(body, "X-Daytona-Preview-Token") || !strings.Contains(body, "DAYTONA_SANDBOX_AUTH_KEY") {
+			t.Errorf("a wrong token in the query: %d %s", resp.StatusCode, body)
 		}
 		if _, body := do(t, "GET", u, nil, "Berth-Preview-Token", p.Token); body != "in" {
 			t.Errorf("with the header: %q", body)

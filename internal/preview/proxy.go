@@ -191,7 +191,7 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, label string, numb
 		case same(r.Header.Get(HeaderToken), port.Token), same(r.Header.Get(headerDaytona), port.Token):
 		default:
 			if !hasCookie(r, label, port.Token) {
-				page(w, r, http.StatusUnauthorized, "A token is needed", "This port is not public. Give its token in the header "+HeaderToken+", or open the page once with ?"+QueryToken+"=TOKEN.", 0)
+				page(w, r, http.StatusUnauthorized, "A token is needed", "This port is not public. Give its token in the header "+HeaderToken+" or "+headerDaytona+", or open the page once with ?"+QueryToken+"=TOKEN or ?"+queryDaytona+"=TOKEN.", 0)
 				return
 			}
 		}
