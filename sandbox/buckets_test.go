@@ -216,7 +216,7 @@ func TestChangedConnections(t *testing.T) {
 	if _, err := m.MountBucket(ctxOf(t), key, sandbox.MountRequest{Path: "/data", Connection: "main"}); err != nil {
 		t.Fatal(err)
 	}
-	// Keys that no longer fit: remounted with them, which fails.
+	// Keys that do not fit: what works stays.
 	rotated := connection("rotated-key")
 	rotated.Bucket = "main-bucket"
 	set := func(c map[string]mounts.Connection, o mounts.SetOptions) *mounts.Set {
@@ -228,7 +228,7 @@ func TestChangedConnections(t *testing.T) {
 	}
 	m = next(t, m, f, set(map[string]mounts.Connection{"main": rotated}, mounts.SetOptions{}))
 	res := sh(t, m, "true")
-	if len(res.Notice.Warnings) != 1 || !strings.Contains(res.Notice.Warnings[0], "keys") {
+	if len(res.Notice.Warnings) != 1 || !strings.Contains(res.Notice.Warnings[0], "stays mounted as it was; as it is to be it cannot") || !strings.Contains(res.Notice.Warnings[0], "keys") {
 		t.Errorf("got warnings %q", res.Notice.Warnings)
 	}
 	// The service takes them now.
@@ -238,8 +238,12 @@ func TestChangedConnections(t *testing.T) {
 	if res, err := m.Reconnect(ctxOf(t), key); err != nil || states(res.Info) != "/data mounted" {
 		t.Errorf("after the key was made known: %+v, %v", res, err)
 	}
-	// The connection is gone: unmounted, wanted still.
+	// A server that does not know the connection leaves it alone, and cannot make it.
 	m = next(t, m, f, set(nil, mounts.SetOptions{}))
+	sh(t, m, "test -L ../../data")
+	if _, err := m.StopSandbox(ctxOf(t), key, false); err != nil {
+		t.Fatal(err)
+	}
 	sh(t, m, "test ! -e ../../data/")
 	info, err := m.GetSandbox(ctxOf(t), key)
 	if err != nil || states(*info) != "/data error" || !strings.Contains(info.Mounts[0].Reason, "none is configured") {

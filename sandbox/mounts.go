@@ -59,7 +59,7 @@ type MountInfo struct {
 type MountOrder struct {
 	Mount
 	// Refused, when it is not empty, says why there is no Job any more: the
-	// operator has taken the connection away, say. What is mounted is
+	// operator allows it no more, say. What is mounted is
 	// unmounted then, and the mount, if it was wanted, stays so, with
 	// MountError and this Reason.
 	Refused string
