@@ -24,6 +24,10 @@ type NetworkPolicy struct {
 	// AllowDomains are reached by name: "example.com", or "*.example.com" for
 	// all names below it. Other names are not resolved then.
 	AllowDomains []string
+	// Asked is what the session asked for, where an operator who allows less has
+	// made this of it: it comes back with one who allows it again. A provider
+	// keeps it, and lets nothing through for it. Nil: the policy is what was asked.
+	Asked *NetworkPolicy
 }
 
 // Bounds of a NetworkPolicy.
@@ -107,7 +111,8 @@ func (p NetworkPolicy) clone() *NetworkPolicy {
 
 // Equal tells whether both say the same.
 func (p NetworkPolicy) Equal(o NetworkPolicy) bool {
-	return p.BlockAll == o.BlockAll && slices.Equal(p.AllowCIDRs, o.AllowCIDRs) && slices.Equal(p.AllowDomains, o.AllowDomains)
+	return p.BlockAll == o.BlockAll && slices.Equal(p.AllowCIDRs, o.AllowCIDRs) && slices.Equal(p.AllowDomains, o.AllowDomains) &&
+		(p.Asked == nil) == (o.Asked == nil) && (p.Asked == nil || p.Asked.Equal(*o.Asked))
 }
 
 // String says the policy in words.
@@ -275,15 +280,24 @@ func (p NetworkPolicy) within(most NetworkPolicy) (NetworkPolicy, bool) {
 	return out, true
 }
 
-// narrow holds a sandbox that was made before to what the operator allows now.
+// narrow holds a sandbox that was made before to what the operator allows now, of
+// what its session asked for: another operator's settings may have made less of it.
 func (m *Manager) narrow(ctx context.Context, inst Instance, info *Info, notice *Notice) error {
-	var p NetworkPolicy
+	var has NetworkPolicy
 	if info.Spec.Network != nil {
-		p = *info.Spec.Network
+		has = *info.Spec.Network
 	}
-	p, less := p.within(m.options.Limits.Network)
+	asked := has
+	if has.Asked != nil {
+		asked = *has.Asked
+	}
+	p, less := asked.within(m.options.Limits.Network)
+	if less {
+		p.Asked = &asked
+	}
 	n, ok := inst.(Networker)
-	if !less && (!ok || len(p.AllowCIDRs) == 0) {
+	same := p.Equal(has)
+	if same && (!ok || len(p.AllowCIDRs) == 0) {
 		return nil // else the same list may open less now: of the machine's own addresses
 	}
 	if !ok {
@@ -292,11 +306,15 @@ func (m *Manager) narrow(ctx context.Context, inst Instance, info *Info, notice 
 	if err := n.SetNetwork(ctx, p); err != nil {
 		return fmt.Errorf("narrow the network to what the operator allows: %w", err)
 	}
-	if !less {
+	if same {
 		return nil
 	}
 	info.Spec.Network = &p
-	notice.Warnings = append(notice.Warnings, "the operator allows less network than this sandbox had; now: "+p.String())
+	if less {
+		notice.Warnings = append(notice.Warnings, "the operator allows less network than this sandbox asked for; now: "+p.String())
+	} else {
+		notice.Warnings = append(notice.Warnings, "the network is what was asked for again, which the operator allows: "+p.String())
+	}
 	return nil
 }
 

@@ -76,7 +76,10 @@ func TestNetworkCeilingLater(t *testing.T) {
 	}
 	now := sandbox.NetworkPolicy{BlockAll: true, AllowDomains: []string{"example.com"}}
 	narrow := managerOf(t, f, sandbox.Options{Limits: sandbox.Limits{Network: now}})
-	for k, want := range map[sandbox.Key]sandbox.NetworkPolicy{key: {AllowDomains: []string{"example.com"}}, public: now} {
+	for k, want := range map[sandbox.Key]sandbox.NetworkPolicy{
+		key:    {AllowDomains: []string{"example.com"}, Asked: &ask},
+		public: {BlockAll: true, AllowDomains: []string{"example.com"}, Asked: &sandbox.NetworkPolicy{}},
+	} {
 		if k == public {
 			if _, err := wide.StopSandbox(ctxOf(t), k, false); err != nil {
 				t.Fatal(err)
@@ -89,6 +92,20 @@ func TestNetworkCeilingLater(t *testing.T) {
 		info, err := narrow.GetSandbox(ctxOf(t), k)
 		if err != nil || info.Spec.Network == nil || !info.Spec.Network.Equal(want) {
 			t.Errorf("%v: got %+v, %v; want %+v", k, info.Spec.Network, err, want)
+		}
+		// It is told once, and does not stay when the operator allows it again: a
+		// command in another directory may have had other settings.
+		again := managerOf(t, f, sandbox.Options{Limits: sandbox.Limits{Network: now}})
+		if res, err := again.ExecuteCommand(ctxOf(t), k, sandbox.RunRequest{Command: "true"}); err != nil || len(res.Notice.Warnings) > 0 {
+			t.Errorf("%v: once more: %+v, %v", k, res, err)
+		}
+		wider := managerOf(t, f, sandbox.Options{Limits: sandbox.Limits{Network: sandbox.NetworkPolicy{AllowCIDRs: cidrs("10.0.0.0/8")}}})
+		res, err = wider.ExecuteCommand(ctxOf(t), k, sandbox.RunRequest{Command: "true"})
+		if err != nil || !strings.Contains(strings.Join(res.Notice.Warnings, "\n"), "what was asked for again") {
+			t.Errorf("%v: got %+v, %v; want a notice", k, res, err)
+		}
+		if info, err = wider.GetSandbox(ctxOf(t), k); err != nil || !info.Spec.Network.Equal(*want.Asked) {
+			t.Errorf("%v: got %+v, %v; want %+v", k, info.Spec.Network, err, want.Asked)
 		}
 	}
 }

@@ -68,6 +68,8 @@ type networkRecord struct {
 	// Late: it was changed while the sandbox did not run, and is to be told to
 	// the platform at the next start.
 	Late bool `json:"late,omitempty"`
+	// Asked is NetworkPolicy.Asked.
+	Asked *networkRecord `json:"asked,omitempty"`
 }
 
 type volumeRecord struct {
@@ -122,6 +124,9 @@ func networkRecordOf(n sandbox.NetworkPolicy) *networkRecord {
 	for _, c := range n.AllowCIDRs {
 		r.CIDRs = append(r.CIDRs, c.String())
 	}
+	if n.Asked != nil {
+		r.Asked = networkRecordOf(*n.Asked)
+	}
 	return r
 }
 
@@ -134,6 +139,9 @@ func (r *networkRecord) policy() sandbox.NetworkPolicy {
 		if prefix, err := netip.ParsePrefix(c); err == nil {
 			p.AllowCIDRs = append(p.AllowCIDRs, prefix)
 		}
+	}
+	if r.Asked != nil {
+		p.Asked = new(r.Asked.policy())
 	}
 	return p
 }

@@ -107,21 +107,30 @@ type specRecord struct {
 	Timeout          *time.Duration    `json:"timeout_ns,omitempty"`
 	WorkingDirectory string            `json:"working_directory,omitempty"`
 	Network          *wire.Network     `json:"network,omitempty"`
+	NetworkAsked     *wire.Network     `json:"network_asked,omitempty"` // sandbox.NetworkPolicy.Asked
 	CPU              float64           `json:"cpu,omitempty"`          // cores
 	Memory           int64             `json:"memory_bytes,omitempty"` // as are these
 	Disk             int64             `json:"disk_bytes,omitempty"`
 }
 
 func fromSpec(s sandbox.Spec) specRecord {
+	var asked *sandbox.NetworkPolicy
+	if s.Network != nil {
+		asked = s.Network.Asked
+	}
 	return specRecord{Name: s.Name, Labels: maps.Clone(s.Labels), Language: string(s.Language), Env: maps.Clone(s.Env), Image: s.Image, Snapshot: s.Snapshot, Account: s.Account, User: s.User,
 		Ephemeral: s.Ephemeral, Public: s.Public, Volumes: fromVolumes(s.Volumes), Mounts: fromMounts(s.Mounts), AutoStop: s.AutoStop, AutoArchive: s.AutoArchive, AutoDelete: s.AutoDelete, Timeout: s.Timeout,
-		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk, Network: fromNetwork(s.Network)}
+		WorkingDirectory: s.WorkingDirectory, CPU: s.Resources.CPU, Memory: s.Resources.Memory, Disk: s.Resources.Disk, Network: fromNetwork(s.Network), NetworkAsked: fromNetwork(asked)}
 }
 
 func (r specRecord) spec() sandbox.Spec {
+	network := toNetwork(r.Network)
+	if network != nil {
+		network.Asked = toNetwork(r.NetworkAsked)
+	}
 	return sandbox.Spec{Name: r.Name, Labels: r.Labels, Language: sandbox.Language(r.Language), Env: r.Env, Image: r.Image, Snapshot: r.Snapshot, Account: r.Account, User: r.User,
 		Ephemeral: r.Ephemeral, Public: r.Public, Volumes: toVolumes(r.Volumes), Mounts: toMounts(r.Mounts), AutoStop: r.AutoStop, AutoArchive: r.AutoArchive, AutoDelete: r.AutoDelete, Timeout: r.Timeout,
-		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}, Network: toNetwork(r.Network)}
+		WorkingDirectory: r.WorkingDirectory, Resources: sandbox.Resources{CPU: r.CPU, Memory: r.Memory, Disk: r.Disk}, Network: network}
 }
 
 func fromNetwork(p *sandbox.NetworkPolicy) *wire.Network {

@@ -64,6 +64,12 @@ func testNetwork(t *testing.T, s *suite) {
 		}
 		b.wantPolicy(some)
 		// On a stopped one, which it does not start.
+		less := sandbox.NetworkPolicy{BlockAll: true, Asked: &some}
+		b.set(less)
+		b.wantPolicy(less)
+		less.Asked = &sandbox.NetworkPolicy{}
+		b.set(less)
+		b.wantPolicy(less)
 		b.set(sandbox.NetworkPolicy{})
 		b.status(sandbox.StatusStopped)
 		b.set(some)
