@@ -216,20 +216,20 @@ func (b base) build(ctx context.Context, kind baseKind) error {
 // divert tells the host's dpkg, as it is seen inside, what starts would tell it
 // otherwise, each for itself.
 func (b base) divert() error {
-	const dir = "/var/lib/dpkg"
+	const dir = rootfs.DpkgDir
 	if !slices.Contains(overDirs(), dir) {
 		return nil
 	}
-	for name, change := range rootfs.DpkgFiles {
-		list, err := os.ReadFile(filepath.Join(dir, name))
+	for _, f := range rootfs.DpkgFiles {
+		list, err := os.ReadFile(filepath.Join(dir, f.Name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		to := filepath.Join(b.layer(dir), name)
+		to := filepath.Join(b.layer(dir), f.Name)
 		if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a skeleton, a copy
 			return err
 		}
-		if err := os.WriteFile(to, change(list), 0o644); err != nil {
+		if err := os.WriteFile(to, f.Tell(list), 0o644); err != nil {
 			return err
 		}
 		if err := os.Chmod(to, 0o644); err != nil { // whatever the umask

@@ -86,12 +86,12 @@ func (p *Provider) ExportSnapshot(ctx context.Context, owner sandbox.Owner, name
 		e.layers++
 	}
 	for i := len(lower) - 1; i >= 0; i-- {
-		if err := e.add("a layer of "+r.Image.Name, lower[i:i+1], i == len(lower)-1); err != nil {
+		if err := e.add("a layer of "+r.Image.Name, lower[i:i+1], i == len(lower)-1, false); err != nil {
 			return out, err
 		}
 	}
 	if len(changes) > 0 {
-		if err := e.add("the berth snapshot "+name, changes, len(lower) == 0); err != nil {
+		if err := e.add("the berth snapshot "+name, changes, len(lower) == 0, true); err != nil {
 			return out, err
 		}
 	}
@@ -129,10 +129,20 @@ type exporter struct {
 	sum   tree.StackSummary
 }
 
-func (e *exporter) add(made string, dirs []string, alone bool) error {
+// add adds a layer of what dirs hold together. used: by sandboxes, which have
+// left marks of berth's programs in it.
+func (e *exporter) add(made string, dirs []string, alone, used bool) error {
 	e.layer++
 	return e.w.AddLayer(made, func(w io.Writer) error {
-		sum, err := e.form.As.PackStack(e.ctx, &exportCounter{e, w}, tree.StackOptions{Dirs: dirs, Alone: alone})
+		w = &exportCounter{e, w}
+		finish := func(error) error { return nil }
+		if used {
+			w, finish = unmarked(w)
+		}
+		sum, err := e.form.As.PackStack(e.ctx, w, tree.StackOptions{Dirs: dirs, Alone: alone})
+		if ferr := finish(err); err == nil {
+			err = ferr
+		}
 		e.sum.Sockets += sum.Sockets
 		e.sum.Names += sum.Names
 		e.sum.Attributes += sum.Attributes

@@ -108,8 +108,8 @@ type specRecord struct {
 	WorkingDirectory string            `json:"working_directory,omitempty"`
 	Network          *wire.Network     `json:"network,omitempty"`
 	NetworkAsked     *wire.Network     `json:"network_asked,omitempty"` // sandbox.NetworkPolicy.Asked
-	CPU              float64           `json:"cpu,omitempty"`          // cores
-	Memory           int64             `json:"memory_bytes,omitempty"` // as are these
+	CPU              float64           `json:"cpu,omitempty"`           // cores
+	Memory           int64             `json:"memory_bytes,omitempty"`  // as are these
 	Disk             int64             `json:"disk_bytes,omitempty"`
 }
 

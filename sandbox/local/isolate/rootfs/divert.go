@@ -11,11 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const dpkgDir = "/var/lib/dpkg"
+// DpkgDir is dpkg's database.
+const DpkgDir = "/var/lib/dpkg"
 
-// DpkgFiles are what dpkg is told of berth's programs: for each file of its
-// database, what becomes of its content.
-var DpkgFiles = map[string]func([]byte) []byte{"diversions": diversions, "statoverride": overrides}
+// DpkgFiles are the files of its database in which dpkg is told of berth's
+// programs. Tell returns a content with what is told, Untell without.
+var DpkgFiles = []struct {
+	Name         string
+	Tell, Untell func([]byte) []byte
+}{{"diversions", diversions, undiverted}, {"statoverride", overrides, notOverridden}}
+
+// Placeholders are where an empty file may have been made for a program of berth's
+// to be mounted on.
+var Placeholders = []string{"/usr/bin/sudo", "/usr/bin/fusermount3", "/usr/bin/fusermount",
+	"/usr/local/bin/sudo", "/usr/local/bin/fusermount3", "/usr/local/bin/fusermount"}
 
 // managers are the databases of other package managers.
 var managers = []string{"/lib/apk/db/installed", "/usr/lib/sysimage/rpm", "/var/lib/rpm", "/var/lib/pacman/local"}
@@ -59,6 +68,33 @@ func diversions(list []byte) []byte {
 	return out
 }
 
+// undiverted returns a list without what diversions adds.
+func undiverted(list []byte) []byte {
+	for _, name := range diverted {
+		entry := name + "\n" + name + aside + "\n:\n"
+		if bytes.HasPrefix(list, []byte(entry)) {
+			list = list[len(entry):]
+		} else {
+			list = bytes.Replace(list, []byte("\n"+entry), []byte("\n"), 1)
+		}
+	}
+	return list
+}
+
+const overridden = "root root 755 "
+
+// notOverridden returns a list without what overrides adds.
+func notOverridden(list []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(list) {
+		name, ours := strings.CutPrefix(strings.TrimSuffix(string(line), "\n"), overridden)
+		if !ours || !strings.Contains(name, "fusermount") || !slices.Contains(diverted, name) {
+			out = append(out, line...)
+		}
+	}
+	return out
+}
+
 // overrides returns dpkg's list of modes that an administrator wants (user, group,
 // mode and name in a line) with those of fusermount: where there is one, the
 // scripts of its packages do not give it rights, which they cannot.
@@ -75,7 +111,7 @@ func overrides(list []byte) []byte {
 	}
 	for _, name := range diverted {
 		if strings.Contains(name, "fusermount") && !have[name] {
-			out = append(out, "root root 755 "+name+"\n"...)
+			out = append(out, overridden+name+"\n"...)
 		}
 	}
 	return out
@@ -125,7 +161,7 @@ func (r *builder) exists(name string) bool {
 // divert tells dpkg, where there is one, and reports whether it knows now. All
 // that is read and written may be hostile, and lies inside.
 func (r *builder) divert() bool {
-	dir, err := r.within(dpkgDir, unix.O_PATH|unix.O_DIRECTORY)
+	dir, err := r.within(DpkgDir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return false
 	}
@@ -135,8 +171,8 @@ func (r *builder) divert() bool {
 		return false // of a distroless image
 	}
 	told := true
-	for name, change := range DpkgFiles {
-		told = tell(dir, name, change) == nil && told
+	for _, f := range DpkgFiles {
+		told = tell(dir, f.Name, f.Tell) == nil && told
 	}
 	return told
 }

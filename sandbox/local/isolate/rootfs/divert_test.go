@@ -23,8 +23,12 @@ func TestDiversions(t *testing.T) {
 		{"somebody_elses_sudo", "/usr/bin/sudo\n/usr/bin/sudo.ws\nother\n", "/usr/bin/sudo\n/usr/bin/sudo.ws\nother\n" + strings.TrimPrefix(ours, "/usr/bin/sudo\n/usr/bin/sudo.distrib\n:\n")},
 		{"damaged", "/bin/sh\n/bin/sh.distrib\n", "/bin/sh\n/bin/sh.distrib\n"},
 	} {
-		if got := string(diversions([]byte(c.list))); got != c.want {
+		got := string(diversions([]byte(c.list)))
+		if got != c.want {
 			t.Errorf("%s: diversions(%q) = %q, want %q", c.name, c.list, got, c.want)
+		}
+		if back := strings.TrimSuffix(string(undiverted([]byte(got))), "\n"); back != strings.TrimSuffix(strings.TrimSuffix(c.list, ours), "\n") {
+			t.Errorf("%s: undiverted(%q) = %q, want %q", c.name, got, back, c.list)
 		}
 	}
 }
@@ -37,8 +41,12 @@ func TestOverrides(t *testing.T) {
 		{"others", "root crontab 2755 /usr/bin/crontab", "root crontab 2755 /usr/bin/crontab\n" + all},
 		{"an_administrators", "root fuse 4754 /bin/fusermount3\n", "root fuse 4754 /bin/fusermount3\n" + strings.TrimPrefix(all, "root root 755 /bin/fusermount3\n")},
 	} {
-		if got := string(overrides([]byte(c.list))); got != c.want {
+		got := string(overrides([]byte(c.list)))
+		if got != c.want {
 			t.Errorf("%s: overrides(%q) = %q, want %q", c.name, c.list, got, c.want)
+		}
+		if back := strings.TrimSuffix(string(notOverridden([]byte(got))), "\n"); back != strings.TrimSuffix(strings.TrimSuffix(c.list, all), "\n") {
+			t.Errorf("%s: notOverridden(%q) = %q, want %q", c.name, got, back, c.list)
 		}
 	}
 }
@@ -70,7 +78,7 @@ func TestDivertAmongHostileFiles(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
-			dpkg := filepath.Join(root, dpkgDir)
+			dpkg := filepath.Join(root, DpkgDir)
 			if err := os.MkdirAll(dpkg, 0o700); err != nil {
 				t.Fatal(err)
 			}
