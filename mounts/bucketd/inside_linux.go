@@ -241,7 +241,7 @@ func (k keeper) place(o mounts.Order) (mounts.Standing, error) {
 				return mounts.Standing{}, fault
 			}
 		}
-		if err := k.end(old, false); err != nil {
+		if err := k.end(old, o.Refused != ""); err != nil { // what is forbidden goes in any case
 			return mounts.Standing{}, err
 		}
 	}
