@@ -45,7 +45,9 @@ func openS3(ctx context.Context, j mounts.Job, rt http.RoundTripper) (*s3Bucket,
 	var cfg aws.Config
 	if s.Ambient {
 		var err error
-		if cfg, err = config.LoadDefaultConfig(ctx, config.WithHTTPClient(&http.Client{Transport: rt})); err != nil {
+		// Who gives the identity is asked by a client of the SDK's own, which alone
+		// takes AWS_CA_BUNDLE.
+		if cfg, err = config.LoadDefaultConfig(ctx); err != nil {
 			return nil, err
 		}
 	}
