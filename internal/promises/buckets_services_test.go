@@ -68,7 +68,7 @@ func TestPromise35GCSKey(t *testing.T) {
 		{"path", "/home/me/key-Zr8.json", "path of a file"},
 		{"half", key[:200], "no whole JSON"},
 		{"another", other, "does not accept"},
-		{"none", "", "does not accept"},
+		{"none", "", "not open to everybody"},
 	} {
 		b := withVariables(t, "GCS_BUCKET="+srv.Job.Bucket, "GCS_ENDPOINT="+reached(p.Job.Service.Endpoint), "GCS_SERVICE_ACCOUNT_KEY="+reached(c.key))
 		answer := b.refused("mount_bucket", args{"path": "/data", "connection": "gcs"})

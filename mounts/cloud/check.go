@@ -195,7 +195,7 @@ func (a answer) fault(j mounts.Job, denied mounts.FaultKind, verb string) *mount
 	var cert *tls.CertificateVerificationError
 	var op *net.OpError
 	var private *privateError
-	if f := a.plain(j, denied); f != nil {
+	if f := a.plain(j); f != nil {
 		return f
 	}
 	switch {

@@ -103,7 +103,7 @@ func TestCheckS3(t *testing.T) {
 		{"no_rights", limited, mounts.FaultListDenied, "may not list"},
 		{"nobodys", func(j *mounts.Job) {
 			j.Service.AccessKeyID, j.Service.SecretAccessKey, j.Service.Anonymous = "", "", true
-		}, mounts.FaultListDenied, "is not open to everybody"},
+		}, mounts.FaultCredentials, "is not open to everybody"},
 		{"bucket_in_endpoint", func(j *mounts.Job) { j.Service.Endpoint += "/" + j.Bucket }, mounts.FaultEndpoint, "leave the bucket's name out"},
 	}...))
 	if keys := srv.Keys(t); len(keys) > 0 {

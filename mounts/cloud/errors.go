@@ -58,7 +58,7 @@ func errText(err error) string {
 
 // plain is the fault of an answer that a person misreads when it is told by its
 // code alone; nil: it is another.
-func (a answer) plain(j mounts.Job, denied mounts.FaultKind) *mounts.Fault {
+func (a answer) plain(j mounts.Job) *mounts.Fault {
 	f := func(k mounts.FaultKind, format string, args ...any) *mounts.Fault {
 		return &mounts.Fault{Kind: k, Message: fmt.Sprintf(format, args...)}
 	}
@@ -76,7 +76,7 @@ func (a answer) plain(j mounts.Job, denied mounts.FaultKind) *mounts.Fault {
 		}
 		return f(mounts.FaultCredentials, "the token service, which the key's token_uri names, gives no token (status %d); check the service account's key", status)
 	case j.Service.Anonymous && (a.status == http.StatusUnauthorized || a.status == http.StatusForbidden || a.code == "PublicAccessNotPermitted"):
-		return f(denied, "%s is not open to everybody, and the connection has no keys", where(j))
+		return f(mounts.FaultCredentials, "%s is not open to everybody, and the connection has no keys", where(j))
 	case s3 && a.code == "XAdminUserNotFound": // versitygw's
 		return f(mounts.FaultCredentials, "the service does not know the access key; check access_key_id")
 	case s3 && a.code == "NoSuchKey": // where a bucket was asked for
