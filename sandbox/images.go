@@ -112,7 +112,7 @@ func (f *faults) userName(user string) {
 // checkUser refuses a user that only a sandbox of an image can have, where the
 // key's sandbox is none or would be none.
 func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults) {
-	if user == "" || user == "root" || !imageUser.MatchString(user) || m.ownUsers() {
+	if user == "" || user == "root" || !imageUser.MatchString(user) || ownUsers(m.provider) {
 		return // or refused already
 	}
 	spec, image := m.options.Defaults, m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""
@@ -124,8 +124,8 @@ func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults
 	}
 }
 
-func (m *Manager) ownUsers() bool {
-	_, own := m.provider.(OwnUsers)
+func ownUsers(p Provider) bool {
+	_, own := p.(OwnUsers)
 	return own
 }
 

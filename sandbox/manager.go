@@ -318,8 +318,7 @@ type Manager struct {
 // p after that.
 func NewManager(p Provider, o Options) (*Manager, error) {
 	var f faults
-	_, own := p.(OwnUsers)
-	if err := o.Defaults.validate(own); err != nil {
+	if err := o.Defaults.validate(ownUsers(p)); err != nil {
 		f = append(f, fmt.Errorf("defaults: %w", err))
 	}
 	if err := (Spec{Resources: o.Limits.Resources, Network: &o.Limits.Network}).Validate(); err != nil {

@@ -87,7 +87,7 @@ func (m *Manager) ResizeSandbox(ctx context.Context, key Key, to Resources) (*In
 }
 
 // ValidateSpec is Spec.Validate, as the provider's sandboxes are.
-func (m *Manager) ValidateSpec(s Spec) error { return s.validate(m.ownUsers()) }
+func (m *Manager) ValidateSpec(s Spec) error { return s.validate(ownUsers(m.provider)) }
 
 // allowed checks a given spec, also against the operator's ceiling.
 func (m *Manager) allowed(s Spec) error {

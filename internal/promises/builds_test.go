@@ -285,12 +285,7 @@ func platformBuildsOn(t *testing.T) {
 	build := func() args {
 		return on(args{"name": name, "steps": []args{{"run": "echo ran >> ~/f"}, {"run": "echo be''gun; sleep 4; echo ran >> ~/f"}}})
 	}
-	begun := b.begin(build())
-	select {
-	case <-begun:
-	case <-time.After(60 * time.Second):
-		t.Fatal("the second step does not begin")
-	}
+	b.begin(60*time.Second, build())
 	b.Kill()
 	b = s.dial(t, driver.Stdio)
 	r, _ := b.watched(build())
@@ -301,10 +296,11 @@ func platformBuildsOn(t *testing.T) {
 	b.want("cat ~/f", "ran\nran")
 }
 
-// begin calls create_snapshot without waiting for its answer; begun is closed when the
-// build says so.
-func (b *box) begin(a args) (begun chan struct{}) {
-	begun = make(chan struct{})
+// begin calls create_snapshot without waiting for its answer, and returns when the
+// build says that its second step has begun.
+func (b *box) begin(within time.Duration, a args) {
+	b.t.Helper()
+	begun := make(chan struct{})
 	var once sync.Once
 	b.Watch(func(_ any, message string) {
 		if strings.Contains(message, "begun") {
@@ -315,7 +311,11 @@ func (b *box) begin(a args) (begun chan struct{}) {
 		req := mcp.CallToolRequest{Params: mcp.CallToolParams{Name: "create_snapshot", Arguments: a, Meta: &mcp.Meta{ProgressToken: "build"}}}
 		_, _ = b.Do(b.t.Context(), req) // the server dies of it
 	}()
-	return begun
+	select {
+	case <-begun:
+	case <-time.After(within):
+		b.t.Fatal("the second step does not begin")
+	}
 }
 
 // A server that is killed in the middle of a build leaves its finished steps,
@@ -329,12 +329,7 @@ func TestBuildOfAKilledServer(t *testing.T) {
 	s := withSnapshots(t)
 	b := s.dial(t, driver.Stdio)
 	name := "killed-" + b.id
-	begun := b.begin(args{"name": name, "steps": []args{{"run": "echo kept > ~/f"}, {"run": "echo be''gun; sleep 1000"}}})
-	select {
-	case <-begun:
-	case <-time.After(30 * time.Second):
-		t.Fatal("the second step does not begin")
-	}
+	b.begin(30*time.Second, args{"name": name, "steps": []args{{"run": "echo kept > ~/f"}, {"run": "echo be''gun; sleep 1000"}}})
 	b.Kill()
 	b = s.dial(t, driver.Stdio)
 	r, lines := b.watched(args{"name": name, "steps": []args{{"run": "echo kept > ~/f"}, {"run": "cat ~/f"}}})

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,12 +16,12 @@ import (
 
 // A web server on a port of its own choice, which it prints.
 var webServers = map[sandbox.Language]string{
-	sandbox.JavaScript: `exec %P -e 'const s=require("http").createServer((q,a)=>a.end("hello from "+q.url.split("?")[0])).listen(0,"127.0.0.1",()=>console.log("port "+s.address().port+"."))'`,
+	sandbox.JavaScript: `exec %P -e 'const s=require("http").createServer((q,a)=>a.end("hello from "+q.url.split("?")[0])).listen(0,"%A",()=>console.log("port "+s.address().port+"."))'`,
 	sandbox.Python: `exec %P -uc 'import http.server
 class H(http.server.BaseHTTPRequestHandler):
   def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(("hello from "+self.path.split("?")[0]).encode())
   def log_message(self, *a): pass
-s=http.server.HTTPServer(("127.0.0.1",0),H);print("port %d."%s.server_address[1]);s.serve_forever()'`,
+s=http.server.HTTPServer(("%A",0),H);print("port %d."%s.server_address[1]);s.serve_forever()'`,
 }
 
 // linker tells where ports are reached: the provider, or berth's own previews where
@@ -135,21 +134,7 @@ func (l *linker) closed(what, address, header, token string) {
 // web starts a web server inside and returns its port.
 func (b *box) web() uint16 {
 	b.t.Helper()
-	for lang, text := range webServers {
-		path := b.info.Runtimes[lang]
-		if path == "" {
-			continue
-		}
-		out := b.waitFor(b.spawn(b.command(strings.ReplaceAll(text, "%P", path))), ".")
-		_, after, _ := strings.Cut(out, "port ")
-		n, err := strconv.ParseUint(strings.TrimRight(strings.TrimSpace(after), "."), 10, 16)
-		if err != nil {
-			b.t.Fatalf("the web server printed %q", out)
-		}
-		return uint16(n)
-	}
-	b.t.Skip("neither node nor python inside: no server to visit")
-	return 0
+	return b.serve("web", webServers, "127.0.0.1")
 }
 
 // testLinks: PortLinker, or PortDialer and PortKeeper beneath berth's previews. A

@@ -26,7 +26,14 @@ while 1: threading.Thread(target=echo,args=(s.accept()[0],)).start()'`,
 // echo starts an echo server inside and returns its port.
 func (b *box) echo(address string) uint16 {
 	b.t.Helper()
-	for lang, text := range echoServers {
+	return b.serve("echo", echoServers, address)
+}
+
+// serve starts one of the servers inside and returns the port that it prints. In
+// their texts %P is the runtime and %A the address.
+func (b *box) serve(what string, servers map[sandbox.Language]string, address string) uint16 {
+	b.t.Helper()
+	for lang, text := range servers {
 		path := b.info.Runtimes[lang]
 		if path == "" {
 			continue
@@ -36,11 +43,11 @@ func (b *box) echo(address string) uint16 {
 		_, after, _ := strings.Cut(out, "port ")
 		n, err := strconv.ParseUint(strings.TrimRight(strings.TrimSpace(after), "."), 10, 16)
 		if err != nil {
-			b.t.Fatalf("the echo server printed %q", out)
+			b.t.Fatalf("the %s server printed %q", what, out)
 		}
 		return uint16(n)
 	}
-	b.t.Skip("neither node nor python inside: no server to dial")
+	b.t.Skip("neither node nor python inside: no server to reach")
 	return 0
 }
 
