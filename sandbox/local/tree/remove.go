@@ -23,6 +23,10 @@ import (
 // deeper is moved up to the top first.
 const flattenDepth = 64
 
+// emptyTries is how often a directory is emptied: one that is being removed may
+// still get a file from a process that has it open, such as `box settle`.
+const emptyTries = 100
+
 // Remove deletes path and everything below it. What is not there is no error.
 // The last element of path is not followed when it is a link. Directories
 // without permissions are opened up first, as far as we may.
@@ -80,12 +84,19 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	if err != nil {
 		return err
 	}
-	err = r.empty(fd, depth)
-	_ = unix.Close(fd)
-	if err != nil {
-		return err
+	defer unix.Close(fd)
+	for range emptyTries {
+		if err = r.empty(fd, depth); err != nil {
+			return err
+		}
+		if err = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != unix.ENOTEMPTY {
+			break
+		}
 	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	if err == unix.ENOENT {
+		return nil
+	}
+	return err
 }
 
 // empty removes what is in the directory fd. Names are read in batches: a

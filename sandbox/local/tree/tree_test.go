@@ -298,3 +298,34 @@ func tarOne(t *testing.T, w io.Writer, name string) {
 	must(t, err)
 	must(t, tw.Close())
 }
+
+// A process that still has the directory open makes a file in it meanwhile.
+func TestRemoveWhileAFileIsMade(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	for i := range 500 {
+		must(t, os.Mkdir(dir, 0o700))
+		for n := range 20 {
+			mustWrite(t, filepath.Join(dir, fmt.Sprint(n)), "x")
+		}
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		made := make(chan struct{})
+		go func() {
+			defer close(made)
+			for range i {
+				if f, err := unix.Openat(fd, "synced", unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600); err == nil {
+					_ = unix.Close(f)
+				}
+			}
+		}()
+		err = tree.Remove(dir)
+		<-made
+		must(t, unix.Close(fd))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("after Remove: %v", err)
+		}
+	}
+}
