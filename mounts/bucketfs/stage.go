@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,15 +40,24 @@ const memMax = 64 << 10
 
 func (f *FS) newStage() *stage { return &stage{f: f} }
 
+// roomWait is how long one who needs room waits for it: the kernel tells that a
+// file is no longer open after its close has returned, and only then is what was
+// staged of it given back.
+const roomWait = time.Second
+
 // grow accounts for a new size and refuses what is over the bound.
 func (s *stage) grow(size int64) error {
 	limit := s.f.o.View.StagingBytes
-	if total := s.f.staged.Add(size - s.size); limit > 0 && total > limit && size > s.size {
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		if total := s.f.staged.Add(size - s.size); limit <= 0 || total <= limit || size <= s.size {
+			s.size = size
+			return nil
+		}
 		s.f.staged.Add(s.size - size)
-		return syscall.ENOSPC
+		if size > limit || time.Since(began) >= roomWait {
+			return syscall.ENOSPC
+		}
 	}
-	s.size = size
-	return nil
 }
 
 // spill moves the content into a file; mu is held.
