@@ -289,9 +289,12 @@ func TestBackgroundProcess(t *testing.T) {
 
 func TestKillProcess(t *testing.T) {
 	m, _ := newFake(t, sandbox.Options{})
+	// A shell that is about to exec forgets a signal that it caught: it is the
+	// program that says "ready".
+	const waits = "echo ready >said; exec tail -f said"
 	for _, c := range []struct{ command, signal, want string }{
-		{"echo ready; exec sleep 60", "", "SIGTERM"}, {"trap '' TERM; echo ready; sleep 60; sleep 60", "", "SIGKILL"},
-		{"echo ready; exec sleep 60", "int", "SIGINT"}, {"echo ready; exec sleep 60", "9", "SIGKILL"},
+		{waits, "", "SIGTERM"}, {"trap '' TERM; echo ready; sleep 60; sleep 60", "", "SIGKILL"},
+		{waits, "int", "SIGINT"}, {waits, "9", "SIGKILL"},
 	} {
 		res, err := m.SpawnProcess(ctxOf(t), key, sandbox.SpawnRequest{RunRequest: sandbox.RunRequest{Command: c.command}, Pattern: "ready"})
 		if err != nil {
