@@ -21,7 +21,7 @@ func (m *Manager) Status(ctx context.Context, key Key) (Status, error) {
 	if err != nil {
 		return "", err
 	}
-	info, err := inst.Info(ctx)
+	info, err := glance(ctx, inst)
 	if err != nil {
 		return "", fmt.Errorf("read the sandbox: %w", err)
 	}
@@ -82,6 +82,15 @@ func (m *Manager) UpdateSandbox(ctx context.Context, key Key, spec Spec) (*Info,
 		return nil, fmt.Errorf("read the sandbox: %w", err)
 	}
 	return &info, nil
+}
+
+// glance reads the present state but for what only an answer about the sandbox
+// itself shows.
+func glance(ctx context.Context, inst Instance) (Info, error) {
+	if g, ok := inst.(Glancer); ok {
+		return g.Glance(ctx)
+	}
+	return inst.Info(ctx)
 }
 
 // TouchSandbox counts as use of a running sandbox, as every call of a tool

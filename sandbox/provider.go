@@ -235,6 +235,11 @@ type (
 	ProcessForgetter interface {
 		ForgetProcess(ctx context.Context, id ProcessID) error
 	}
+	// Glancer reads the present state for less, for whoever is on the way to a
+	// command: Usage, IdleDeadline and Refused may be missing. An Instance ability.
+	Glancer interface {
+		Glance(ctx context.Context) (Info, error)
+	}
 	// Toucher notes that a running sandbox is in use. An Instance ability.
 	Toucher interface {
 		Touch(ctx context.Context) error

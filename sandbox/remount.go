@@ -106,7 +106,7 @@ func (m *Manager) remount(ctx context.Context, key Key, b *box, all bool) {
 	if !changed {
 		return
 	}
-	if info, err := b.inst.Info(ctx); err == nil {
+	if info, err := glance(ctx, b.inst); err == nil {
 		b.info = info
 	}
 	for i, err := range failed {
@@ -177,7 +177,7 @@ func pendingMounts(s Spec) []MountInfo {
 // restored mounts anew what a sandbox has lost that was restarted on the way to
 // a copy of it.
 func (m *Manager) restored(ctx context.Context, key Key, inst Instance) {
-	if info, err := inst.Info(ctx); err == nil && info.Status == StatusRunning {
+	if info, err := glance(ctx, inst); err == nil && info.Status == StatusRunning {
 		m.remount(ctx, key, &box{inst: inst, info: info}, false)
 	}
 }

@@ -160,7 +160,7 @@ func (m *Manager) surely(ctx context.Context, key Key, want mode, given Spec) (*
 	if err != nil || !b.believed {
 		return b, err
 	}
-	if info, err := b.inst.Info(ctx); err == nil && info.Status == StatusRunning {
+	if info, err := glance(ctx, b.inst); err == nil && info.Status == StatusRunning {
 		return b, nil
 	}
 	m.forget(key, b)
@@ -208,7 +208,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		inst, err := m.provider.Lookup(ctx, key)
 		var info Info
 		if err == nil {
-			info, err = inst.Info(ctx)
+			info, err = glance(ctx, inst)
 		}
 		switch {
 		case errors.Is(err, ErrNotFound):
@@ -312,7 +312,7 @@ func (m *Manager) start(ctx context.Context, f *flight, key Key, given Spec, mad
 		if err != nil {
 			return nil, err
 		}
-		info, err = inst.Info(ctx)
+		info, err = glance(ctx, inst)
 		if err != nil {
 			return nil, fmt.Errorf("read the new sandbox: %w", err)
 		}
@@ -475,7 +475,7 @@ func (m *Manager) found(ctx context.Context, key Key) (*box, error) {
 	inst, err := m.provider.Lookup(ctx, key)
 	var info Info
 	if err == nil {
-		info, err = inst.Info(ctx)
+		info, err = glance(ctx, inst)
 	}
 	switch {
 	case errors.Is(err, ErrNotFound), err == nil && info.Status == StatusDestroyed:

@@ -30,6 +30,7 @@ type Instance struct {
 
 var (
 	_ sandbox.Instance         = (*Instance)(nil)
+	_ sandbox.Glancer          = (*Instance)(nil)
 	_ sandbox.Updater          = (*Instance)(nil)
 	_ sandbox.Resizer          = (*Instance)(nil)
 	_ sandbox.Archiver         = (*Instance)(nil)
@@ -124,8 +125,23 @@ func (in *Instance) lookLocked(l *lock, op string) (view, error) {
 }
 
 // Info reads the present state.
-func (in *Instance) Info(ctx context.Context) (sandbox.Info, error) {
-	info, err := in.info(ctx, true)
+func (in *Instance) Info(ctx context.Context) (sandbox.Info, error) { return in.told(ctx, asked) }
+
+// Glance reads the present state, and asks the monitor nothing.
+func (in *Instance) Glance(ctx context.Context) (sandbox.Info, error) { return in.told(ctx, glance) }
+
+// detail is how much is to be known about a running sandbox.
+type detail int
+
+const (
+	glance detail = iota // nothing that costs time
+	listed               // what the monitor measures
+	asked                // refused connections and, walking its files, the disk it takes
+)
+
+// told is info that knows tombstones.
+func (in *Instance) told(ctx context.Context, d detail) (sandbox.Info, error) {
+	info, err := in.info(ctx, d)
 	if errors.Is(err, fs.ErrNotExist) {
 		t, terr := in.s.readTombstone(in.id)
 		if errors.Is(terr, fs.ErrNotExist) {
@@ -141,8 +157,8 @@ func (in *Instance) Info(ctx context.Context) (sandbox.Info, error) {
 	return info, err
 }
 
-// info is Info without tombstones; detail asks for what costs time.
-func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error) {
+// info is Info without tombstones.
+func (in *Instance) info(ctx context.Context, d detail) (sandbox.Info, error) {
 	v, err := in.look()
 	if err != nil {
 		return sandbox.Info{}, err
@@ -178,7 +194,9 @@ func (in *Instance) info(ctx context.Context, detail bool) (sandbox.Info, error)
 	}
 	switch v.status {
 	case sandbox.StatusRunning:
-		in.running(ctx, &v, &info, detail)
+		if d > glance {
+			in.running(ctx, &v, &info, d == asked)
+		}
 	case sandbox.StatusStopped, sandbox.StatusArchived, sandbox.StatusError, sandbox.StatusDestroyed:
 		info.Stopped, info.StopReason = in.stopped(&v), v.stopReason()
 		if d := v.rec.Spec.autoDelete(); d >= 0 && !info.Stopped.IsZero() {
@@ -198,7 +216,8 @@ func changed(from, to baseName) string {
 	return "the host's system directories changed since this sandbox was made (packages were installed or upgraded)"
 }
 
-func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, detail bool) {
+// running adds what changes while it runs; all asks for what costs most.
+func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, all bool) {
 	usage := sandbox.Usage{CPU: -1, Memory: -1, Processes: -1, Disk: -1}
 	if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
 		if u, err := c.Usage(ctx); err == nil {
@@ -211,14 +230,14 @@ func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, de
 			}
 		}
 	}
-	if detail && v.mon.Ready.Network.State == string(sandbox.Enforced) {
+	if all && v.mon.Ready.Network.State == string(sandbox.Enforced) {
 		if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
 			if n, err := c.Network(ctx, nil); err == nil {
 				info.Refused = client.Refusals(n.Refused)
 			}
 		}
 	}
-	if detail {
+	if all {
 		// Unless it has a file system of its own, which has told.
 		if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok && usage.Disk < 0 {
 			usage.Disk = n

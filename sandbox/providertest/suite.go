@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -216,6 +217,12 @@ func (b *box) status(want sandbox.Status) sandbox.Info {
 	}
 	if info.Key != b.key {
 		b.t.Errorf("got key %v, want %v", info.Key, b.key)
+	}
+	if g, can := b.inst.(sandbox.Glancer); can {
+		glance, err := g.Glance(b.ctx(b.t))
+		if err != nil || glance.Key != info.Key || !glance.Created.Equal(info.Created) || !reflect.DeepEqual(glance.Spec, info.Spec) {
+			b.t.Errorf("Glance: got %+v, %v; want the like of %+v", glance, err, info)
+		}
 	}
 	return info
 }
