@@ -264,7 +264,6 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	if err != nil {
 		return err
 	}
-	_ = writeJSON(filepath.Join(tmp, recordCopy), r, false)
 	if err := p.opts.step("create:written"); err != nil {
 		return err
 	}
@@ -281,7 +280,10 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 		return err
 	}
 	said = say(ctx, "starting its first process")
+	ahead := make(chan struct{})
+	go func() { defer close(ahead); s.ahead(in.id, r, launch) }()
 	err = p.engine.launch(ctx, launch, r.Session)
+	<-ahead
 	said()
 	if err != nil {
 		return launchError(err)
@@ -291,6 +293,21 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 	}
 	_ = os.Remove(s.tombstonePath(in.id))
 	return nil
+}
+
+// ahead makes, while the helper program starts, what would hold the start up
+// later. Who is killed before has lost nothing by it.
+func (s *store) ahead(id string, r *record, l *wire.Launch) {
+	if l.IDs.IDMapped { // else they must belong to root inside
+		for _, m := range l.Mounts {
+			for _, dir := range []string{m.Upper, m.Work} {
+				if dir != "" {
+					_ = os.MkdirAll(dir, 0o755)
+				}
+			}
+		}
+	}
+	_ = writeJSON(filepath.Join(s.sandboxDir(id), recordCopy), r, false)
 }
 
 // launchError keeps the helper's own sentence, which names the remedy.
@@ -354,7 +371,7 @@ func (p *Provider) List(ctx context.Context, owner sandbox.Owner) ([]sandbox.Inf
 			return nil, err
 		}
 		in := &Instance{p: p, s: s, id: e.Name()}
-		info, err := in.info(ctx, false)
+		info, err := in.info(ctx, listed)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && (info.Status == sandbox.StatusDestroyed || in.ofBuild(info.Key)) {
 			continue
 		}

@@ -16,6 +16,7 @@ import (
 	"berth/sandbox/local/guest"
 	"berth/sandbox/local/isolate/raw"
 	"berth/sandbox/local/isolate/rootfs"
+	"berth/sandbox/local/journal"
 	"berth/sandbox/local/wire"
 )
 
@@ -176,11 +177,11 @@ func (b *builder) mounts() (limited int, err error) {
 			return userNS(extent{uid, l.IDs.Base + u.UID, 1}, extent{gid, l.IDs.Base + u.GID, 1})
 		}
 	}
-	maps.Scratch = filepath.Join(l.Dir, "scratch")
+	// No layer lies below it, and making a directory costs more than one would think.
+	maps.Scratch = filepath.Join(l.Dir, journal.OutputDir)
 	if err := os.MkdirAll(maps.Scratch, 0o700); err != nil {
 		return limited, err
 	}
-	defer os.Remove(maps.Scratch)
 	fds, err := rootfs.Build(l.Mounts, maps)
 	if err != nil {
 		return limited, err

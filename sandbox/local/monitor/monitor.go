@@ -189,23 +189,32 @@ func (m *monitor) open(listen *os.File, start Starter) error {
 	if err := journal.WriteRecord(m.dir, &m.record); err != nil {
 		return err
 	}
-	if err := m.remember(old); err != nil {
-		return err
-	}
+	// While init sets up there is nothing else to do.
+	remembered := make(chan error, 1)
+	go func() { remembered <- m.remember(old) }()
 	m.box, err = start(m.launch)
+	if rerr := <-remembered; err == nil && rerr != nil {
+		m.endBox()
+		err = rerr
+	}
 	if err != nil {
 		return err
 	}
 	m.record.Ready = m.box.Ready()
 	if err := journal.WriteRecord(m.dir, &m.record); err != nil {
-		m.box.Kill()
-		_ = m.box.Wait()
-		_ = m.box.Close()
+		m.endBox()
 		return err
 	}
 	m.begin()
 	go m.accept(listen)
 	return nil
+}
+
+// endBox ends a sandbox that is not served yet.
+func (m *monitor) endBox() {
+	m.box.Kill()
+	_ = m.box.Wait()
+	_ = m.box.Close()
 }
 
 func newMonitor(l *wire.Launch) *monitor {
