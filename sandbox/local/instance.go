@@ -219,6 +219,16 @@ func changed(from, to baseName) string {
 // running adds what changes while it runs; all asks for what costs most.
 func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, all bool) {
 	usage := sandbox.Usage{CPU: -1, Memory: -1, Processes: -1, Disk: -1}
+	walked := make(chan int64, 1)
+	go func() { // while the monitor is asked
+		n := int64(-1)
+		if all {
+			if bytes, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok {
+				n = bytes
+			}
+		}
+		walked <- n
+	}()
 	if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
 		if u, err := c.Usage(ctx); err == nil {
 			usage.CPU, usage.Memory, usage.Processes = time.Duration(u.CPUNS), u.Memory, u.Processes
@@ -229,19 +239,14 @@ func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, al
 				info.IdleDeadline = time.Unix(0, u.IdleSince).Add(idle)
 			}
 		}
-	}
-	if all && v.mon.Ready.Network.State == string(sandbox.Enforced) {
-		if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
+		if all && v.mon.Ready.Network.State == string(sandbox.Enforced) {
 			if n, err := c.Network(ctx, nil); err == nil {
 				info.Refused = client.Refusals(n.Refused)
 			}
 		}
 	}
-	if all {
-		// Unless it has a file system of its own, which has told.
-		if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok && usage.Disk < 0 {
-			usage.Disk = n
-		}
+	if n := <-walked; usage.Disk < 0 { // else its own file system has told
+		usage.Disk = n
 	}
 	info.Usage = &usage
 }
