@@ -108,17 +108,41 @@ func (e *clientEngine) connect(ctx context.Context, dir string) (connection, err
 			return conn{c}, nil
 		}
 	}
-	// Dialled without the lock: it may take long, and two connections for a
-	// moment do no harm.
-	c, err := client.Dial(ctx, dir)
+	// Dialled without the lock: it may take long.
+	mine, err := client.Dial(ctx, dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, sandbox.ErrNotRunning
 		}
 		return nil, err
 	}
-	e.keep(dir, c)
+	c, err = e.share(dir, mine)
+	if err != nil {
+		return nil, err
+	}
 	return conn{c}, nil
+}
+
+// share makes c the connection to dir, unless another call was faster, whose
+// connection may be in use by now.
+func (e *clientEngine) share(dir string, c *client.Conn) (*client.Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.conns == nil {
+		_ = c.Close()
+		return nil, sandbox.ErrClosed
+	}
+	if other := e.conns[dir]; other != nil {
+		select {
+		case <-other.Done():
+			_ = other.Close()
+		default:
+			_ = c.Close()
+			return other, nil
+		}
+	}
+	e.conns[dir] = c
+	return c, nil
 }
 
 // killTime bounds how long killed processes may take to go: they may have a file

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -247,4 +248,36 @@ func TestStartDuringIdleStop(t *testing.T) {
 	}
 	must(t, in.Start(t.Context()))
 	wantRun(t, in, "agent", "cat ~/file", "kept")
+}
+
+// Calls of a server that has no connection to the sandbox yet make one, and none
+// takes it from another.
+func TestFirstCallsAtOnce(t *testing.T) {
+	dir := stateDir(t)
+	p := provider(t, local.Options{Dir: dir})
+	_, err := p.Create(t.Context(), testKey, sandbox.Spec{})
+	must(t, err)
+	for range 5 {
+		other, err := local.New(local.Options{Dir: dir})
+		must(t, err)
+		in, err := other.Lookup(t.Context(), testKey)
+		must(t, err)
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for range 16 {
+			wg.Go(func() {
+				<-begin
+				p, err := in.Spawn(t.Context(), sandbox.Command{ID: sandbox.NewProcessID(), Argv: []string{"true"}, Cwd: "/", User: "agent"})
+				if err == nil {
+					err = p.Wait(t.Context(), sandbox.Cursor{}, true)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(begin)
+		wg.Wait()
+		must(t, other.Close())
+	}
 }
