@@ -298,7 +298,7 @@ func (in *Instance) create(ctx context.Context, spec sandbox.Spec, o *origin) (e
 // ahead makes, while the helper program starts, what would hold the start up
 // later. Who is killed before has lost nothing by it.
 func (s *store) ahead(id string, r *record, l *wire.Launch) {
-	if l.IDs.IDMapped { // else they must belong to root inside
+	if l.IDs.IDMapped && l.Disk == nil { // else they belong to root inside, or into a file system of its own
 		for _, m := range l.Mounts {
 			for _, dir := range []string{m.Upper, m.Work} {
 				if dir != "" {
