@@ -95,18 +95,10 @@ func (e *clientEngine) monitor(dir string) (wire.Record, bool, error) {
 }
 
 func (e *clientEngine) connect(ctx context.Context, dir string) (connection, error) {
-	e.mu.Lock()
-	c, closed := e.conns[dir], e.conns == nil
-	e.mu.Unlock()
-	if closed {
-		return nil, sandbox.ErrClosed
-	}
-	if c != nil {
-		select {
-		case <-c.Done():
-		default:
-			return conn{c}, nil
-		}
+	if c, err := e.share(dir, nil); err != nil {
+		return nil, err
+	} else if c != nil {
+		return conn{c}, nil
 	}
 	// Dialled without the lock: it may take long.
 	mine, err := client.Dial(ctx, dir)
@@ -116,33 +108,39 @@ func (e *clientEngine) connect(ctx context.Context, dir string) (connection, err
 		}
 		return nil, err
 	}
-	c, err = e.share(dir, mine)
+	c, err := e.share(dir, mine)
+	if c != mine {
+		_ = mine.Close()
+	}
 	if err != nil {
 		return nil, err
 	}
 	return conn{c}, nil
 }
 
-// share makes c the connection to dir, unless another call was faster, whose
-// connection may be in use by now.
-func (e *clientEngine) share(dir string, c *client.Conn) (*client.Conn, error) {
+// share returns the connection to dir that works, which is mine when there is no
+// other: calls may be under way on it.
+func (e *clientEngine) share(dir string, mine *client.Conn) (*client.Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conns == nil {
-		_ = c.Close()
 		return nil, sandbox.ErrClosed
 	}
-	if other := e.conns[dir]; other != nil {
+	old := e.conns[dir]
+	if old != nil {
 		select {
-		case <-other.Done():
-			_ = other.Close()
+		case <-old.Done():
 		default:
-			_ = c.Close()
-			return other, nil
+			return old, nil
 		}
 	}
-	e.conns[dir] = c
-	return c, nil
+	if mine != nil {
+		e.conns[dir] = mine
+		if old != nil {
+			_ = old.Close()
+		}
+	}
+	return mine, nil
 }
 
 // killTime bounds how long killed processes may take to go: they may have a file
