@@ -107,12 +107,12 @@ func (m *Manager) TouchSandbox(ctx context.Context, key Key) error {
 	return t.Touch(ctx)
 }
 
-// existing finds a sandbox that was not destroyed.
+// existing finds a sandbox that was not destroyed, and glances at it.
 func (m *Manager) existing(ctx context.Context, key Key) (Instance, Info, error) {
 	inst, err := m.peek(ctx, key)
 	var info Info
 	if err == nil {
-		if info, err = inst.Info(ctx); err != nil {
+		if info, err = glance(ctx, inst); err != nil {
 			err = fmt.Errorf("read the sandbox: %w", err)
 		}
 	}

@@ -141,7 +141,7 @@ func (m *Manager) peekInfo(ctx context.Context, key Key) (Info, bool) {
 	if err != nil {
 		return Info{}, false
 	}
-	info, err := inst.Info(ctx)
+	info, err := glance(ctx, inst)
 	return info, err == nil
 }
 
