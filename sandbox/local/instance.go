@@ -127,7 +127,7 @@ func (in *Instance) lookLocked(l *lock, op string) (view, error) {
 // Info reads the present state.
 func (in *Instance) Info(ctx context.Context) (sandbox.Info, error) { return in.told(ctx, asked) }
 
-// Glance reads the present state, and asks the monitor nothing.
+// Glance reads the present state, and asks the monitor for nothing but mounts.
 func (in *Instance) Glance(ctx context.Context) (sandbox.Info, error) { return in.told(ctx, glance) }
 
 // detail is how much is to be known about a running sandbox.
@@ -220,15 +220,11 @@ func changed(from, to baseName) string {
 func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, all bool) {
 	usage := sandbox.Usage{CPU: -1, Memory: -1, Processes: -1, Disk: -1}
 	walked := make(chan int64, 1)
-	go func() { // while the monitor is asked
-		n := int64(-1)
-		if all {
-			if bytes, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok {
-				n = bytes
-			}
-		}
-		walked <- n
-	}()
+	if all {
+		go func() { walked <- in.filesTake() }() // while the monitor is asked
+	} else {
+		walked <- -1
+	}
 	if c, err := in.p.engine.connect(ctx, in.dir()); err == nil {
 		if u, err := c.Usage(ctx); err == nil {
 			usage.CPU, usage.Memory, usage.Processes = time.Duration(u.CPUNS), u.Memory, u.Processes
@@ -249,6 +245,14 @@ func (in *Instance) running(ctx context.Context, v *view, info *sandbox.Info, al
 		usage.Disk = n
 	}
 	info.Usage = &usage
+}
+
+// filesTake adds up the bytes of the sandbox's files; -1 when that takes too long.
+func (in *Instance) filesTake() int64 {
+	if n, ok := tree.Usage(in.layers(), 200*time.Millisecond); ok {
+		return n
+	}
+	return -1
 }
 
 // stopped tells since when a sandbox that does not run has not; zero when it
