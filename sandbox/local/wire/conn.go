@@ -89,18 +89,17 @@ func (c *Conn) Send(h Header, body any, data []byte, files ...*os.File) error {
 		}
 		h.Body = b
 	}
-	head, err := json.Marshal(h)
+	buf, err := h.appendTo(make([]byte, 8, 8+64+len(h.Body)))
 	if err != nil {
 		return err
 	}
-	size := 4 + len(head) + len(data)
+	head := len(buf) - 8
+	size := 4 + head + len(data)
 	if size > MaxFrame || len(files) > MaxFiles {
 		return ErrTooLarge
 	}
-	buf := make([]byte, 8, 8+len(head))
 	binary.BigEndian.PutUint32(buf, uint32(size))
-	binary.BigEndian.PutUint32(buf[4:], uint32(len(head)))
-	buf = append(buf, head...)
+	binary.BigEndian.PutUint32(buf[4:], uint32(head))
 	var rights []byte
 	if len(files) > 0 {
 		// Dup'd, since File.Fd would change the blocking mode, which the
@@ -199,7 +198,7 @@ func (c *Conn) recv() (*Frame, error) {
 	}
 	f := &Frame{}
 	body := c.in[8 : 4+size]
-	if err := json.Unmarshal(body[:head], &f.Header); err != nil {
+	if err := f.parse(body[:head]); err != nil {
 		return nil, errors.New("malformed header")
 	}
 	if rest := body[head:]; len(rest) > 0 {
