@@ -73,6 +73,9 @@ func OpenFree(conn *wire.Conn, l *wire.Launch, o Free) (serve func(), err error)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("prctl", err)
 	}
+	if g.children, err = raw.NewReaper(); err != nil {
+		return nil, err
+	}
 	go g.reap()
 	g.endFormer()
 	return func() {
@@ -217,7 +220,7 @@ func (g *guest) helper(argv []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	g.born()
+	g.children.Born()
 	_ = r.SetReadDeadline(time.Now().Add(sudoWait))
 	out, _ := io.ReadAll(io.LimitReader(r, 4096))
 	t := time.NewTimer(sudoWait)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/sandbox/local/disk"
+	"berth/sandbox/local/isolate/raw"
 	"berth/sandbox/local/isolate/rootfs"
 	"berth/sandbox/local/wire"
 )
@@ -99,7 +100,7 @@ func Main() {
 func newGuest(conn *wire.Conn) *guest {
 	return &guest{
 		fuse: fuse{device: -1},
-		conn: conn, pid: os.Getpid(), trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, children: make(chan struct{}, 1), owners: allowance{used: threadTime},
+		conn: conn, pid: os.Getpid(), trees: map[string]*tree{}, shims: map[int]*shim{}, nested: map[[2]uint32]int{}, writes: map[uint64]*write{}, layers: -1, owners: allowance{used: threadTime},
 	}
 }
 
@@ -147,8 +148,8 @@ type guest struct {
 	sudoDir string     // to stand first on the PATH
 
 	fuse     fuse
-	owners   allowance     // for looking for the owners of connections
-	children chan struct{} // a child may have been born
+	owners   allowance // for looking for the owners of connections
+	children *raw.Reaper
 
 	mu       sync.Mutex
 	trees    map[string]*tree
@@ -197,6 +198,9 @@ func (g *guest) setup() error {
 			ready, err := g.enter(&s, fds)
 			if err != nil {
 				return errors.Join(err, g.conn.Send(wire.Header{ID: f.ID, Error: rootfs.Explain("set up the sandbox", err)}, nil, nil))
+			}
+			if g.children, err = raw.NewReaper(); err != nil {
+				return errors.Join(err, g.conn.Send(wire.Header{ID: f.ID, Error: rootfs.Explain("wait for processes", err)}, nil, nil))
 			}
 			go g.reap()
 			err = g.conn.Send(wire.Header{ID: f.ID}, ready, nil, g.gate...)

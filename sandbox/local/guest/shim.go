@@ -66,7 +66,7 @@ func (g *guest) try(t *tree, c *command) (*shim, error) {
 	}
 	g.mu.Unlock()
 	_ = unix.Close(fds[1])
-	g.born()
+	g.children.Born()
 	if err != nil {
 		_ = report.Close()
 		return nil, g.startError(c, raw.Event{Stage: stageFork, Value: errnoOf(err)})

@@ -298,7 +298,7 @@ func (g *guest) nestedNS(uid, gid uint32) (int, error) {
 	_ = unix.Close(report[1])
 	defer unix.Close(report[0])
 	defer unix.Close(gate[1])
-	g.born()
+	g.children.Born()
 	if err != nil {
 		return -1, err
 	}

@@ -80,36 +80,27 @@ func (g *guest) watch(s *shim) {
 // reap collects init's children: shims, and what they leave when they are killed.
 func (g *guest) reap() {
 	for {
-		var ws unix.WaitStatus
-		pid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WUNTRACED, nil)
-		switch {
-		case err == unix.ECHILD:
-			<-g.children
-		case err == nil && ws.Stopped():
-			g.mu.Lock()
-			if !g.frozen && (g.free == nil || g.shims[pid] != nil) {
-				_ = unix.Kill(pid, unix.SIGCONT) // a shim's work must go on
-			}
-			g.mu.Unlock()
-		case err == nil:
-			g.mu.Lock()
-			if s := g.shims[pid]; s != nil {
-				delete(g.shims, pid)
-				s.dead <- ws
-			}
-			if ended := g.helpers[pid]; ended != nil {
-				delete(g.helpers, pid)
-				ended <- ws
-			}
-			g.mu.Unlock()
+		c, err := g.children.Next()
+		if err != nil {
+			return // the process is ending
 		}
-	}
-}
-
-func (g *guest) born() {
-	select {
-	case g.children <- struct{}{}:
-	default:
+		g.mu.Lock()
+		switch {
+		case c.Status.Stopped():
+			if !g.frozen && (g.free == nil || g.shims[c.PID] != nil) {
+				_ = unix.Kill(c.PID, unix.SIGCONT) // a shim's work must go on
+			}
+		default:
+			if s := g.shims[c.PID]; s != nil {
+				delete(g.shims, c.PID)
+				s.dead <- c.Status
+			}
+			if ended := g.helpers[c.PID]; ended != nil {
+				delete(g.helpers, c.PID)
+				ended <- c.Status
+			}
+		}
+		g.mu.Unlock()
 	}
 }
 

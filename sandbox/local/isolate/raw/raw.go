@@ -220,6 +220,7 @@ func (c *Child) Release() { c.program, c.task = nil, nil }
 type task struct {
 	steps   []step
 	scratch *scratch
+	reap    *reaping // instead
 }
 
 // cloneArgs is struct clone_args of linux/sched.h.
@@ -232,7 +233,16 @@ const (
 	// All functions that run on it are nosplit, so that the linker has checked
 	// that they take less than a kilobyte.
 	stackSize = 4 << 10
+	// A function may put what it was called with into its caller's frame, which
+	// child's caller has not.
+	stackTop = 64
 )
+
+// thread is what clone3 takes for a child with flags that runs on stack, which has
+// stackSize bytes.
+func thread(flags, exitSignal uint64, stack []byte) *cloneArgs {
+	return &cloneArgs{flags: flags, exitSignal: exitSignal, stack: uint64(uintptr(unsafe.Pointer(&stack[0]))), stackSize: stackSize - stackTop}
+}
 
 // StartShared is Start for a child that shares the caller's memory, which
 // spares the copy of its page tables and all faults that follow from it. The
@@ -245,9 +255,7 @@ const (
 func (p *Program) StartShared() (*Child, error) {
 	c := &Child{program: p, scratch: &scratch{}, stack: make([]byte, stackSize)}
 	c.task = &task{steps: p.steps, scratch: c.scratch}
-	args := &cloneArgs{flags: unix.CLONE_VM | cloneClearHandlers, exitSignal: uint64(unix.SIGCHLD),
-		stack: uint64(uintptr(unsafe.Pointer(&c.stack[0]))), stackSize: stackSize}
-	pid, errno := share(args, c.task)
+	pid, errno := share(thread(unix.CLONE_VM|cloneClearHandlers, uint64(unix.SIGCHLD), c.stack), c.task)
 	switch errno {
 	case 0:
 		c.PID = int(pid)
@@ -282,7 +290,12 @@ func clone3(args *cloneArgs, size, start uintptr, t *task) (pid uintptr, errno s
 //go:noinline
 //go:norace
 //go:nocheckptr
-func child(t *task) { work(t.steps, t.scratch) }
+func child(t *task) {
+	if t.reap != nil {
+		reap(t.reap)
+	}
+	work(t.steps, t.scratch)
+}
 
 // vfork makes a child that shares the caller's memory, stack included, and
 // returns in the caller when the child has executed something or has ended.
