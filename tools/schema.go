@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"berth/internal/secret"
 )
@@ -39,8 +40,16 @@ type field struct {
 	index    []int
 }
 
-// fields lists the arguments of an argument struct, embedded ones in place.
+// known holds what fields has found, by type: each call of a tool asks for it more
+// than once.
+var known sync.Map
+
+// fields lists the arguments of an argument struct, embedded ones in place. The
+// list is everybody's.
 func fields(t reflect.Type) []field {
+	if list, ok := known.Load(t); ok {
+		return list.([]field)
+	}
 	var out []field
 	for f := range fieldsOf(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -56,6 +65,7 @@ func fields(t reflect.Type) []field {
 		out = append(out, field{name: name, doc: f.Tag.Get("doc"), required: required,
 			rules: rules, typ: f.Type, index: f.Index})
 	}
+	known.Store(t, out)
 	return out
 }
 
