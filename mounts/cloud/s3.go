@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -78,23 +79,35 @@ func openS3(ctx context.Context, j mounts.Job, rt http.RoundTripper) (*s3Bucket,
 	// signature holds the payload's SHA-256 where TLS does not protect it.
 	cfg.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	cfg.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-	tls := true
+	safe := true
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.DisableLogOutputChecksumValidationSkipped = true
 		o.ContinueHeaderThresholdBytes = -1
 		if s.Endpoint != "" {
 			o.BaseEndpoint = aws.String(strings.TrimSuffix(s.Endpoint, "/"))
 			o.UsePathStyle = true
-			tls = strings.HasPrefix(s.Endpoint, "https:")
+			safe = protected(s.Endpoint)
 		}
-		if tls {
+		if safe {
 			o.APIOptions = append(o.APIOptions, unsignedBodies)
 		}
 	})
 	return &s3Bucket{client: client, name: j.Bucket}, nil
 }
 
-// unsignedBodies leaves the SHA-256 of long bodies out, which TLS protects.
+// protected tells whether nobody can change what is on its way to an endpoint: by
+// TLS, or since it does not leave the machine.
+func protected(endpoint string) bool {
+	u, err := url.Parse(endpoint)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "https" || u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// unsignedBodies leaves the SHA-256 of bodies out, which are protected: of what a
+// long write costs, it is the most.
 func unsignedBodies(stack *middleware.Stack) error {
 	switch stack.ID() {
 	case "PutObject", "UploadPart":
