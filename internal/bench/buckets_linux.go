@@ -155,7 +155,9 @@ func oneLine(err error) string {
 }
 
 func s3Service(name string, srv *buckettest.Server, endpoint string) *service {
-	return &service{name: name, endpoint: endpoint, job: srv.Job,
+	job := srv.Job
+	job.Service.Endpoint = endpoint
+	return &service{name: name, endpoint: endpoint, job: job,
 		has: func(key string) (int64, int, error) {
 			fi, err := os.Stat(filepath.Join(srv.Dir, key))
 			if errors.Is(err, fs.ErrNotExist) {
@@ -293,6 +295,7 @@ type taken struct {
 
 // compare has the views do each job in turn.
 func (b *bench) compare(title string, s *service, scale scale, views []view) ([]row, error) {
+	floor := map[string]sample{}
 	got := map[string]*taken{}
 	for _, v := range views {
 		got[v.name()] = &taken{first: map[string]sample{}, then: map[string]sample{}, p95: map[string]sample{}}
@@ -305,6 +308,13 @@ func (b *bench) compare(title string, s *service, scale scale, views []view) ([]
 				if err := b.once(s, v, j, got[v.name()]); err != nil {
 					return nil, fmt.Errorf("%s: %s: %w", v.name(), j.what, err)
 				}
+			}
+			took, ok, err := askAlone(b.ctx, s, j)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %s: %w", alone, j.what, err)
+			}
+			if ok {
+				floor[j.op] = append(floor[j.op], took)
 			}
 		}
 	}
@@ -321,6 +331,9 @@ func (b *bench) compare(title string, s *service, scale scale, views []view) ([]
 				t := got[v.name()]
 				text := told(j, of(t), t)
 				peers = append(peers, fmt.Sprintf("%s %s (%.1f×)", v.name(), text, float64(of(t).p50())/float64(of(us).p50())))
+			}
+			if f := floor[j.op]; f != nil && what != j.then {
+				peers = append(peers, fmt.Sprintf("%s %s (%.1f×)", alone, told(j, f, nil), float64(f.p50())/float64(of(us).p50())))
 			}
 			rows = append(rows, row{what, goal, told(j, of(us), us), strings.Join(peers, ", "), ok})
 		}
@@ -371,10 +384,7 @@ func (b *bench) once(s *service, v view, j job, t *taken) error {
 	if err != nil {
 		return err
 	}
-	path := j.path
-	if s.name == "far" && path == "read/big" {
-		path = "away/big"
-	}
+	path := s.path(j)
 	if j.writes {
 		path = "written-" + v.name() + "/" + path
 	}

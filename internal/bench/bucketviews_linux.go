@@ -32,6 +32,14 @@ type service struct {
 	drop func(prefix string) error
 }
 
+// path is where a job finds what it reads.
+func (s *service) path(j job) string {
+	if s.name == "far" && j.path == "read/big" {
+		return "away/big"
+	}
+	return j.path
+}
+
 // view is a program that shows a bucket as a directory.
 type view interface {
 	name() string
@@ -223,15 +231,16 @@ func gcsfuse(s *service, _, at string) (argv, env []string, err error) {
 	return []string{"gcsfuse", "--foreground", "--anonymous-access", "--custom-endpoint", s.endpoint + "/storage/v1/", "--implicit-dirs", "--enable-hns=false", s.job.Bucket, at}, nil, nil
 }
 
-// private is the memory that a process has for itself: what it wrote. The pages of
-// its program are the machine's, which all of its mounts share.
+// private is the memory that a process has for itself. The pages of its program are
+// the machine's, which all of its mounts share. (Private_Dirty has those too, as long
+// as the disk has not, which is so of a program that was just unpacked.)
 func private(pid int) int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "Private_Dirty:"); ok {
+		if rest, ok := strings.CutPrefix(line, "Pss_Anon:"); ok {
 			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64) // the kernel writes numbers
 			return n << 10
 		}
