@@ -3,6 +3,7 @@ package sandbox
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"strings"
 	"unicode/utf8"
 	"unsafe"
@@ -222,19 +223,25 @@ func tailStart(b []byte, from int) int {
 func plainText(b []byte) int {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
 	i := 0
-	for i < len(b) {
-		if i+8 <= len(b) {
-			x := binary.LittleEndian.Uint64(b[i:])
-			// A top bit is set for a byte below 0x20, a DEL, or what is not ASCII.
-			if ((x-ones*0x20)|(x+ones)|x)&tops == 0 {
-				i += 8
-				continue
-			}
+	for i+8 <= len(b) {
+		x := binary.LittleEndian.Uint64(b[i:])
+		// A top bit is set for a byte below 0x20, a DEL, or what is not ASCII. What
+		// follows the first of these may be set for its sake.
+		found := ((x - ones*0x20) | (x + ones) | x) & tops
+		if found == 0 {
+			i += 8
+			continue
 		}
+		i += bits.TrailingZeros64(found) / 8
+		if b[i] != '\t' && b[i] != '\n' {
+			return i
+		}
+		i++
+	}
+	for ; i < len(b); i++ {
 		if c := b[i]; c < 0x20 && c != '\t' && c != '\n' || c >= 0x7f {
 			break
 		}
-		i++
 	}
 	return i
 }

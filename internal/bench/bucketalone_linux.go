@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -45,6 +46,10 @@ func putAlone(ctx context.Context, b objects.Bucket, j job) error {
 	data := make([]byte, b.PartSize())
 	_, _ = rand.NewChaCha8([32]byte{2}).Read(data) // never fails
 	up, err := b.Upload(ctx, aloneWrites+j.path, objects.Options{})
+	if errors.Is(err, errors.ErrUnsupported) {
+		_, err = b.Put(ctx, aloneWrites+j.path, bytes.NewReader(make([]byte, size)), size, objects.Options{})
+		return err
+	}
 	if err != nil {
 		return err
 	}

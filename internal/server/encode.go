@@ -5,8 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"math/bits"
 	"strconv"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -20,7 +20,9 @@ const largeText = 8 << 10
 // Buffers larger than this are not kept.
 const maxKept = 2 << 20
 
-var buffers = sync.Pool{New: func() any { return new([]byte) }}
+// buffers keeps one that is not in use. A sync.Pool would lose them to each second
+// garbage collection, of which large answers cause one or two each.
+var buffers = make(chan []byte, 1)
 
 // mark stands in for a large text while the library encodes what is around it.
 // Nobody can know it, so no text holds it.
@@ -29,14 +31,20 @@ var mark = rand.Text()
 // encode hands v to send as one line of JSON, without a newline at its end but
 // with room for one. The bytes are send's until it returns.
 func encode(v any, send func([]byte) error) error {
-	p := buffers.Get().(*[]byte)
-	b, err := appendJSON((*p)[:0], v)
+	var buf []byte
+	select {
+	case buf = <-buffers:
+	default:
+	}
+	b, err := appendJSON(buf[:0], v)
 	if err == nil {
 		err = send(b)
 	}
 	if cap(b) <= maxKept {
-		*p = b
-		buffers.Put(p)
+		select {
+		case buffers <- b:
+		default:
+		}
 	}
 	return err
 }
@@ -146,7 +154,7 @@ func appendString(dst []byte, s string) []byte {
 }
 
 // plain counts the bytes at the start of s that stand for themselves in a JSON
-// string; it may stop early, but not at all of s.
+// string.
 func plain(s string) int {
 	const ones, tops = 0x0101010101010101, 0x8080808080808080
 	i := 0
@@ -155,9 +163,10 @@ func plain(s string) int {
 		x := uint64(w[0]) | uint64(w[1])<<8 | uint64(w[2])<<16 | uint64(w[3])<<24 |
 			uint64(w[4])<<32 | uint64(w[5])<<40 | uint64(w[6])<<48 | uint64(w[7])<<56 // one load
 		quote, slash := x^ones*'"', x^ones*'\\'
-		// A top bit is set for a byte that is below 0x20, a quote, a backslash, or not ASCII.
-		if ((x-ones*0x20)|(quote-ones)|(slash-ones)|x)&tops != 0 {
-			break
+		// A top bit is set for a byte that is below 0x20, a quote, a backslash, or not
+		// ASCII. What follows the first of these may be set for its sake.
+		if found := ((x - ones*0x20) | (quote - ones) | (slash - ones) | x) & tops; found != 0 {
+			return i + bits.TrailingZeros64(found)/8
 		}
 	}
 	for ; i < len(s) && s[i] >= 0x20 && s[i] < utf8.RuneSelf && s[i] != '"' && s[i] != '\\'; i++ {

@@ -299,8 +299,5 @@ func (e *clientEngine) close() error {
 type conn struct{ *client.Conn }
 
 func (c conn) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error) {
-	if _, err := c.Conn.Process(ctx, id); err != nil {
-		return nil, err
-	}
-	return c.Handle(id), nil
+	return c.Open(ctx, id)
 }

@@ -101,6 +101,17 @@ func (c *Conn) Process(ctx context.Context, id sandbox.ProcessID) (sandbox.Proce
 	return terms.Process(&p), nil
 }
 
+// Open is a handle on one process; sandbox.ErrNoProcess when there is none.
+func (c *Conn) Open(ctx context.Context, id sandbox.ProcessID) (sandbox.Process, error) {
+	state := &wire.Process{}
+	if _, err := c.call(ctx, wire.OpProcess, wire.ProcessRef{ID: string(id)}, state); err != nil {
+		return nil, err
+	}
+	p := &process{c: c, dir: c.dir, id: id}
+	p.learn(state)
+	return p, nil
+}
+
 // Forget drops an ended process and its output.
 func (c *Conn) Forget(ctx context.Context, id sandbox.ProcessID) error {
 	_, err := c.call(ctx, wire.OpForget, wire.ProcessRef{ID: string(id)}, nil)
@@ -132,8 +143,8 @@ type process struct {
 	last *wire.Process // its end, as an answer just told it; for one Info
 }
 
-// learn keeps what a start or a wait answered, when that is the end: the
-// Info that follows need not ask again. With leftovers it must, for their sake.
+// learn keeps what a request answered, when that is the end: the Info that
+// follows need not ask again. With leftovers it must, for their sake.
 func (p *process) learn(state *wire.Process) {
 	if state.State == "" || state.State == journal.Running || len(state.Leftovers) > 0 {
 		return
