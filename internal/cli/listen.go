@@ -74,7 +74,7 @@ func (a *App) stdio(s *server.Server) service {
 		fmt.Fprintln(a.Stderr, "berth: waiting for an MCP client on stdin; berth client-config prints how to set one up, Ctrl-C ends")
 	}
 	widen(a.Stdout)
-	return func(ctx context.Context) error { return s.ServeStdio(ctx, a.Stdin, a.Stdout) }
+	return func(ctx context.Context) error { return s.ServeStdio(ctx, unblocked(a.Stdin), a.Stdout) }
 }
 
 // auth says, for the log, who may call.
