@@ -86,6 +86,12 @@ func write(t target) error {
 		if err != nil {
 			return err
 		}
+		if prog, err = shrink(prog); err != nil {
+			return err
+		}
+		if err := verify(t, rules, fake, prog); err != nil {
+			return err
+		}
 		fmt.Fprintf(&out, "var %s = [...]unix.SockFilter{\n", table.name)
 		for _, in := range prog {
 			fmt.Fprintf(&out, "\t{Code: %#x, Jt: %d, Jf: %d, K: %#x},\n", in.Code, in.Jt, in.Jf, in.K)
@@ -281,7 +287,23 @@ func compile(t target, rules map[uint32]*rule, fake []uint32) ([]unix.SockFilter
 // alternatives allows the call when one holds; else it falls through.
 func alternatives(list [][]specs.LinuxSeccompArg) ([]unix.SockFilter, error) {
 	var out []unix.SockFilter
-	for _, conditions := range list {
+	for len(list) > 0 {
+		if n := alike(list); n > 1 {
+			// The argument is loaded once for all of them.
+			low, high := uint32(16+8*list[0][0].Index), uint32(20+8*list[0][0].Index)
+			out = append(out, ld(high), jump(unix.BPF_JEQ, 0, 0, 1+2*n), ld(low))
+			for _, conditions := range list[:n] {
+				test := jump(unix.BPF_JEQ, uint32(conditions[0].Value), 0, 1)
+				if conditions[0].Op == specs.OpLessThan {
+					test = jump(unix.BPF_JGE, uint32(conditions[0].Value), 1, 0)
+				}
+				out = append(out, test, ret(retAllow))
+			}
+			list = list[n:]
+			continue
+		}
+		conditions := list[0]
+		list = list[1:]
 		// Built from the end, so that a failed test knows how far to jump.
 		block := []unix.SockFilter{ret(retAllow)}
 		for i := len(conditions) - 1; i >= 0; i-- {
@@ -313,6 +335,18 @@ func alternatives(list [][]specs.LinuxSeccompArg) ([]unix.SockFilter, error) {
 		out = append(out, block...)
 	}
 	return out, nil
+}
+
+// alike counts the alternatives at the beginning that compare the same argument with
+// short values.
+func alike(list [][]specs.LinuxSeccompArg) int {
+	for i, conditions := range list {
+		c := conditions[0]
+		if len(conditions) > 1 || c.Index != list[0][0].Index || c.Value>>32 != 0 || c.Op != specs.OpEqualTo && c.Op != specs.OpLessThan {
+			return i
+		}
+	}
+	return len(list)
 }
 
 // span is a run of calls, up to the next span's start, with one verdict.
