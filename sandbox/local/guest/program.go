@@ -162,10 +162,12 @@ func (g *guest) walls(p *raw.Program, c *command) {
 		p.Must(stageGuard, unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(set), raw.Keep(p, &set))
 	}
 	p.Try(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, raw.Keep(p, &unix.Rlimit{Cur: g.nofile, Max: g.nofile}), 0)
-	for i := 0; i <= g.lastCap; i++ {
-		if commandCaps&(1<<i) == 0 {
-			p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(i))
-		}
+	drops := g.drops
+	if g.single() && c.user.UID != 0 { // a nested user namespace begins with all there are
+		drops = beyond(g.lastCap)
+	}
+	for _, i := range drops {
+		p.Must(stageGuard, unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, i)
 	}
 	p.Try(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	if !g.single() {

@@ -211,6 +211,7 @@ func (b *builder) fork(c *cgroups) (gate int, err error) {
 	if b.launch.IDs.Mode != wire.IDsSingle {
 		p.Must(2, unix.SYS_SETGROUPS, 0, 0)
 	}
+	guest.Bound(p, 3)
 	p.Must(3, unix.SYS_SETSID)
 	p.Must(3, unix.SYS_DUP3, uintptr(null), 0, 0)
 	p.Must(3, unix.SYS_DUP3, uintptr(null), 1, 0)
