@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -75,43 +74,31 @@ func openS3(ctx context.Context, j mounts.Job, rt http.RoundTripper) (*s3Bucket,
 			o.RateLimiter = ratelimit.None
 		})
 	}
-	// Services that are not Amazon's know little of the newer checksums. The
-	// signature holds the payload's SHA-256 where TLS does not protect it.
+	// Services that are not Amazon's know little of the newer checksums, and not all
+	// of them refuse a body that ends early, as the death of its sender leaves it. So
+	// the signature holds the SHA-256 of what they get.
 	cfg.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	cfg.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-	safe := true
 	client := s3.NewFromConfig(cfg, func(o *s3.Options) {
 		o.DisableLogOutputChecksumValidationSkipped = true
 		o.ContinueHeaderThresholdBytes = -1
 		if s.Endpoint != "" {
 			o.BaseEndpoint = aws.String(strings.TrimSuffix(s.Endpoint, "/"))
 			o.UsePathStyle = true
-			safe = protected(s.Endpoint)
-		}
-		if safe {
-			o.APIOptions = append(o.APIOptions, unsignedBodies)
+			o.APIOptions = append(o.APIOptions, signedBodies)
 		}
 	})
 	return &s3Bucket{client: client, name: j.Bucket}, nil
 }
 
-// protected tells whether nobody can change what is on its way to an endpoint: by
-// TLS, or since it does not leave the machine.
-func protected(endpoint string) bool {
-	u, err := url.Parse(endpoint)
-	if err != nil {
-		return false
-	}
-	ip, err := netip.ParseAddr(u.Hostname())
-	return u.Scheme == "https" || u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
-}
-
-// unsignedBodies leaves the SHA-256 of bodies out, which are protected: of what a
-// long write costs, it is the most.
-func unsignedBodies(stack *middleware.Stack) error {
+// signedBodies has the SHA-256 of long bodies signed over TLS too, as the SDK does
+// without.
+func signedBodies(stack *middleware.Stack) error {
 	switch stack.ID() {
 	case "PutObject", "UploadPart":
-		return v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware(stack)
+		hash := &v4.ComputePayloadSHA256{}
+		_, err := stack.Finalize.Swap(hash.ID(), hash)
+		return err
 	}
 	return nil
 }
