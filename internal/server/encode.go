@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"strconv"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -20,9 +21,13 @@ const largeText = 8 << 10
 // Buffers larger than this are not kept.
 const maxKept = 2 << 20
 
-// buffers keeps one that is not in use. A sync.Pool would lose them to each second
-// garbage collection, of which large answers cause one or two each.
-var buffers = make(chan []byte, 1)
+// buffers are those of usual answers. A large one's is kept beside them, since a
+// pool loses what is in it to every second garbage collection, of which each large
+// answer causes one or two.
+var (
+	buffers = sync.Pool{New: func() any { return new([]byte) }}
+	spare   = make(chan []byte, 1)
+)
 
 // mark stands in for a large text while the library encodes what is around it.
 // Nobody can know it, so no text holds it.
@@ -31,18 +36,18 @@ var mark = rand.Text()
 // encode hands v to send as one line of JSON, without a newline at its end but
 // with room for one. The bytes are send's until it returns.
 func encode(v any, send func([]byte) error) error {
-	var buf []byte
-	select {
-	case buf = <-buffers:
-	default:
-	}
-	b, err := appendJSON(buf[:0], v)
+	p := buffers.Get().(*[]byte)
+	b, err := appendJSON((*p)[:0], v)
 	if err == nil {
 		err = send(b)
 	}
-	if cap(b) <= maxKept {
+	switch {
+	case cap(b) <= 8*largeText:
+		*p = b
+		buffers.Put(p)
+	case cap(b) <= maxKept:
 		select {
-		case buffers <- b:
+		case spare <- b:
 		default:
 		}
 	}
@@ -100,7 +105,7 @@ func appendResult(dst []byte, result json.Marshaler) ([]byte, error) {
 		size += len(t) + len(t)/8 // for its newlines
 	}
 	if cap(dst)-len(dst) < size {
-		dst = append(make([]byte, 0, len(dst)+size), dst...)
+		dst = grown(dst, size)
 	}
 	quoted := []byte(strconv.Quote(mark))
 	for _, t := range texts {
@@ -112,6 +117,18 @@ func appendResult(dst []byte, result json.Marshaler) ([]byte, error) {
 		body = after
 	}
 	return append(dst, body...), nil
+}
+
+// grown is dst with room for size more.
+func grown(dst []byte, size int) []byte {
+	select {
+	case b := <-spare:
+		if cap(b) >= len(dst)+size {
+			return append(b[:0], dst...)
+		}
+	default:
+	}
+	return append(make([]byte, 0, len(dst)+size), dst...)
 }
 
 // appendString appends s as a JSON string. Invalid UTF-8 becomes U+FFFD.
