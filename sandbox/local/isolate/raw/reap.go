@@ -43,6 +43,21 @@ const recordSize = 16
 // NewReaper starts the thread, which stays until the process ends: so must the
 // Reaper be kept, in whose memory it works.
 func NewReaper() (*Reaper, error) {
+	r, err := newReaper()
+	if err != nil {
+		return nil, err
+	}
+	r.task = &task{reap: r.work}
+	const flags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
+	// With all signals blocked, as share leaves them: Go's handlers are not for it.
+	if _, errno := share(thread(flags, 0, r.work.stack), r.task); errno != 0 {
+		go r.work.wait() // where the kernel has no such call, or a filter forbids it
+	}
+	return r, nil
+}
+
+// newReaper is a Reaper for which nobody waits yet.
+func newReaper() (*Reaper, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)
@@ -55,15 +70,8 @@ func NewReaper() (*Reaper, error) {
 		_, _, _ = unix.Close(fds[0]), unix.Close(fds[1]), unix.Close(born)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	r := &Reaper{ends: os.NewFile(uintptr(fds[0]), "children"), born: born,
-		work: &reaping{ends: uintptr(fds[1]), born: uintptr(born), stack: make([]byte, stackSize)}}
-	r.task = &task{reap: r.work}
-	const flags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
-	// With all signals blocked, as share leaves them: Go's handlers are not for it.
-	if _, errno := share(thread(flags, 0, r.work.stack), r.task); errno != 0 {
-		go r.work.wait() // where the kernel has no such call, or a filter forbids it
-	}
-	return r, nil
+	return &Reaper{ends: os.NewFile(uintptr(fds[0]), "children"), born: born,
+		work: &reaping{ends: uintptr(fds[1]), born: uintptr(born), stack: make([]byte, stackSize)}}, nil
 }
 
 // Born is to be called after a child was made.

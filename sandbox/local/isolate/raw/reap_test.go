@@ -14,20 +14,32 @@ import (
 
 // A process of its own is the reaper's, since it takes every child there is.
 func TestReaper(t *testing.T) {
-	cmd := exec.Command(os.Args[0], "-test.run=^TestReaping$", "-test.v")
-	cmd.Env = append(os.Environ(), "BERTH_TEST_REAPER=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	for _, by := range []string{"thread", "goroutine"} {
+		t.Run(by, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestReaping$", "-test.v")
+			cmd.Env = append(os.Environ(), "BERTH_TEST_REAPER="+by)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		})
 	}
 }
 
 // TestReaping is what TestReaper runs: many children at a time, each of which is
 // told of once, with how it ended, and when there was none for a time.
 func TestReaping(t *testing.T) {
-	if os.Getenv("BERTH_TEST_REAPER") == "" {
+	var r *Reaper
+	var err error
+	switch os.Getenv("BERTH_TEST_REAPER") {
+	case "thread":
+		r, err = NewReaper()
+	case "goroutine":
+		if r, err = newReaper(); err == nil {
+			go r.work.wait()
+		}
+	default:
 		t.Skip("TestReaper runs this in a process of its own")
 	}
-	r, err := NewReaper()
 	if err != nil {
 		t.Fatal(err)
 	}
