@@ -47,7 +47,6 @@ type waiter struct {
 	id   uint64
 	want wire.Wait
 	p    *proc
-	late *time.Timer // ends it; may be nil
 }
 
 // state is what is known of p now; m.mu is held.

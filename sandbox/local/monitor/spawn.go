@@ -461,9 +461,6 @@ func (m *monitor) endWait(w *waiter) {
 	delete(w.p.waiters, w)
 	w.p.waiting.Store(int32(len(w.p.waiters)))
 	delete(w.peer.waits, w.id)
-	if w.late != nil {
-		w.late.Stop()
-	}
 	i := w.p.state()
 	w.peer.answer(w.id, &i, nil)
 }
@@ -483,40 +480,10 @@ func (m *monitor) wait(peer *peer, id uint64, want *wire.Wait) {
 		return
 	}
 	w := &waiter{peer: peer, id: id, want: *want, p: p}
-	m.beginWait(w)
+	p.waiters[w] = struct{}{}
+	p.waiting.Store(int32(len(p.waiters))) // before looking: see wake
+	peer.waits[id] = w
 	if p.ready(want) {
 		m.endWait(w)
 	}
-}
-
-// beginWait notes w; m.mu is held.
-func (m *monitor) beginWait(w *waiter) {
-	w.p.waiters[w] = struct{}{}
-	w.p.waiting.Store(int32(len(w.p.waiters))) // before looking: see wake
-	w.peer.waits[w.id] = w
-}
-
-// await answers the start of c, which runs, when it has ended or c's patience has.
-// It returns false when there is nothing to wait for.
-func (m *monitor) await(peer *peer, id uint64, c *wire.Command) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p := m.procs[c.ID]
-	if c.AwaitMS <= 0 || p == nil || p.waiters == nil {
-		return false
-	}
-	w := &waiter{peer: peer, id: id, want: wire.Wait{ID: c.ID, ExitOnly: !c.AwaitOutput}, p: p}
-	m.beginWait(w)
-	if p.ready(&w.want) {
-		m.endWait(w)
-		return true
-	}
-	w.late = time.AfterFunc(time.Duration(min(c.AwaitMS, 60_000))*time.Millisecond, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if peer.waits[id] == w {
-			m.endWait(w)
-		}
-	})
-	return true
 }
