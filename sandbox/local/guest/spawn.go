@@ -14,12 +14,6 @@ import (
 	"berth/sandbox/local/wire"
 )
 
-// commandCaps is the bounding set of commands, and what root inside has:
-// Docker's default.
-const commandCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FSETID | 1<<unix.CAP_FOWNER |
-	1<<unix.CAP_MKNOD | 1<<unix.CAP_NET_RAW | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETFCAP |
-	1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_KILL | 1<<unix.CAP_AUDIT_WRITE
-
 // Shell text longer than this goes by file: the kernel takes at most 128 KiB
 // in one argument.
 const longText = 100 << 10
