@@ -91,8 +91,8 @@ func openS3(ctx context.Context, j mounts.Job, rt http.RoundTripper) (*s3Bucket,
 	return &s3Bucket{client: client, name: j.Bucket}, nil
 }
 
-// signedBodies has the SHA-256 of long bodies signed over TLS too, as the SDK does
-// without.
+// signedBodies has the SHA-256 of bodies signed over TLS too, where the SDK would
+// leave it out.
 func signedBodies(stack *middleware.Stack) error {
 	switch stack.ID() {
 	case "PutObject", "UploadPart":
