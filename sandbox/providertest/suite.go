@@ -112,7 +112,7 @@ func Run(t *testing.T, h Harness) {
 		test func(*testing.T, *suite)
 	}{
 		{"life", testLife}, {"recovery", testRecovery}, {"racing", testRacing}, {"spec", testSpec}, {"account", testAccount},
-		{"commands", testCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
+		{"commands", testCommands}, {"plain_commands", testPlainCommands}, {"stdin", testStdin}, {"output", testOutput}, {"killing", testKilling},
 		{"processes", testProcesses}, {"terminals", testTerminals}, {"records", testRecords}, {"files", testFiles}, {"changes", testChanges}, {"walls", testWalls}, {"ports", testPorts}, {"links", testLinks}, {"network", testNetwork},
 		{"forks", testForks}, {"snapshots", testSnapshots}, {"builds", testBuilds}, {"volumes", testVolumes}, {"mounts", testMounts},
 	} {

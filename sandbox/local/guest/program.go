@@ -72,6 +72,9 @@ func FindProgram(name, list string) string {
 	return ""
 }
 
+// AT_FDCWD, as an argument.
+const atCwd = ^uintptr(-unix.AT_FDCWD - 1)
+
 // program is what shim and command do.
 func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 	p := &raw.Program{}
@@ -121,7 +124,7 @@ func (g *guest) program(t *tree, c *command, report, userns int) *raw.Program {
 		p.Must(stageTTY, unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
 	score := []byte("500")
-	p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
+	p.Save(unix.SYS_OPENAT, atCwd, p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
 	p.Try(unix.SYS_WRITE, raw.Saved, p.Bytes(score), uintptr(len(score)))
 	p.Try(unix.SYS_CLOSE, raw.Saved)
 	if g.free != nil {
@@ -210,7 +213,11 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 		env = append(env, k+"="+v)
 	}
 	sort.Strings(env)
-	envp := p.Strings(env)
+	vars := make([]uintptr, 0, len(env))
+	for _, v := range env {
+		vars = append(vars, p.String(v))
+	}
+	envp := p.List(vars)
 	search := c.env["PATH"]
 	if search == "" {
 		search = defaultPath
@@ -223,6 +230,9 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 	if c.shell == "" {
 		try(c.argv[0], search, p.Strings(c.argv))
 	} else {
+		if words := simple(c.shell); words != nil && unshelled(c.env) {
+			direct(p, words, search, vars)
+		}
 		args := []string{"-c", c.shell}
 		if t.file != "" {
 			args = []string{t.file}

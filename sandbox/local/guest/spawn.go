@@ -281,7 +281,7 @@ func (g *guest) nestedNS(uid, gid uint32) (int, error) {
 	p.Must(stageUser, unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
 	num := func(id uint32) string { return strconv.FormatUint(uint64(id), 10) }
 	for _, w := range [][2]string{{"setgroups", "deny"}, {"uid_map", num(uid) + " 0 1"}, {"gid_map", num(gid) + " 0 1"}} {
-		p.Save(unix.SYS_OPENAT, ^uintptr(99), p.String("/proc/self/"+w[0]), unix.O_WRONLY|unix.O_CLOEXEC)
+		p.Save(unix.SYS_OPENAT, atCwd, p.String("/proc/self/"+w[0]), unix.O_WRONLY|unix.O_CLOEXEC)
 		p.Must(stageUser, unix.SYS_WRITE, raw.Saved, p.String(w[1]), uintptr(len(w[1])))
 	}
 	ready := &raw.Event{Kind: raw.Started}

@@ -31,6 +31,7 @@ const (
 	kindTry           // errors do not matter
 	kindFull          // like kindMust, and so does a result of 0
 	kindSave          // like kindTry; the result becomes the saved value
+	kindElse          // an error makes step a[5] the next
 	kindExec          // "not found" and "denied" are kept, and the next step tried
 	kindFail          // reports what kindExec kept
 	kindReport        // the report descriptor has this number from here on
@@ -71,6 +72,14 @@ func (p *Program) Try(nr uintptr, args ...uintptr) { p.add(kindTry, 0, nr, args)
 
 // Save is Try; later arguments that are Saved become its result.
 func (p *Program) Save(nr uintptr, args ...uintptr) { p.add(kindSave, 0, nr, args) }
+
+// Else adds a call, of at most five arguments, whose failure means that the steps
+// up to where otherwise is called are left out.
+func (p *Program) Else(nr uintptr, args ...uintptr) (otherwise func()) {
+	p.add(kindElse, 0, nr, args)
+	at := len(p.steps) - 1
+	return func() { p.steps[at].a[5] = uintptr(len(p.steps)) }
+}
 
 // Exec adds an attempt to execute path; the next Exec follows when there is
 // no such program.
@@ -130,10 +139,17 @@ func (p *Program) String(s string) uintptr { return p.Bytes([]byte(s)) }
 
 // Strings is the address of a list of strings as execve takes it.
 func (p *Program) Strings(list []string) uintptr {
-	v := make([]uintptr, len(list)+1)
-	for i, s := range list {
-		v[i] = p.String(s)
+	v := make([]uintptr, 0, len(list))
+	for _, s := range list {
+		v = append(v, p.String(s))
 	}
+	return p.List(v)
+}
+
+// List is the address of a list, ended by 0, of addresses.
+func (p *Program) List(addresses []uintptr) uintptr {
+	v := append(make([]uintptr, 0, len(addresses)+1), addresses...)
+	v = append(v, 0)
 	p.keep = append(p.keep, v)
 	return uintptr(unsafe.Pointer(&v[0]))
 }
@@ -460,6 +476,10 @@ func interpret(steps []step, s *scratch, pc uintptr) uintptr {
 		switch st.kind {
 		case kindSave:
 			saved = r
+		case kindElse:
+			if errno != 0 {
+				pc = st.a[5] - 1
+			}
 		case kindExec:
 			if errno != unix.ENOENT && errno != unix.ENOTDIR && errno != unix.EACCES {
 				fail(s, st.stage, errno)

@@ -113,6 +113,26 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+// Where a call fails, the steps up to its otherwise are left out, and no others.
+func TestElse(t *testing.T) {
+	for name, start := range ways {
+		t.Run(name, func(t *testing.T) {
+			got, _ := play(t, start, func(p *Program) {
+				works := p.Else(unix.SYS_GETPID)
+				fails := p.Else(^uintptr(0))
+				p.Must(5, ^uintptr(0))
+				works()
+				p.Must(6, ^uintptr(0))
+				fails()
+				p.Must(7, ^uintptr(0))
+			})
+			if len(got) != 1 || got[0] != (Event{Kind: Failed, Stage: 7, Value: int64(unix.ENOSYS)}) {
+				t.Fatalf("events %+v, want failed at 7 with ENOSYS", got)
+			}
+		})
+	}
+}
+
 // When the second child does not come to execute anything, nobody touches the
 // steps after its report: they may be gone by then.
 func TestFailureOfTheSecond(t *testing.T) {
