@@ -65,6 +65,9 @@ type Command struct {
 	// at most so much later, and then knows the end and the output without asking
 	// again. 0: the start is to be answered at once. Others pass it over.
 	Await time.Duration
+	// Watched: the caller shows output as it comes, so that such an answer is due at
+	// the first of it where the provider can tell.
+	Watched bool
 }
 
 // MaxNote bounds Command.Note, in bytes.

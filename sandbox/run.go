@@ -63,7 +63,7 @@ func (m *Manager) foreground(ctx context.Context, key Key, r RunRequest, wait ti
 		// No longer than a cancellation may wait, and than output that is watched.
 		c.Await = min(wait, awaitExit)
 		if r.OnOutput != nil {
-			c.Await = min(wait, awaitWatched)
+			c.Await, c.Watched = min(wait, awaitWatched), true
 		}
 		return r.complete(info, c)
 	})

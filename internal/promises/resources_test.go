@@ -72,6 +72,9 @@ func resourcesAtDaytona(t *testing.T) {
 	}
 	fill := b.call("execute_command", args{"command": "echo more than fits > a; while cat a a > b && cat b b > a; do :; done; exit 1"})
 	contains(t, fill.Text, "No space left on device")
+	// Not even a byte, with which the helper inside could keep what a command says.
+	full := b.call("execute_command", args{"command": "while printf %1000d 0 >> c; do :; done 2>/dev/null; while printf x >> c; do :; done; exit 1"})
+	contains(t, full.Text, "No space left on device", "exit 1")
 	b.want("rm a b; echo room again > f; cat f", "room again")
 }
 

@@ -334,6 +334,56 @@ func TestWaitAndCancel(t *testing.T) {
 	}
 }
 
+// The answer to a start is the end of a short command, and does not wait for that
+// of a long one.
+func TestAwaitedExit(t *testing.T) {
+	c, _ := launch(t, nil)
+	ended := false
+	for range 20 { // one that the machine holds up is answered before
+		cmd := shell("exit 3")
+		cmd.Await = time.Second
+		p := spawn(t, c, cmd)
+		ended = ended || client.Knows(p)
+		if i := finish(t, p); code(i) != 3 {
+			t.Fatalf("%+v; want an exit with 3", i)
+		}
+	}
+	if !ended {
+		t.Error("no start was answered with the exit")
+	}
+
+	long := shell("sleep 60")
+	long.Await = time.Hour
+	p := spawn(t, c, long)
+	if i, err := p.Info(t.Context()); err != nil || i.State != sandbox.ProcessRunning {
+		t.Errorf("%+v, %v; want it running", i, err)
+	}
+
+	// Who watches is told of the first output.
+	watched := shell("echo first; sleep 60")
+	watched.Await, watched.Watched = time.Hour, true
+	w := spawn(t, c, watched)
+	if i, err := w.Info(t.Context()); err != nil || i.State != sandbox.ProcessRunning || i.Produced.Stdout != 6 {
+		t.Errorf("%+v, %v; want it running, and 6 bytes of output", i, err)
+	}
+
+	// Who leaves meanwhile has a handle to kill it by.
+	long = shell("sleep 60")
+	long.Await = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(5*time.Millisecond, cancel)
+	left, err := c.Spawn(ctx, long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []sandbox.Process{p, w, left} {
+		if err := p.Kill(t.Context(), "KILL", 0, "enough"); err != nil {
+			t.Error(err)
+		}
+		finish(t, p)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	c, _ := launch(t, nil)
 	ctx := t.Context()

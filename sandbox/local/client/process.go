@@ -23,7 +23,11 @@ func (c *Conn) Spawn(ctx context.Context, cmd sandbox.Command) (sandbox.Process,
 		return nil, err
 	}
 	state := &wire.Process{}
-	_, err = l.call(ctx, wire.OpSpawn, terms.Command(&cmd), cmd.Stdin, state)
+	w := terms.Command(&cmd)
+	w.AwaitMS, w.AwaitOutput = terms.Milliseconds(min(cmd.Await, awaitAtMost)), cmd.Watched
+	ctx, cancel := outlive(ctx, min(cmd.Await, awaitAtMost))
+	defer cancel()
+	_, err = l.call(ctx, wire.OpSpawn, w, cmd.Stdin, state)
 	switch {
 	case err == nil:
 		p := &process{c: c, dir: c.dir, id: cmd.ID}
@@ -35,6 +39,27 @@ func (c *Conn) Spawn(ctx context.Context, cmd sandbox.Command) (sandbox.Process,
 		return nil, fmt.Errorf("%w: %w", sandbox.ErrMaybeStarted, err)
 	}
 	return nil, err
+}
+
+// awaitAtMost is how long the answer to a start may wait for the command's end:
+// longer than most commands take, also on a busy machine, and not so long that
+// somebody who cancels one notices.
+const awaitAtMost = 200 * time.Millisecond
+
+// outlive ends later than ctx does, by d: who cancels a command that has begun has
+// it killed, and needs to know that it has.
+func outlive(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d <= 0 {
+		return ctx, func() {}
+	}
+	longer, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(2*d, func() { cancel(context.Cause(ctx)) })
+	})
+	return longer, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // afterBreak finds out what became of a start whose answer never came.

@@ -4,6 +4,7 @@ package logs
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -36,7 +37,7 @@ func check(t *testing.T, c Chunk) {
 func TestOffsetsStayValid(t *testing.T) {
 	dir := t.TempDir()
 	const bound = 8000
-	w := NewWriter(dir, "p", Stdout, bound)
+	w := NewWriter(dir, "p", Stdout, bound, nil)
 	defer w.Close()
 	var end int64
 	for range 3000 {
@@ -70,7 +71,7 @@ func TestOffsetsStayValid(t *testing.T) {
 
 func TestEmptyStreamHasNoFiles(t *testing.T) {
 	dir := t.TempDir()
-	w := NewWriter(dir, "p", Stderr, 0)
+	w := NewWriter(dir, "p", Stderr, 0, nil)
 	w.Write(nil)
 	w.Close()
 	if e, _ := os.ReadDir(dir); len(e) != 0 {
@@ -86,7 +87,7 @@ func TestEmptyStreamHasNoFiles(t *testing.T) {
 // or counts it as dropped.
 func TestReadWhileSegmentsVanish(t *testing.T) {
 	dir := t.TempDir()
-	w := NewWriter(dir, "p", Stdout, 4096)
+	w := NewWriter(dir, "p", Stdout, 4096, nil)
 	var done atomic.Bool
 	var total int64
 	var wg sync.WaitGroup
@@ -124,9 +125,8 @@ func TestReadWhileSegmentsVanish(t *testing.T) {
 	}
 }
 
-// On a full disk the writer goes on, counts what it loses, and the reader is
-// told of the hole.
-func TestFullDisk(t *testing.T) {
+// smallDisk is a directory on a file system of its own, of 256 KiB.
+func smallDisk(t *testing.T) string {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
 		if os.Getenv("BERTH_TEST_ROOT") != "" || os.Geteuid() == 0 {
@@ -135,7 +135,14 @@ func TestFullDisk(t *testing.T) {
 		t.Skip("mounting a small tmpfs needs root")
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	w := NewWriter(dir, "p", Stdout, 1<<20)
+	return dir
+}
+
+// On a full disk the writer goes on, counts what it loses, and the reader is
+// told of the hole.
+func TestFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	w := NewWriter(dir, "p", Stdout, 1<<20, nil)
 	defer w.Close()
 	const all = 400 << 10
 	for off := int64(0); off < all; off += 1000 {
@@ -170,9 +177,68 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// What processes say last is kept on a disk that has no byte left, also the first
+// that one says, as long as there is spare room; and that comes back.
+func TestSpare(t *testing.T) {
+	dir := smallDisk(t)
+	spare := NewSpare(dir)
+	begun := NewWriter(dir, "begun", Stdout, 0, spare)
+	defer begun.Close()
+	begun.Write([]byte("begun\n"))
+	hog, err := os.Create(dir + "/hog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hog.Close()
+	for err == nil {
+		_, err = hog.Write(make([]byte, 512))
+	}
+	begun.Write(make([]byte, 4090)) // what is left of its page
+	last := func(w *Writer, id string, s Stream, at int64) string {
+		w.Write([]byte("no space left\n"))
+		c, err := Read(dir, id, s, at, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(c.Data)
+	}
+	if got := last(begun, "begun", Stdout, 4096); got != "no space left\n" {
+		t.Errorf("of one that had begun: %q", got)
+	}
+	if r := begun.Range(); r.Lost != 0 || r.Size != 4096+14 {
+		t.Errorf("of one that had begun: %+v", r)
+	}
+	said := 0
+	for i := range spares {
+		id := fmt.Sprint("new", i)
+		w := NewWriter(dir, id, Stderr, 0, spare)
+		if last(w, id, Stderr, 0) == "no space left\n" {
+			said++
+		}
+		w.Write(make([]byte, 2*spareSize))
+		if r := w.Range(); r.Size+r.Lost != 14+2*spareSize || r.End != r.Size+r.Lost {
+			t.Errorf("%s: %+v", id, r)
+		}
+		w.Close()
+	}
+	if said != spares-1 {
+		t.Errorf("%d of %d new ones have said something; there were %d spares left", said, spares, spares-1)
+	}
+	if ids, err := IDs(dir); err != nil || len(ids) != spares+1 {
+		t.Errorf("IDs = %v, %v; want those of the processes", ids, err)
+	}
+	if err := hog.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	spare.Fill()
+	if spare.full != spares || NewSpare(dir).full != spares {
+		t.Errorf("%d spares when there is room again, and %d for the next that looks, want %d", spare.full, NewSpare(dir).full, spares)
+	}
+}
+
 func TestForeignNamesAreIgnored(t *testing.T) {
 	dir := t.TempDir()
-	w := NewWriter(dir, "p", Stdout, 0)
+	w := NewWriter(dir, "p", Stdout, 0, nil)
 	w.Write([]byte("hello"))
 	w.Close()
 	for _, n := range []string{"out.-5", "out.+3", "out.007", "out.x", "out.", "err.99999999999999999999", "x"} {
@@ -220,7 +286,7 @@ func BenchmarkPipe(b *testing.B) {
 					}
 					_ = w.Close()
 				}()
-				log := NewWriter(dir, "p", Stdout, 0)
+				log := NewWriter(dir, "p", Stdout, 0, nil)
 				buf := make([]byte, size)
 				var at, got int64
 				for {

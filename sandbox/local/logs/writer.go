@@ -20,18 +20,20 @@ type Writer struct {
 	pos    int64 // offset after the last byte given to Write
 	size   int64 // bytes on disk
 	lost   int64
+	spare  *Spare
+	last   bool // words: the spare is used
 }
 
 type segment struct{ start, size int64 }
 
 // NewWriter makes a Writer for a stream that holds nothing yet. It keeps at
 // most bound bytes (0: DefaultBound) and makes files when there is something
-// to put in.
-func NewWriter(dir, id string, s Stream, bound int64) *Writer {
+// to put in. On a full disk it takes one of spare, which may be nil.
+func NewWriter(dir, id string, s Stream, bound int64, spare *Spare) *Writer {
 	if bound <= 0 {
 		bound = DefaultBound
 	}
-	return &Writer{dir: dir + "/" + id, stream: s, bound: bound, seg: max(bound/segments, 1), fd: -1}
+	return &Writer{dir: dir + "/" + id, stream: s, bound: bound, seg: max(bound/segments, 1), fd: -1, spare: spare}
 }
 
 // Write appends p. What cannot be written, since the disk is full, is counted
@@ -39,6 +41,9 @@ func NewWriter(dir, id string, s Stream, bound int64) *Writer {
 func (w *Writer) Write(p []byte) {
 	for len(p) > 0 {
 		if err := w.ready(); err != nil {
+			if w.borrow() {
+				continue
+			}
 			w.lose(len(p))
 			return
 		}
@@ -53,7 +58,7 @@ func (w *Writer) Write(p []byte) {
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil || n == 0 {
+		if (err != nil || n == 0) && !w.borrow() {
 			w.lose(len(p))
 			return
 		}
@@ -142,6 +147,24 @@ func (w *Writer) begin() error {
 	w.fd = fd
 	w.segs = append(w.segs, segment{start: w.pos})
 	return nil
+}
+
+// borrow makes a spare the segment at pos, once.
+func (w *Writer) borrow() bool {
+	if w.last {
+		return false
+	}
+	fd := w.spare.take(w.dir, name(w.stream, w.pos))
+	if fd < 0 {
+		return false
+	}
+	w.Close()
+	w.fd, w.last = fd, true
+	if n := len(w.segs); n > 0 && w.segs[n-1].start == w.pos {
+		w.segs = w.segs[:n-1] // an empty one, of the same name
+	}
+	w.segs = append(w.segs, segment{start: w.pos})
+	return true
 }
 
 func (w *Writer) create() (int, error) {

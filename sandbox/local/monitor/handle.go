@@ -49,7 +49,11 @@ func (p *peer) handle(f *wire.Frame) {
 	case wire.OpSpawn:
 		var c wire.Command
 		if p.decode(f, &c) {
-			m.spawn(&c, f.Data, func(i *wire.Process, e *wire.Error) { p.answer(f.ID, i, e) })
+			m.spawn(&c, f.Data, func(i *wire.Process, e *wire.Error) {
+				if e != nil || !m.await(p, f.ID, &c) {
+					p.answer(f.ID, i, e)
+				}
+			})
 		}
 	case wire.OpWait:
 		var w wire.Wait

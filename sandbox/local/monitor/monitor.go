@@ -85,6 +85,7 @@ type monitor struct {
 
 	// Of a resident.
 	foreign   bool
+	spare     *logs.Spare
 	forgotten ring // processes that are kept no more
 	onces     onces
 	files     keeper
@@ -291,6 +292,9 @@ func (m *monitor) remember(old *wire.Record) error {
 	m.journal, err = journal.Open(m.dir, m.states())
 	if err != nil {
 		return err
+	}
+	if m.foreign { // its commands write to the same disk
+		m.spare = logs.NewSpare(m.logDir)
 	}
 	m.reap()
 	return nil

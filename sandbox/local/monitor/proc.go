@@ -41,14 +41,6 @@ type proc struct {
 	waiting atomic.Int32 // len(waiters)
 }
 
-// waiter is a pending OpWait.
-type waiter struct {
-	peer *peer
-	id   uint64
-	want wire.Wait
-	p    *proc
-}
-
 // state is what is known of p now; m.mu is held.
 func (p *proc) state() wire.Process {
 	i := p.info

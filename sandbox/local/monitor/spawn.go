@@ -240,13 +240,14 @@ func (m *monitor) isStarted(p *proc, c *wire.Command, data []byte, in, out, errs
 		m.wake(p)
 		m.relieve()
 	}
+	m.spare.Fill()
 	m.mu.Lock()
 	var err error
-	p.out, err = newStream(out, c.Cols > 0, logs.NewWriter(m.logDir, c.ID, logs.Stdout, m.launch.LogBytes), &m.logBytes, moved)
+	p.out, err = newStream(out, c.Cols > 0, logs.NewWriter(m.logDir, c.ID, logs.Stdout, m.launch.LogBytes, m.spare), &m.logBytes, moved)
 	if err == nil {
 		go p.out.run()
 		if errs != nil {
-			if p.err, err = newStream(errs, false, logs.NewWriter(m.logDir, c.ID, logs.Stderr, m.launch.LogBytes), &m.logBytes, moved); err == nil {
+			if p.err, err = newStream(errs, false, logs.NewWriter(m.logDir, c.ID, logs.Stderr, m.launch.LogBytes, m.spare), &m.logBytes, moved); err == nil {
 				go p.err.run()
 			}
 		}
@@ -432,58 +433,5 @@ func (m *monitor) unbusy(p *proc) {
 	if m.busy == 0 {
 		m.active = time.Now()
 		m.watchIdle()
-	}
-}
-
-// wake answers the waits that p's new output ends.
-func (m *monitor) wake(p *proc) {
-	if p.waiting.Load() == 0 {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for w := range p.waiters {
-		if p.ready(&w.want) {
-			m.endWait(w)
-		}
-	}
-}
-
-// answerWaiters ends all waits for p; m.mu is held.
-func (m *monitor) answerWaiters(p *proc) {
-	for w := range p.waiters {
-		m.endWait(w)
-	}
-}
-
-// endWait answers w; m.mu is held.
-func (m *monitor) endWait(w *waiter) {
-	delete(w.p.waiters, w)
-	w.p.waiting.Store(int32(len(w.p.waiters)))
-	delete(w.peer.waits, w.id)
-	i := w.p.state()
-	w.peer.answer(w.id, &i, nil)
-}
-
-// wait is OpWait.
-func (m *monitor) wait(peer *peer, id uint64, want *wire.Wait) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p := m.procs[want.ID]
-	if p == nil {
-		peer.answer(id, nil, noProcess(want.ID))
-		return
-	}
-	if p.waiters == nil { // of an earlier monitor
-		i := p.state()
-		peer.answer(id, &i, nil)
-		return
-	}
-	w := &waiter{peer: peer, id: id, want: *want, p: p}
-	p.waiters[w] = struct{}{}
-	p.waiting.Store(int32(len(p.waiters))) // before looking: see wake
-	peer.waits[id] = w
-	if p.ready(want) {
-		m.endWait(w)
 	}
 }

@@ -20,7 +20,7 @@ func testStream(t *testing.T, dir, id string) (s *stream, w *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err = newStream(r, false, logs.NewWriter(dir, id, logs.Stdout, 0), new(atomic.Int64), func() {})
+	s, err = newStream(r, false, logs.NewWriter(dir, id, logs.Stdout, 0, nil), new(atomic.Int64), func() {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -163,6 +163,10 @@ type Command struct {
 	Busy      bool              `json:"busy,omitempty"`
 	Merge     bool              `json:"merge,omitempty"` // stderr is what stdout is
 	Note      string            `json:"note,omitempty"`
+	// AwaitMS is how long the answer may wait for the end, and for output when
+	// AwaitOutput is set, so that a short command takes one request.
+	AwaitMS     int64 `json:"await_ms,omitempty"`
+	AwaitOutput bool  `json:"await_output,omitempty"`
 }
 
 // Process is a process's state, in answers and in the journal.
