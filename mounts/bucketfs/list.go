@@ -88,6 +88,9 @@ const (
 	listMax  = 20_000
 	listsMax = 40_000
 	pageSize = 1000
+	// Where changes of others are to be seen sooner than that, a page that was read
+	// ahead would be too old.
+	aheadAtLeast = time.Second
 )
 
 // keep remembers what was read of a directory, if nothing was changed in it
@@ -129,6 +132,11 @@ type scan struct {
 	token   string
 	done    bool
 	hinted  bool
+	// reads: all pages are read, one after the other, so that the next is asked for
+	// while the present one is handed out. From the second on, since many want no more
+	// than some names.
+	reads bool
+	ahead *pageAhead
 	// names and attrs are the present page's.
 	names []string
 	attrs []attr
@@ -155,6 +163,50 @@ func (f *FS) scan(n *node) *scan {
 	return s
 }
 
+// pageAhead is a page that is being read before somebody wants it.
+type pageAhead struct {
+	begun   time.Time
+	changes int // node.changes then
+	page    objects.Page
+	err     error
+	read    chan struct{} // closed when it is
+}
+
+// readAhead asks for the page after the present one.
+func (s *scan) readAhead() {
+	f := s.f
+	a := &pageAhead{begun: time.Now(), read: make(chan struct{})}
+	f.mu.Lock()
+	a.changes = s.n.changes
+	f.mu.Unlock()
+	s.ahead = a
+	token := s.token
+	f.background(func() {
+		defer close(a.read)
+		a.page, a.err = f.bucket.List(f.ctx, s.prefix, false, token, pageSize)
+	})
+}
+
+// page reads the page after the present one, or takes what was read ahead, if it is
+// not older than what is shown may be and nothing was changed here since.
+func (s *scan) page(ctx context.Context) (objects.Page, error) {
+	if a := s.ahead; a != nil {
+		s.ahead = nil
+		select {
+		case <-a.read:
+		case <-ctx.Done():
+			return objects.Page{}, ctx.Err()
+		}
+		s.f.mu.Lock()
+		same := s.n.changes == a.changes
+		s.f.mu.Unlock()
+		if a.err == nil && same && time.Since(a.begun) < s.f.o.View.AttrTimeout {
+			return a.page, nil
+		}
+	}
+	return s.f.bucket.List(ctx, s.prefix, false, s.token, pageSize)
+}
+
 // next reads the page after the present one. After the last, done is set and
 // there are no names.
 func (s *scan) next(ctx context.Context) error {
@@ -162,12 +214,16 @@ func (s *scan) next(ctx context.Context) error {
 	if s.done {
 		return nil
 	}
-	p, err := s.f.bucket.List(ctx, s.prefix, false, s.token, pageSize)
+	p, err := s.page(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.look(ctx, p); err != nil {
 		return err
+	}
+	first := s.token == ""
+	if s.token, s.done = p.Next, p.Next == ""; s.reads && !first && !s.done && s.f.o.View.AttrTimeout >= aheadAtLeast {
+		s.readAhead()
 	}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
@@ -217,8 +273,6 @@ func (s *scan) next(ctx context.Context) error {
 		s.names, s.attrs = append(s.names, name), append(s.attrs, a)
 		s.whole.put(name, entryOf(a))
 	}
-	s.token = p.Next
-	s.done = p.Next == ""
 	if s.whole != nil && len(s.whole.entries) > listMax {
 		s.whole, s.tooLong = nil, true
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,6 +66,62 @@ func TestListWhileFilesAreMade(t *testing.T) {
 		if _, err := os.Lstat(m.path(fmt.Sprintf("d/f%04d", 40*i+1))); !os.IsNotExist(err) {
 			t.Errorf("a removed file: %v, want that it is not there", err)
 		}
+	}
+}
+
+// A directory that is read to its end takes each of its pages once, the next one
+// before it is wanted; the first page alone takes no other.
+func TestListIsReadAhead(t *testing.T) {
+	b, lists := many(t)
+	m := mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Hour}})
+	d, err := os.Open(m.path("d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	opened := lists.Load() // whether there is anything below the directory's name
+	begin, err := d.Readdirnames(500)
+	if err != nil || lists.Load()-opened != 1 {
+		t.Fatalf("the first names: %v, %d pages listed, want 1", err, lists.Load()-opened)
+	}
+	rest, err := d.Readdirnames(-1)
+	if want := pages*1000 - 500; err != nil || len(begin)+len(rest) != want || lists.Load()-opened != pages {
+		t.Errorf("%d names, %v, %d pages listed; want %d, and %d pages", len(begin)+len(rest), err, lists.Load()-opened, want, pages)
+	}
+}
+
+// What is changed here while the page that tells of it is read ahead is seen.
+func TestChangedWhileReadAhead(t *testing.T) {
+	b, lists := many(t)
+	m := mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Hour}})
+	d, err := os.Open(m.path("d"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	opened := lists.Load()
+	names, err := d.Readdirnames(1100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); lists.Load()-opened < pages && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := lists.Load() - opened; got != pages {
+		t.Fatalf("%d pages listed after the second was begun, want %d", got, pages)
+	}
+	time.Sleep(20 * time.Millisecond) // it is read by now; the test shows less if not
+	if err := os.Remove(m.path("d/f2400")); err != nil {
+		t.Fatal(err)
+	}
+	m.write("d/f2400a", "new")
+	rest, err := d.Readdirnames(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names = append(names, rest...)
+	if slices.Contains(names, "f2400") || !slices.Contains(names, "f2400a") || len(names) != pages*1000-500 {
+		t.Errorf("of %d names: the removed one %t, the new one %t", len(names), slices.Contains(names, "f2400"), slices.Contains(names, "f2400a"))
 	}
 }
 

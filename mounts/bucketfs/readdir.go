@@ -193,6 +193,7 @@ func (f *FS) startDir(h *dirHandle) error {
 	}
 	f.mu.Unlock()
 	h.scan = f.scan(h.n)
+	h.scan.reads = true
 	return f.moreDir(h)
 }
 
