@@ -35,7 +35,7 @@ func startRaw(ctx context.Context, p driver.Program) (*raw, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.out = bufio.NewReaderSize(out, 1<<20)
+	c.out = bufio.NewReaderSize(out, 2<<20) // the longest answers fit
 	c.cmd.Stderr = os.Stderr
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
@@ -58,6 +58,9 @@ func (c *raw) call(method string, params any) ([]byte, error) {
 	c.buf = c.buf[:0]
 	for {
 		part, err := c.out.ReadSlice('\n')
+		if err == nil && len(c.buf) == 0 {
+			return part, nil
+		}
 		c.buf = append(c.buf, part...)
 		if err == nil {
 			return c.buf, nil
