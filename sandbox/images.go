@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -99,12 +100,16 @@ func (m *Manager) checkImage(spec Spec) error {
 	return im.CheckImage(spec.Image, m.options.Limits.AllowedImages)
 }
 
-var imageUser = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.-]{0,63}\$?|[0-9]{1,9})(:([A-Za-z_][A-Za-z0-9_.-]{0,63}\$?|[0-9]{1,9}))?$`)
+// imageUser is a user or a number, and perhaps a group or another; compiled when the
+// first is named.
+var imageUser = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.-]{0,63}\$?|[0-9]{1,9})(:([A-Za-z_][A-Za-z0-9_.-]{0,63}\$?|[0-9]{1,9}))?$`)
+})
 
 // userName checks the form of a user's name; which there are depends on the
 // sandbox.
 func (f *faults) userName(user string) {
-	if user != "" && !imageUser.MatchString(user) {
+	if user != "" && !imageUser().MatchString(user) {
 		f.add("user", fmt.Sprintf("there is no user %.40q", user), "agent, root; in a sandbox of an image one of its users, or a number", "")
 	}
 }
@@ -112,7 +117,7 @@ func (f *faults) userName(user string) {
 // checkUser refuses a user that only a sandbox of an image can have, where the
 // key's sandbox is none or would be none.
 func (m *Manager) checkUser(ctx context.Context, key Key, user string, f *faults) {
-	if user == "" || user == "root" || !imageUser.MatchString(user) || ownUsers(m.provider) {
+	if user == "" || user == "root" || !imageUser().MatchString(user) || ownUsers(m.provider) {
 		return // or refused already
 	}
 	spec, image := m.options.Defaults, m.options.Defaults.Image != "" || m.options.Defaults.Snapshot != ""

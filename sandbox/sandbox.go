@@ -21,12 +21,22 @@ import (
 // letters, digits, '.', '_' or '-'.
 type SessionID string
 
-var sessionIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+var sessionIDPattern = pattern{63, regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)}
+
+// pattern is what names of at most max bytes look like. Counts within the expression,
+// as {0,62}, would have it compiled to as many copies of what is counted: with all
+// that there were this took a tenth of the server's start.
+type pattern struct {
+	max int
+	re  *regexp.Regexp
+}
+
+func (p pattern) matches(s string) bool { return len(s) <= p.max && p.re.MatchString(s) }
 
 // ParseSessionID checks a session id that came from outside. Its error is a
 // *FieldError for the field session_id.
 func ParseSessionID(s string) (SessionID, error) {
-	if !sessionIDPattern.MatchString(s) {
+	if !sessionIDPattern.matches(s) {
 		return "", &FieldError{Field: "session_id", Problem: fmt.Sprintf("%.80q is not a session id", s),
 			Allowed: "1 to 63 characters: a letter or digit, then letters, digits, '.', '_' or '-'"}
 	}

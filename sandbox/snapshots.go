@@ -57,10 +57,10 @@ type SnapshotRequest struct {
 	Build *Build
 }
 
-var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+var snapshotName = pattern{63, regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)}
 
 func (f *faults) snapshot(field, name string) {
-	if !snapshotName.MatchString(name) {
+	if !snapshotName.matches(name) {
 		f.add(field, fmt.Sprintf("%.80q is not a snapshot's name", name), "1 to 63 characters: a letter or digit, then letters, digits, '.', '_' or '-'", "")
 	}
 }

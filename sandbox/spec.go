@@ -154,9 +154,9 @@ func (s Spec) over(d Spec) Spec {
 
 var (
 	envName     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	accountName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	labelPart   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-	dnsPrefix   = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
+	accountName = pattern{32, regexp.MustCompile(`^[a-z_][a-z0-9_-]*$`)}
+	labelPart   = pattern{63, regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)}
+	dnsPrefix   = pattern{253, regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)}
 )
 
 // Validate checks what is given in s. Its error joins a *FieldError for every
@@ -256,7 +256,7 @@ func (f *faults) user(user, account string) {
 }
 
 func (f *faults) account(name string) {
-	if name != "" && (!accountName.MatchString(name) || name == "root") {
+	if name != "" && (!accountName.matches(name) || name == "root") {
 		f.add("account", fmt.Sprintf("%.40q is no name of an ordinary user", name), "1 to 32 lower-case letters, digits, '_' and '-', the first a letter or '_'", "")
 	}
 }
@@ -270,7 +270,7 @@ func (f *faults) labels(labels map[string]string) {
 		if !has {
 			prefix, name = "", k
 		}
-		if !labelPart.MatchString(name) || has && !dnsPrefix.MatchString(prefix) {
+		if !labelPart.matches(name) || has && !dnsPrefix.matches(prefix) {
 			f.add("labels", fmt.Sprintf("%.80q is not a label key", k),
 				"at most 63 letters, digits, '-', '_' and '.', beginning and ending with a letter or digit, after an optional DNS prefix and '/'", "")
 			continue

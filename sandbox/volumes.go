@@ -39,7 +39,7 @@ type Volume struct {
 	UsedBy []SessionID
 }
 
-var volumeName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+var volumeName = pattern{63, regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)}
 
 // systemPlaces make the sandbox; nothing is attached over them.
 var systemPlaces = []string{"/", "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/tmp", "/var", "/run", "/root", "/home", "/boot"}
@@ -54,7 +54,7 @@ func (f *faults) volumes(list []VolumeMount) {
 	}
 	for i, v := range list {
 		key := fmt.Sprintf("volumes[%d].", i)
-		if !volumeName.MatchString(v.Volume) {
+		if !volumeName.matches(v.Volume) {
 			f.add(key+"volume", fmt.Sprintf("%.80q is not a volume's name", v.Volume), "1 to 63 lower-case letters, digits and '-', the first a letter or digit", "")
 		}
 		f.place(key+"path", v.Path)
@@ -122,7 +122,7 @@ func (m *Manager) ListVolumes(ctx context.Context, owner Owner) ([]Volume, error
 // attached.
 func (m *Manager) DeleteVolume(ctx context.Context, owner Owner, name string) error {
 	ctx = withDeadline(ctx)
-	if !volumeName.MatchString(name) {
+	if !volumeName.matches(name) {
 		return &FieldError{Field: "volume", Problem: fmt.Sprintf("%.80q is not a volume's name", name), Allowed: "1 to 63 lower-case letters, digits and '-', the first a letter or digit"}
 	}
 	d, can := m.provider.(VolumeDeleter)

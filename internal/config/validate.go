@@ -22,7 +22,7 @@ import (
 // Toolsets are the names that toolsets may hold.
 var Toolsets = []string{"default", "all", "core", "sandbox", "files", "buckets", "snapshots", "volumes", "network"}
 
-var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
+var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]*$`)
 
 // validate checks the whole config. It needs no file system.
 func (l *loader) validate() {
@@ -247,7 +247,7 @@ func (l *loader) validateHTTP() {
 	owners := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(c.Auth.Tokens)) {
 		key, token := "auth.tokens."+name, c.Auth.Tokens[name].Reveal()
-		if !ownerPattern.MatchString(name) {
+		if len(name) > 63 || !ownerPattern.MatchString(name) {
 			bad(key, "is no name of an owner", "1 to 63 letters, digits, '.', '_', '@' and '-', the first a letter or digit", "")
 		}
 		if sum, ok := strings.CutPrefix(token, "sha256:"); ok {

@@ -361,7 +361,7 @@ var remote = regexp.MustCompile(`^(?i:[a-z][a-z0-9+.-]*://|git@)`)
 
 var (
 	variable = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	labelKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$`)
+	labelKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
 )
 
 func (r *reader) pairs(n *parser.Node, name string, step *sandbox.BuildStep) bool {
@@ -381,7 +381,7 @@ func (r *reader) pairs(n *parser.Node, name string, step *sandbox.BuildStep) boo
 		case name == "env" && (err != nil || !variable.MatchString(list[i])):
 			ok = false
 			r.add(line, fmt.Sprintf("%.80q is not a variable name", list[i]), "letters, digits and '_', not beginning with a digit", "")
-		case name == "label" && (err != nil || !labelKey.MatchString(key)):
+		case name == "label" && (err != nil || len(key) > 128 || !labelKey.MatchString(key)):
 			ok = false
 			r.add(line, fmt.Sprintf("%.80q is not a label key", list[i]), "at most 128 letters, digits, '.', '_', '/' and '-'", "")
 		}
