@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +34,12 @@ func tool(name string, args []string) error {
 		nr, err := strconv.ParseUint(arg(0), 10, 32)
 		if err != nil {
 			return err
+		}
+		// Where the machine has no such calls this is a fault, of which Go would make an
+		// exit code like any other: have it end the program.
+		var byDefault [4]uint64 // struct sigaction
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGSEGV), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0); errno != 0 {
+			return errno
 		}
 		r := syscall32(uint32(nr), 0x10000000, bad, bad)
 		if e := syscall.Errno(-r); r < 0 && (e == unix.EPERM || e == unix.ENOSYS) {
