@@ -412,7 +412,7 @@ func TestSnapshotsOfSnapshots(t *testing.T) {
 // and so does each fork of a fork; those on too many get copies.
 func TestForkedAgainAndAgain(t *testing.T) {
 	n, most := 300, 290
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 || testing.Short() {
 		n, most = 12, 9
 	}
 	defer local.MostLayers(most)()
