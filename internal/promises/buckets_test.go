@@ -181,7 +181,7 @@ func TestPromise30MountAnyTime(t *testing.T) {
 
 	b.call("mount_bucket", args{"path": home + "/empty"})
 	contains(t, b.refused("mount_bucket", args{"path": home + "/empty/in"}), home+"/empty")
-	p := b.call("spawn_process", args{"command": "exec sleep 600", "cwd": home + "/empty"})
+	p := b.call("spawn_process", args{"command": "sleep 600", "cwd": home + "/empty"})
 	contains(t, b.refused("unmount_bucket", args{"path": home + "/empty"}), "sleep")
 	b.call("kill_process", args{"process_id": p.Result.ProcessID})
 	b.call("unmount_bucket", args{"path": home + "/empty"})
