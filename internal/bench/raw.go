@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -22,7 +21,6 @@ type raw struct {
 	in  io.WriteCloser
 	out *bufio.Reader
 	id  int
-	buf []byte
 }
 
 func startRaw(ctx context.Context, p driver.Program) (*raw, error) {
@@ -35,7 +33,7 @@ func startRaw(ctx context.Context, p driver.Program) (*raw, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.out = bufio.NewReaderSize(out, 2<<20) // the longest answers fit
+	c.out = bufio.NewReaderSize(out, 2<<20) // a line that does not fit is an error
 	c.cmd.Stderr = os.Stderr
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
@@ -55,20 +53,7 @@ func (c *raw) call(method string, params any) ([]byte, error) {
 	if _, err := c.in.Write(append(req, '\n')); err != nil {
 		return nil, err
 	}
-	c.buf = c.buf[:0]
-	for {
-		part, err := c.out.ReadSlice('\n')
-		if err == nil && len(c.buf) == 0 {
-			return part, nil
-		}
-		c.buf = append(c.buf, part...)
-		if err == nil {
-			return c.buf, nil
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return nil, err
-		}
-	}
+	return c.out.ReadSlice('\n')
 }
 
 func (c *raw) tool(name string, args map[string]any) ([]byte, error) {

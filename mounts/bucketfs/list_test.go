@@ -69,45 +69,46 @@ func TestListWhileFilesAreMade(t *testing.T) {
 	}
 }
 
-// A directory that is read to its end takes each of its pages once, the next one
-// before it is wanted; the first page alone takes no other.
-func TestListIsReadAhead(t *testing.T) {
+// openMany opens the long directory of a mount, and counts the pages that are listed
+// from then on.
+func openMany(t *testing.T) (m *mounted, d *os.File, listed func() int64) {
+	t.Helper()
 	b, lists := many(t)
-	m := mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Hour}})
+	m = mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Hour}})
 	d, err := os.Open(m.path("d"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	t.Cleanup(func() { _ = d.Close() })
 	opened := lists.Load() // whether there is anything below the directory's name
+	return m, d, func() int64 { return lists.Load() - opened }
+}
+
+// A directory that is read to its end takes each of its pages once, the next one
+// before it is wanted; the first page alone takes no other.
+func TestListIsReadAhead(t *testing.T) {
+	_, d, listed := openMany(t)
 	begin, err := d.Readdirnames(500)
-	if err != nil || lists.Load()-opened != 1 {
-		t.Fatalf("the first names: %v, %d pages listed, want 1", err, lists.Load()-opened)
+	if err != nil || listed() != 1 {
+		t.Fatalf("the first names: %v, %d pages listed, want 1", err, listed())
 	}
 	rest, err := d.Readdirnames(-1)
-	if want := pages*1000 - 500; err != nil || len(begin)+len(rest) != want || lists.Load()-opened != pages {
-		t.Errorf("%d names, %v, %d pages listed; want %d, and %d pages", len(begin)+len(rest), err, lists.Load()-opened, want, pages)
+	if want := pages*1000 - 500; err != nil || len(begin)+len(rest) != want || listed() != pages {
+		t.Errorf("%d names, %v, %d pages listed; want %d, and %d pages", len(begin)+len(rest), err, listed(), want, pages)
 	}
 }
 
 // What is changed here while the page that tells of it is read ahead is seen.
 func TestChangedWhileReadAhead(t *testing.T) {
-	b, lists := many(t)
-	m := mount(t, b, bucketfs.Options{View: mounts.View{AttrTimeout: time.Hour}})
-	d, err := os.Open(m.path("d"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	opened := lists.Load()
+	m, d, listed := openMany(t)
 	names, err := d.Readdirnames(1100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); lists.Load()-opened < pages && time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Second); listed() < pages && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
-	if got := lists.Load() - opened; got != pages {
+	if got := listed(); got != pages {
 		t.Fatalf("%d pages listed after the second was begun, want %d", got, pages)
 	}
 	time.Sleep(20 * time.Millisecond) // it is read by now; the test shows less if not

@@ -53,7 +53,7 @@ func simple(text string) (words []string) {
 		}
 	}
 	end()
-	if len(words) == 0 || words[0] == "" || words[0][0] == '%' || shellWords[words[0]] {
+	if len(words) == 0 || words[0] == "" || words[0][0] == '%' || shellWord(words[0]) {
 		return nil
 	}
 	if idle := words[0] == "true" || words[0] == "false"; idle && len(words) > 1 { // as a program it may know --help
@@ -75,21 +75,22 @@ func literal(text string, q byte) bool {
 	return true
 }
 
-// shellWords are the names that bash does not look for in PATH: all of its keywords
-// and builtins (`compgen -kb`) but true and false, which do as builtins what they do
-// as programs, and builtins of other shells.
-var shellWords = func() map[string]bool {
-	m := map[string]bool{}
-	for _, w := range strings.Fields(`. : [ alias bg bind break builtin caller cd command compgen complete compopt
-		continue declare dirs disown echo enable eval exec exit export fc fg getopts hash help history jobs kill let
-		local logout mapfile popd printf pushd pwd read readarray readonly return set shift shopt source suspend test
-		times trap type typeset ulimit umask unalias unset wait
-		case coproc do done elif else esac fi for function if in select then time until while
-		chdir`) {
-		m[w] = true
+// shellWord tells whether bash does not look for a name in PATH: its keywords and
+// builtins (`compgen -kb`) but true and false, which do as builtins what they do as
+// programs, and builtins of other shells. A switch, since a map would be made whenever
+// a monitor or an init starts.
+func shellWord(name string) bool {
+	switch name {
+	case ".", ":", "[", "alias", "bg", "bind", "break", "builtin", "caller", "cd", "command", "compgen", "complete", "compopt",
+		"continue", "declare", "dirs", "disown", "echo", "enable", "eval", "exec", "exit", "export", "fc", "fg", "getopts", "hash",
+		"help", "history", "jobs", "kill", "let", "local", "logout", "mapfile", "popd", "printf", "pushd", "pwd", "read", "readarray",
+		"readonly", "return", "set", "shift", "shopt", "source", "suspend", "test", "times", "trap", "type", "typeset", "ulimit",
+		"umask", "unalias", "unset", "wait", "case", "coproc", "do", "done", "elif", "else", "esac", "fi", "for", "function", "if", "in",
+		"select", "then", "time", "until", "while", "chdir":
+		return true
 	}
-	return m
-}()
+	return false
+}
 
 // unshelled tells whether bash would hand env on as it is, with what direct adds,
 // and itself not do anything because of it.

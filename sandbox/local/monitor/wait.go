@@ -64,18 +64,20 @@ func (m *monitor) wait(peer *peer, id uint64, want *wire.Wait) {
 		peer.answer(id, &i, nil)
 		return
 	}
-	w := &waiter{peer: peer, id: id, want: *want, p: p}
-	m.beginWait(w)
-	if p.ready(want) {
-		m.endWait(w)
-	}
+	m.beginWait(&waiter{peer: peer, id: id, want: *want, p: p})
 }
 
-// beginWait notes w; m.mu is held.
-func (m *monitor) beginWait(w *waiter) {
+// beginWait notes w, and ends it at once when there is nothing to wait for; m.mu is
+// held.
+func (m *monitor) beginWait(w *waiter) (ended bool) {
 	w.p.waiters[w] = struct{}{}
 	w.p.waiting.Store(int32(len(w.p.waiters))) // before looking: see wake
 	w.peer.waits[w.id] = w
+	if !w.p.ready(&w.want) {
+		return false
+	}
+	m.endWait(w)
+	return true
 }
 
 // await answers the start of c, which runs, when it has ended or c's patience has.
@@ -88,9 +90,7 @@ func (m *monitor) await(peer *peer, id uint64, c *wire.Command) bool {
 		return false
 	}
 	w := &waiter{peer: peer, id: id, want: wire.Wait{ID: c.ID, ExitOnly: !c.AwaitOutput}, p: p}
-	m.beginWait(w)
-	if p.ready(&w.want) {
-		m.endWait(w)
+	if m.beginWait(w) {
 		return true
 	}
 	w.late = time.AfterFunc(time.Duration(min(c.AwaitMS, 60_000))*time.Millisecond, func() {
