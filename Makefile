@@ -32,8 +32,8 @@ install: build ## install berth below PREFIX (/usr/local)
 demo: build ## see the whole thing work: a real server, driven by a real MCP client (PROVIDER=daytona: at one that plays Daytona)
 	go run ./internal/demo -provider "$(PROVIDER)" bin/berth
 
-test: box bucketd ## run the tests
-	go test ./...
+test: box bucketd ## run the tests (TESTFLAGS: flags of go test)
+	go test $(TESTFLAGS) ./...
 
 check: box bucketd lint ## all that must pass before a change is proposed
 	go mod tidy -diff

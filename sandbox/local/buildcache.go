@@ -72,7 +72,13 @@ func (s *store) remember(key, layer string) error {
 	if layer != "" {
 		e.Size, _ = tree.Usage(s.layersOf(layer), time.Second)
 	}
-	return writeJSON(s.cachePath(key), &e, false)
+	return s.writeCache(key, &e)
+}
+
+// writeCache may be called for a key by several builds at once, of several
+// servers: each writes a file of its own, and the last one stays.
+func (s *store) writeCache(key string, e *cacheEntry) error {
+	return replaceJSON(s.path("tmp", "step."+newLayerID()), s.cachePath(key), e, nil)
 }
 
 // settleCache notes that the layers of keys are on disk.
@@ -81,7 +87,7 @@ func (s *store) settleCache(keys []string) {
 		var e cacheEntry
 		if readJSON(s.cachePath(k), &e) == nil && !e.Synced {
 			e.Synced = true
-			_ = writeJSON(s.cachePath(k), &e, false) // else it is made anew
+			_ = s.writeCache(k, &e) // else it is made anew
 		}
 	}
 }
@@ -106,7 +112,7 @@ func (s *store) cache() ([]cacheItem, error) {
 	var list []cacheItem
 	for _, e := range entries {
 		fi, err := e.Info()
-		if err != nil || strings.HasSuffix(e.Name(), ".new") && s.now().Sub(fi.ModTime()) < tmpTime {
+		if err != nil {
 			continue
 		}
 		i := cacheItem{path: s.path("builds", "cache", e.Name()), used: fi.ModTime()}

@@ -297,6 +297,9 @@ func (s *store) layersInUse() (used map[string]bool, known bool, err error) {
 			return nil, false, err
 		}
 		for _, e := range entries {
+			if !e.IsDir() {
+				continue // of the cache
+			}
 			var r record
 			dir := s.path(place, e.Name())
 			err := readJSON(filepath.Join(dir, recordFile), &r)

@@ -185,13 +185,14 @@ func (s *store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
 }
 
-// writeJSON replaces the file at path atomically. With durable, the content and
+// writeJSON replaces the file at path atomically, for a caller that alone writes
+// there. With durable, the content and
 // its name are on disk when it returns.
 func writeJSON(path string, v any, durable bool) error {
 	if !durable {
-		return replaceJSON(path, v, nil)
+		return replaceJSON(path+".new", path, v, nil)
 	}
-	if err := replaceJSON(path, v, (*os.File).Sync); err != nil {
+	if err := replaceJSON(path+".new", path, v, (*os.File).Sync); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
@@ -202,7 +203,7 @@ func writeJSON(path string, v any, durable bool) error {
 // renamed before it is renamed. It does not wait for the journal, behind which
 // all that a sandbox has just written may queue.
 func orderJSON(path string, v any) error {
-	return replaceJSON(path, v, func(f *os.File) error {
+	return replaceJSON(path+".new", path, v, func(f *os.File) error {
 		const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 		err := unix.SyncFileRange(int(f.Fd()), 0, 0, all)
 		if err == unix.ENOSYS || err == unix.EINVAL || err == unix.ESPIPE {
@@ -212,14 +213,13 @@ func orderJSON(path string, v any) error {
 	})
 }
 
-// replaceJSON writes v aside, calls written with the file, unless it is nil, and
+// replaceJSON writes v to tmp, calls written with the file, unless it is nil, and
 // renames it to path.
-func replaceJSON(path string, v any, written func(*os.File) error) error {
+func replaceJSON(tmp, path string, v any, written func(*os.File) error) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
-	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err

@@ -218,7 +218,7 @@ func testStdin(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("unread", func(t *testing.T) {
-		b, p := open(t, "sleep 1.5; wc -c", "")
+		b, p := open(t, "until [ -e read-now ]; do sleep 0.1; done; wc -c", "")
 		sent := 0
 		var err error
 		chunk := bytes.Repeat([]byte("y"), 256<<10)
@@ -232,6 +232,7 @@ func testStdin(t *testing.T, s *suite) {
 		if sent < 1<<20 {
 			t.Errorf("only %d bytes were taken, want 1 MiB", sent)
 		}
+		b.must("touch read-now")
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			if err = p.Write(s.ctx(t), nil, true); err == nil || time.Now().After(end) {
 				break

@@ -138,6 +138,9 @@ func standIn(name string, args []string) bool {
 	return true
 }
 
+// probeTime is for walks of all of /usr on a machine that is slow and busy.
+const probeTime = 2 * time.Minute
+
 func runAll(user, file string, only []string, leaked []string) {
 	for _, p := range probes(user) {
 		if len(only) > 0 && !contains(only, p.name) {
@@ -148,7 +151,7 @@ func runAll(user, file string, only []string, leaked []string) {
 			runOne(user, file, p.name, leaked)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 		cmd := exec.CommandContext(ctx, os.Args[0], "one", user, file, p.name)
 		cmd.WaitDelay = time.Second
 		out, err := cmd.CombinedOutput()
@@ -159,7 +162,7 @@ func runAll(user, file string, only []string, leaked []string) {
 		}
 		f := broken("the probe's process printed no finding: %v: %.300q", err, out)
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			f = broken("no answer within 30 s")
+			f = broken("no answer within 2 minutes")
 		}
 		f.Probe = p.name
 		fmt.Println(f)
