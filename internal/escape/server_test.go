@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -265,6 +266,13 @@ func TestCycles(t *testing.T) {
 	m := newManager(t, local.Options{Dir: state})
 	l := &left{sessions: "cycle-" + random(), cgroups: map[string]bool{}, state: state}
 	ctx := t.Context()
+	// On a slow machine it takes more than one call's time to prepare the root.
+	first := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(l.sessions + "-first")}
+	for err := sandbox.ErrStarting; errors.Is(err, sandbox.ErrStarting); {
+		_, err = m.ExecuteCommand(ctx, first, sandbox.RunRequest{Command: "true"})
+	}
+	_, err := m.DestroySandbox(ctx, first)
+	must(t, err)
 	var fds, routines int
 	for i := range cycles {
 		key := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.SessionID(fmt.Sprintf("%s-%d", l.sessions, i))}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -307,6 +308,10 @@ func TestServerKilledInATransfer(t *testing.T) {
 			must(t, err)
 			if len(list) == 0 {
 				_, err = p.ImportSnapshot(t.Context(), testKey.Owner, "moved", saved)
+				// What the killed one was just starting holds its locks for a moment.
+				for end := time.Now().Add(10 * time.Second); errors.Is(err, sandbox.ErrExists) && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+					_, err = p.ImportSnapshot(t.Context(), testKey.Owner, "moved", saved)
+				}
 				must(t, err)
 			}
 			in, err := p.Create(t.Context(), testKey, sandbox.Spec{Snapshot: "moved"})

@@ -72,6 +72,8 @@ type Setup struct {
 	FUSE string `json:"fuse,omitempty"`
 }
 
+const idleTime = 500 * time.Millisecond
+
 // Main is init's main function; it returns when the monitor is gone.
 func Main() {
 	harden()
@@ -85,11 +87,12 @@ func Main() {
 	if err := g.setup(); err != nil {
 		return
 	}
-	// What a burst of commands took goes back to the system when it is over.
-	idle := time.AfterFunc(time.Hour, debug.FreeOSMemory)
+	// What setting up, or a burst of commands, took goes back to the system when
+	// it is over, and not before the first command.
+	idle := time.AfterFunc(idleTime, debug.FreeOSMemory)
 	for {
 		f, err := conn.Recv()
-		idle.Reset(500 * time.Millisecond)
+		idle.Reset(idleTime)
 		if err != nil {
 			return // and the kernel ends all that is inside
 		}
@@ -209,8 +212,6 @@ func (g *guest) setup() error {
 				_ = file.Close()
 			}
 			g.gate = nil
-			// After the answer, so that it costs nobody time.
-			debug.FreeOSMemory()
 			return err
 		default:
 			return errors.New("unexpected " + f.Op)

@@ -98,7 +98,7 @@ func (g *guest) startShim(p *raw.Program) (*raw.Child, error) {
 		pid, err := p.Start(0)
 		return &raw.Child{PID: pid}, err
 	}
-	return p.StartShared()
+	return p.StartShared(0)
 }
 
 // A start that takes this long is held up on purpose.

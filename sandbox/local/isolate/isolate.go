@@ -83,6 +83,7 @@ type builder struct {
 	launch *wire.Launch
 	conn   *wire.Conn
 	pid    int
+	init   *raw.Child // at work in our memory until it has executed its program
 	kinds  []string
 	files  []*os.File
 }
@@ -131,6 +132,9 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		trees = more
 		s.cgroups.each(trees, true)
 	}
+	// Init's process takes it from this one, whose memory it shares, when it gets
+	// its ids; then /proc/self would be root's.
+	dumpable, _ := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if gate, err = b.fork(s.cgroups); err != nil {
 		return nil, err
 	}
@@ -167,6 +171,9 @@ func (b *builder) start() (_ *Sandbox, err error) {
 		return nil, err
 	}
 	_ = b.conn.File().SetDeadline(time.Time{})
+	if dumpable == 1 {
+		_ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
+	}
 	s.Conn, s.PID, s.Ready, s.Gate = b.conn, b.pid, *ready, gateFiles
 	s.Ready.InitPID = b.pid
 	s.Ready.InitStart = startTicks(b.pid)
@@ -247,17 +254,17 @@ func (b *builder) fork(c *cgroups) (gate int, err error) {
 	if c.born >= 0 {
 		// Without a cgroup namespace: its root would be the monitor's cgroup, from
 		// where init could not reach the commands'. Each command has one of its own.
-		if b.pid, err = p.StartInto(flags, c.born); err == nil {
-			return pipe[1], nil
+		if b.init, err = p.StartSharedInto(flags, c.born); err != nil {
+			c.unborn()
 		}
-		c.unborn()
 	}
-	b.pid, err = p.Start(flags | unix.CLONE_NEWCGROUP)
-	if err != nil {
-		b.pid = 0
-		_ = unix.Close(pipe[1])
-		return -1, explainClone(err)
+	if b.init == nil {
+		if b.init, err = p.StartShared(flags | unix.CLONE_NEWCGROUP); err != nil {
+			_ = unix.Close(pipe[1])
+			return -1, explainClone(err)
+		}
 	}
+	b.pid = b.init.PID
 	return pipe[1], nil
 }
 

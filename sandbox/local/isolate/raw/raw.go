@@ -91,7 +91,7 @@ type Child struct {
 	stack   []byte
 }
 
-// Release lets go of what is used until the second child has executed its
+// Release lets go of what is used until the last child has executed its
 // program, which the report Started tells, and no other does: after Failed
 // both children are still there for a moment, and it lasts as long as somebody
 // inside likes who can stop them.
@@ -128,23 +128,38 @@ func thread(flags, exitSignal uint64, stack []byte) *cloneArgs {
 // StartShared is Start for a child that shares the caller's memory, which
 // spares the copy of its page tables and all faults that follow from it. The
 // Child must be kept until it has been waited for and the report descriptor
-// gives its end: the second child shares the memory too, and may be the last.
-// Where the kernel has no such call, or a filter forbids it, the child is forked.
+// gives its end, or it has executed a program: the second child shares the memory
+// too, and may be the last. Where the kernel has no such call, or a filter forbids
+// it, the child is forked.
 //
 // Whatever the child does to its credentials makes the caller's memory
 // undumpable.
-func (p *Program) StartShared() (*Child, error) {
+func (p *Program) StartShared(flags uintptr) (*Child, error) {
+	return p.startShared(flags, 0, func() (int, error) { return p.Start(flags) })
+}
+
+// StartSharedInto is StartShared for a child that is born in the cgroup (v2) whose
+// directory the descriptor cgroup is.
+func (p *Program) StartSharedInto(flags uintptr, cgroup int) (*Child, error) {
+	return p.startShared(flags|unix.CLONE_INTO_CGROUP, uint64(cgroup), func() (int, error) { return p.StartInto(flags, cgroup) })
+}
+
+func (p *Program) startShared(flags uintptr, cgroup uint64, otherwise func() (int, error)) (*Child, error) {
 	c := &Child{program: p, scratch: &scratch{}, stack: make([]byte, stackSize)}
 	c.task = &task{steps: p.steps, scratch: c.scratch}
-	pid, errno := share(thread(unix.CLONE_VM|cloneClearHandlers, uint64(unix.SIGCHLD), c.stack), c.task)
+	args := thread(uint64(flags)|unix.CLONE_VM|cloneClearHandlers, uint64(unix.SIGCHLD), c.stack)
+	args.cgroup = cgroup
+	pid, errno := share(args, c.task)
 	switch errno {
 	case 0:
 		c.PID = int(pid)
 		return c, nil
 	case unix.ENOSYS, unix.EPERM, unix.EINVAL:
 		var err error
-		c.PID, err = p.Start(0)
-		return c, err
+		if c.PID, err = otherwise(); err != nil {
+			return nil, err
+		}
+		return c, nil
 	}
 	return nil, errno
 }

@@ -20,7 +20,7 @@ var ways = map[string]func(p *Program) (pid int, keep any, err error){
 		return pid, nil, err
 	},
 	"shared": func(p *Program) (int, any, error) {
-		c, err := p.StartShared()
+		c, err := p.StartShared(0)
 		if err != nil {
 			return 0, nil, err
 		}
@@ -86,7 +86,7 @@ func TestWatcher(t *testing.T) {
 			for i := range 50 {
 				text, left := "exit 7", uint32(0)
 				if i%2 == 1 {
-					text, left = "(sleep 0.02; exit 3) & exit 7", 1
+					text, left = "(sleep 0.5; exit 3) & exit 7", 1
 				}
 				got, ws := play(t, start, watched(text))
 				if len(got) != 2 || got[0].Kind != Started || got[1].Kind != Ended || unix.WaitStatus(got[1].Value).ExitStatus() != 7 ||
@@ -239,7 +239,7 @@ func TestSharedSignal(t *testing.T) {
 	p := &Program{}
 	p.Report(int(w.Fd()))
 	watched("exec sleep 100")(p)
-	c, err := p.StartShared()
+	c, err := p.StartShared(0)
 	if err != nil {
 		t.Fatal(err)
 	}
