@@ -37,7 +37,6 @@ func Main(args []string) bool {
 		if args[0] != "box" {
 			return false // a berth's own argument
 		}
-		prefault(1 << 20)
 		monitor.Main()
 	case "gate":
 		if args[0] != "box" {
@@ -60,7 +59,6 @@ func Main(args []string) bool {
 		}
 		os.Exit(settle(args[2:]))
 	case "init":
-		prefault(512 << 10)
 		if os.Getpid() != 1 {
 			return false
 		}

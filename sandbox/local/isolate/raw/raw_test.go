@@ -86,7 +86,7 @@ func TestWatcher(t *testing.T) {
 			for i := range 50 {
 				text, left := "exit 7", uint32(0)
 				if i%2 == 1 {
-					text, left = "(sleep 0.5; exit 3) & exit 7", 1
+					text, left = "(sleep 0.1; exit 3) & exit 7", 1
 				}
 				got, ws := play(t, start, watched(text))
 				if len(got) != 2 || got[0].Kind != Started || got[1].Kind != Ended || unix.WaitStatus(got[1].Value).ExitStatus() != 7 ||
