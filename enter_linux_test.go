@@ -173,7 +173,8 @@ func TestEnter(t *testing.T) {
 	m.keys("sh -c 'echo again-$((1+1)); exec sleep 60'\r")
 	m.until("again-2")
 	m.keys("\x1a")
-	m.keys("jobs %1; kill -9 %1; wait %1; echo job-$((1+1))\r") // a shell with stopped jobs does not leave at once
+	// A shell with stopped jobs does not leave at once.
+	m.keys("jobs %1; kill -9 %1; while [ -n \"$(jobs -s)\" ]; do sleep 0.05; done; echo job-$((1+1))\r")
 	m.until("Stopped")
 	m.until("job-2")
 	m.keys("exit 7\r")

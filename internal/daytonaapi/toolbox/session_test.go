@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"berth/sandbox"
 )
@@ -129,6 +130,12 @@ func TestShellEnds(t *testing.T) {
 		}
 		if code := w.finished(name, first); code != 0 {
 			t.Errorf("before %s: %d", c.command, code)
+		}
+		// The last of its processes says that it has ended after those that waited do.
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if a := w.request("POST", "/process/session/"+name+"/exec", "application/json", strings.NewReader(`{"command": "true"}`)); a.status == 410 {
+				break
+			}
 		}
 		w.problem(w.do("POST", "/process/session/"+name+"/exec", m{"command": "true"}, 410, nil), 410, "SESSION_ENDED", name)
 		w.problem(w.do("POST", "/process/session/"+name+"/command/"+id+"/input", m{"data": "x"}, 410, nil), 410, "COMMAND_ALREADY_COMPLETED", id)
