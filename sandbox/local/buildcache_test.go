@@ -10,15 +10,7 @@ import (
 
 // TestStepRememberedAtOnce: several builds may come to the same step at a time.
 func TestStepRememberedAtOnce(t *testing.T) {
-	p, err := New(Options{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	s, err := p.store()
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s := freshStore(t)
 	var builds sync.WaitGroup
 	for range 8 {
 		builds.Go(func() {

@@ -297,7 +297,7 @@ func (s *store) layersInUse() (used map[string]bool, known bool, err error) {
 			return nil, false, err
 		}
 		for _, e := range entries {
-			if !e.IsDir() {
+			if place == "tmp" && !e.IsDir() {
 				continue // of the cache
 			}
 			var r record

@@ -186,8 +186,7 @@ func (s *store) path(parts ...string) string {
 }
 
 // writeJSON replaces the file at path atomically, for a caller that alone writes
-// there. With durable, the content and
-// its name are on disk when it returns.
+// there. With durable, the content and its name are on disk when it returns.
 func writeJSON(path string, v any, durable bool) error {
 	if !durable {
 		return replaceJSON(path+".new", path, v, nil)

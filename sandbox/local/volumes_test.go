@@ -14,18 +14,26 @@ import (
 	"berth/sandbox/local/wire"
 )
 
-// TestVolumesAreTheirOwners: one name of two owners are two volumes, a volume
-// in use is kept, sweeps leave volumes alone, and other id maps are refused.
-func TestVolumesAreTheirOwners(t *testing.T) {
+// freshStore is a provider on a state directory of its own.
+func freshStore(t *testing.T) (*Provider, *store) {
+	t.Helper()
 	p, err := New(Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
+	t.Cleanup(func() { p.Close() })
 	s, err := p.store()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p, s
+}
+
+// TestVolumesAreTheirOwners: one name of two owners are two volumes, a volume
+// in use is kept, sweeps leave volumes alone, and other id maps are refused.
+func TestVolumesAreTheirOwners(t *testing.T) {
+	p, s := freshStore(t)
+	var err error
 	ctx := context.Background()
 	ids := wire.IDs{Mode: wire.IDsSingle}
 	dirs := map[sandbox.Owner]string{}

@@ -162,7 +162,7 @@ func runAll(user, file string, only []string, leaked []string) {
 		}
 		f := broken("the probe's process printed no finding: %v: %.300q", err, out)
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			f = broken("no answer within 2 minutes")
+			f = broken("no answer within %s", probeTime)
 		}
 		f.Probe = p.name
 		fmt.Println(f)
