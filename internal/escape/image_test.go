@@ -6,13 +6,16 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"debug/elf"
 	"io"
 	"io/fs"
 	"log"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +30,7 @@ import (
 
 	"berth/sandbox"
 	"berth/sandbox/local"
+	"berth/sandbox/local/boxbin"
 )
 
 // capabilities of a file that give whoever runs it everything.
@@ -45,10 +49,11 @@ func hostileImage(t *testing.T) string {
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, f := range []struct {
+	type file struct {
 		tar.Header
 		body string
-	}{
+	}
+	files := []file{
 		{tar.Header{Name: "bin/cat", Mode: 0o755}, string(program)},
 		{tar.Header{Name: "bin/echo", Typeflag: tar.TypeLink, Linkname: "bin/cat"}, ""},
 		{tar.Header{Name: "bin/id", Typeflag: tar.TypeSymlink, Linkname: "cat"}, ""},
@@ -63,7 +68,13 @@ func hostileImage(t *testing.T) string {
 		{tar.Header{Name: "link-out", Typeflag: tar.TypeSymlink, Linkname: "../../../../../../etc/shadow"}, ""},
 		{tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, ""},
 		{tar.Header{Name: "var/tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, ""},
-	} {
+	}
+	for _, name := range libraries(t) {
+		lib, err := os.ReadFile(name)
+		must(t, err)
+		files = append(files, file{tar.Header{Name: strings.TrimPrefix(name, "/"), Mode: 0o755}, string(lib)})
+	}
+	for _, f := range files {
 		f.Format, f.Size = tar.FormatPAX, int64(len(f.body))
 		must(t, w.WriteHeader(&f.Header))
 		_, err := io.WriteString(w, f.body)
@@ -86,6 +97,32 @@ func hostileImage(t *testing.T) string {
 	must(t, err)
 	must(t, remote.Write(ref, im))
 	return ref.String()
+}
+
+// libraries are the files that this test program needs to start where it stands as
+// sudo, in an image without a C library: none when it is linked statically, or when
+// the helper program, which is, is embedded.
+func libraries(t *testing.T) (names []string) {
+	t.Helper()
+	if boxbin.Open(runtime.GOARCH) != nil {
+		return nil
+	}
+	exe, err := os.Executable()
+	must(t, err)
+	self, err := elf.Open(exe)
+	must(t, err)
+	defer self.Close()
+	if !slices.ContainsFunc(self.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return nil
+	}
+	out, err := exec.Command("ldd", exe).Output()
+	must(t, err)
+	for word := range strings.FieldsSeq(string(out)) {
+		if filepath.IsAbs(word) {
+			names = append(names, word)
+		}
+	}
+	return names
 }
 
 // laid are the fingerprints of all files below dir.
@@ -123,7 +160,9 @@ func TestProbesInAnImage(t *testing.T) {
 		t.Run(variant, func(t *testing.T) {
 			w := newWorld(t)
 			ref := hostileImage(t)
-			o := local.Options{Dir: filepath.Join(shared.dir, "image-"+variant), Images: local.ImageOptions{Private: []string{"*"}}}
+			state, err := os.MkdirTemp(shared.dir, "image-"+variant)
+			must(t, err)
+			o := local.Options{Dir: state, Images: local.ImageOptions{Private: []string{"*"}}}
 			w.ReadOnly, w.Writable = []string{"/filled", "/part-ro"}, []string{"/vol", "/part"}
 			open := ""
 			if variant == "folders" {
@@ -158,7 +197,7 @@ func TestProbesInAnImage(t *testing.T) {
 
 			// What overlay notes down is read when it is mounted: the next start shows
 			// whether a planted note counts.
-			_, err := m.StopSandbox(t.Context(), b.key, false)
+			_, err = m.StopSandbox(t.Context(), b.key, false)
 			must(t, err)
 			if out, _ := b.run(t, "root", "cat", "/noted/file"); out != "of the image" {
 				t.Errorf("a file of the image reads %q after a new start", out)

@@ -267,7 +267,7 @@ func boxCheck() Check {
 	if box := boxbin.Open(runtime.GOARCH); box != nil {
 		return Check{Name: "helper_program", State: OK, Detail: "embedded, " + strconv.FormatInt(box.Size()>>10, 10) + " KiB"}
 	}
-	return Check{Name: "helper_program", State: Degraded, Detail: "not embedded; berth starts itself in its place, which costs time and memory in each sandbox",
+	return Check{Name: "helper_program", State: Degraded, Detail: "not embedded; berth starts itself in its place, which costs time and memory in each sandbox, and leaves those of images without the C library that it was linked with without sudo",
 		Remedy: "build with `make build`, or run `go generate ./sandbox/local/boxbin` before go build"}
 }
 
