@@ -40,9 +40,30 @@ const (
 	slack = 1 << 20
 	// windowMax is in blocks; it is also bounded by the cache.
 	windowMax = 32
-	// streamBlocks are fetched by one request at most.
+	// streamBlocks are fetched by one request at most, and twice as many from a
+	// service that begins to answer within nearby: it bounds no connection, and
+	// what a request costs counts more than having several under way.
 	streamBlocks = 8
+	nearby       = 10 * time.Millisecond
 )
+
+// stream is how many blocks one request fetches at most.
+func (f *FS) stream() int64 {
+	if d := f.firstByte.Load(); d > 0 && d < int64(nearby) {
+		return 2 * streamBlocks
+	}
+	return streamBlocks
+}
+
+// answered notes how long the service took to begin an answer; a late one among
+// many counts an eighth.
+func (f *FS) answered(took time.Duration) {
+	mean := f.firstByte.Load()
+	if mean == 0 {
+		mean = int64(took)
+	}
+	f.firstByte.Store(max(1, mean+(int64(took)-mean)/8)) // of two at a time one is lost, which does not matter
+}
 
 // readResult is data that lies in cached blocks, until Done.
 type readResult struct {
@@ -214,7 +235,8 @@ func (f *FS) readBlocks(n *node, c *content, r *reader, off int64, size int) (*r
 	}
 	end := min(off+int64(size), c.size)
 	first, last := off/blockSize, (end-1)/blockSize
-	blocks := f.want(n, c, first, last, r.plan(f, c, off, end))
+	stream := f.stream()
+	blocks := f.want(n, c, first, last, r.plan(f, c, off, end, stream), stream)
 	r.mu.Lock()
 	sequential := r.window > 0
 	r.mu.Unlock()
@@ -236,8 +258,9 @@ func (f *FS) readBlocks(n *node, c *content, r *reader, off int64, size int) (*r
 	return res, nil
 }
 
-// plan notes a read and returns up to which block to read ahead.
-func (r *reader) plan(f *FS, c *content, off, end int64) int64 {
+// plan notes a read and returns up to which block to read ahead, by requests for
+// so many blocks.
+func (r *reader) plan(f *FS, c *content, off, end, stream int64) int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	sequential := off >= r.next-slack && off <= r.next+slack
@@ -258,7 +281,7 @@ func (r *reader) plan(f *FS, c *content, off, end int64) int64 {
 	goal := min(last+r.window, final)
 	r.ahead = max(r.ahead, last)
 	// Short requests cost as much as long ones.
-	if goal-r.ahead < min(streamBlocks, r.window/2) && goal != final {
+	if goal-r.ahead < min(stream, r.window/2) && goal != final {
 		return last
 	}
 	goal = max(goal, last)
@@ -267,8 +290,8 @@ func (r *reader) plan(f *FS, c *content, off, end int64) int64 {
 }
 
 // want returns blocks first to last, pinned, and starts fetching those that are
-// not there, and on to goal.
-func (f *FS) want(n *node, c *content, first, last, goal int64) []*block {
+// not there, and on to goal, by requests for so many blocks.
+func (f *FS) want(n *node, c *content, first, last, goal, stream int64) []*block {
 	f.cache.mu.Lock()
 	var blocks []*block
 	var run []*block
@@ -286,7 +309,7 @@ func (f *FS) want(n *node, c *content, first, last, goal int64) []*block {
 				break
 			}
 			run = append(run, b)
-			if len(run) == streamBlocks {
+			if int64(len(run)) == stream {
 				flush()
 			}
 		} else {
@@ -359,8 +382,11 @@ func (f *FS) fetch(key func() string, c *content, blocks []*block) {
 // gets another name.
 func (f *FS) open(key func() string, c *content, off, size int64) (io.ReadCloser, error) {
 	for {
-		now := key()
+		now, begin := key(), time.Now()
 		rd, err := f.bucket.Read(f.ctx, now, c.version, off, size)
+		if err == nil {
+			f.answered(time.Since(begin))
+		}
 		if errors.Is(err, fs.ErrNotExist) && key() != now {
 			continue
 		}
