@@ -160,7 +160,7 @@ func TestProbesInAnImage(t *testing.T) {
 		t.Run(variant, func(t *testing.T) {
 			w := newWorld(t)
 			ref := hostileImage(t)
-			state, err := os.MkdirTemp(shared.dir, "image-"+variant)
+			state, err := os.MkdirTemp(shared.dir, "image-"+variant) //nolint:usetesting // TestMain removes what has other owners
 			must(t, err)
 			o := local.Options{Dir: state, Images: local.ImageOptions{Private: []string{"*"}}}
 			w.ReadOnly, w.Writable = []string{"/filled", "/part-ro"}, []string{"/vol", "/part"}
