@@ -63,8 +63,8 @@ type FS struct {
 	cache   *cache
 	sending chan struct{} // a place for each part on its way
 	staged  atomic.Int64
-	// firstByte is how long the service takes to begin an answer to a read, in
-	// nanoseconds; 0 before the first.
+	// firstByte is how long the service takes at least to begin an answer to a
+	// read, in nanoseconds; 0 before the first.
 	firstByte atomic.Int64
 	quiet     quiet
 }

@@ -55,14 +55,14 @@ func (f *FS) stream() int64 {
 	return streamBlocks
 }
 
-// answered notes how long the service took to begin an answer; a late one among
-// many counts an eighth.
+// answered notes how long the service took to begin an answer. The shortest of
+// late counts: what a call waits for others, here or there, is no distance.
 func (f *FS) answered(took time.Duration) {
-	mean := f.firstByte.Load()
-	if mean == 0 {
-		mean = int64(took)
+	least := f.firstByte.Load()
+	if least == 0 || int64(took) < least {
+		least = int64(took)
 	}
-	f.firstByte.Store(max(1, mean+(int64(took)-mean)/8)) // of two at a time one is lost, which does not matter
+	f.firstByte.Store(max(1, least+(int64(took)-least)/64)) // of two at a time one is lost, which does not matter
 }
 
 // readResult is data that lies in cached blocks, until Done.
