@@ -15,6 +15,8 @@ func testPlainCommands(t *testing.T, s *suite) {
 		printf 'echo script "$0" "$1" "$PWD"; exit 5' >first/script && printf '#!/no/such/interpreter\n' >first/orphan &&
 		printf '#!/bin/sh\necho first' >first/locked && printf '#!/bin/sh\necho "second $0"' >second/locked &&
 		cp second/locked second/folder && cp second/locked second/orphan && cp second/locked second/later &&
+		cp second/locked second/true && cp second/locked second/false && mkdir -p bin far/bin far/near && ln -s far/near short &&
+		printf '#!/bin/sh\necho "behind $0"' >far/bin/picked && cp second/locked bin/picked && chmod 755 bin/picked far/bin/picked &&
 		chmod 755 first/script first/orphan second/* && chmod 644 first/locked &&
 		printf 'echo begun\n' >begin`)
 	home := b.info.Home
@@ -31,7 +33,7 @@ func testPlainCommands(t *testing.T, s *suite) {
 		return code(info), strings.ReplaceAll(out, string(c.ID), "ID"), errs // some providers tell their commands
 	}
 	for _, text := range []string{
-		"true", "false", "script one", "first/script 'o n e'", "orphan", "locked", "later", "folder", "./first", "first/locked", "no-such-program-at-all a", "./missing",
+		"true", "false", "script one", "first/script 'o n e'", "orphan", "locked", "later", "folder", "./first", "first/locked", "no-such-program-at-all a", "./missing", "picked", "--version",
 		`sh -c 'echo "$0" $#; exit 3' "a b" c=d ''`, `cat /proc/self/comm`, "uname -s", " uname\t-s\n", "cat nothing.txt",
 	} {
 		t.Run(strings.ReplaceAll(text, "/", "_"), func(t *testing.T) {
@@ -60,6 +62,8 @@ func testPlainCommands(t *testing.T, s *suite) {
 		{"BASH_ENV", "uname -s", home + "/begin", "begun\nLinux\n"},
 		{"BASH_FUNC_uname%%", "uname -s", "() { echo function; }", "function\n"},
 		{"SHELLOPTS", "uname -s", "noexec", ""},
+		{"PATH", "later", "~/second:/usr/bin:/bin", "second " + home + "/second/later\n"},
+		{"IFS", "printenv IFS", ":", " \t\n\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if _, out, _ := run(t, c.text, "", map[string]string{c.name: c.value}); out != c.out && strings.HasPrefix(b.must("echo $BASH_VERSION"), "5") {

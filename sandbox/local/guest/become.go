@@ -139,7 +139,7 @@ func becomeIt(name string) error {
 		}
 		argv = []string{"", "/dev/fd/" + strconv.Itoa(fd)}
 	} else if c.shell != "" {
-		argv = []string{"", "-c", c.shell}
+		argv = append([]string{""}, shellArgs(c.shell)...)
 	}
 	groups := []int{int(b.User.GID)}
 	for _, n := range b.User.Groups {

@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -56,11 +57,14 @@ func simple(text string) (words []string) {
 	if len(words) == 0 || words[0] == "" || words[0][0] == '%' || shellWord(words[0]) {
 		return nil
 	}
-	if idle := words[0] == "true" || words[0] == "false"; idle && len(words) > 1 { // as a program it may know --help
+	if idle(words[0]) && len(words) > 1 { // as a program it may know --help
 		return nil
 	}
 	return words
 }
+
+// idle tells whether a word is one of the builtins that do the same as programs.
+func idle(word string) bool { return word == "true" || word == "false" }
 
 // literal tells whether text between two quotes, each a q, stands for itself.
 func literal(text string, q byte) bool {
@@ -100,22 +104,48 @@ func unshelled(env map[string]string) bool {
 			return false
 		}
 	}
-	for _, k := range []string{"SHELLOPTS", "EXECIGNORE", "POSIXLY_CORRECT", "PWD", "OLDPWD", "SHLVL", "_"} {
+	for _, k := range []string{"SHELLOPTS", "EXECIGNORE", "POSIXLY_CORRECT", "PWD", "OLDPWD", "SHLVL", "_",
+		// It sets or drops these; for the last two Debian's reads ~/.bashrc.
+		"IFS", "OPTIND", "OPTERR", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME", "RANDOM", "SRANDOM", "PPID", "HISTCMD", "COMP_WORDBREAKS",
+		"PS1", "PS2", "PS4", "SSH_CLIENT", "SSH2_CLIENT"} {
 		if _, ok := env[k]; ok {
 			return false
 		}
 	}
-	return env["PATH"] != ""
+	// In PATH it expands a tilde.
+	return env["PATH"] != "" && env["PATH"][0] != '~' && !strings.Contains(env["PATH"], ":~")
 }
 
-// direct adds the execution of the first file in the directories of search that may
-// be executed, as bash chooses it; when that does not work the next steps follow.
-func direct(p *raw.Program, words []string, search string, vars []uintptr) {
+// served tells whether a file system of FUSE is asked for one of files, by their
+// names: it may take its time, or for ever, which a shell waits for after its start, and
+// a start would not be over. What links lead to is not looked up.
+func (g *guest) served(cwd string, files []string) bool {
+	g.fuse.mu.Lock()
+	defer g.fuse.mu.Unlock()
+	if len(g.fuse.others)+len(g.fuse.buckets) == 0 {
+		return false
+	}
+	for _, name := range files {
+		if !path.IsAbs(name) {
+			name = path.Join(cwd, name)
+		}
+		for at := path.Clean(name); at != "/"; at = path.Dir(at) {
+			if g.fuse.others[at] != nil || g.fuse.buckets[at] != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// direct adds the execution of the first of files that may be executed, as bash
+// chooses it; when that does not work the next steps follow.
+func direct(p *raw.Program, words, files []string, vars []uintptr) {
 	pwd := p.Bytes(append([]byte("PWD="), make([]byte, unix.PathMax)...))
 	shell := []func(){p.Else(unix.SYS_GETCWD, pwd+uintptr(len("PWD=")), unix.PathMax)}
 	argv := p.Strings(words)
 	vars = append(vars[:len(vars):len(vars)], pwd, p.String("SHLVL=0"))
-	for _, name := range candidates(words[0], search) {
+	for _, name := range files {
 		file := p.String(name)
 		next := p.Else(unix.SYS_FACCESSAT, atCwd, file, unix.X_OK)
 		shell = append(shell, p.Else(unix.SYS_EXECVE, file, argv, p.List(append(vars, p.String("_="+name)))))

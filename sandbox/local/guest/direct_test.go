@@ -54,13 +54,37 @@ func TestShellWords(t *testing.T) {
 }
 
 func TestUnshelled(t *testing.T) {
-	for name, want := range map[string]bool{"HOME": true, "BASH_ENV": false, "BASH_FUNC_ls%%": false, "SHELLOPTS": false, "PWD": false, "SHLVL": false, "_": false} {
+	for name, want := range map[string]bool{"HOME": true, "BASH_ENV": false, "BASH_FUNC_ls%%": false, "SHELLOPTS": false, "PWD": false, "SHLVL": false, "_": false, "IFS": false, "PS1": false, "SSH_CLIENT": false} {
 		if got := unshelled(map[string]string{"PATH": "/bin", name: "x"}); got != want {
 			t.Errorf("with %s: %t, want %t", name, got, want)
 		}
 	}
+	for _, list := range []string{"~/bin:/bin", "/bin:~", "/bin:~agent/bin"} {
+		if unshelled(map[string]string{"PATH": list}) {
+			t.Errorf("bash expands the tilde in %s", list)
+		}
+	}
 	if unshelled(map[string]string{"HOME": "/"}) {
 		t.Error("without PATH bash has one of its own")
+	}
+}
+
+func TestServed(t *testing.T) {
+	g := &guest{}
+	files := candidates("git", "/home/agent/bin:/usr/bin/::bin")
+	if want := []string{"/home/agent/bin/git", "/usr/bin/git", "./git", "bin/git"}; !slices.Equal(files, want) {
+		t.Fatalf("candidates are %q, want %q", files, want)
+	}
+	if g.served("/work", files) {
+		t.Error("without a file system of FUSE none is asked")
+	}
+	g.fuse.others = map[string]*fuseMount{"/home/agent/bin": {}}
+	if !g.served("/work", files) || g.served("/work", files[1:]) || g.served("/home/agent", files[1:3]) || !g.served("/home/agent", files[3:]) {
+		t.Error("what is below a file system's place is asked of it, and nothing else")
+	}
+	g.fuse.others, g.fuse.buckets = nil, map[string]*bucket{"/work": {}}
+	if !g.served("/work", files) || g.served("/", files) {
+		t.Error("what is below a bucket's place is asked of its service, and nothing else")
 	}
 }
 

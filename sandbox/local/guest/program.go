@@ -3,7 +3,6 @@
 package guest
 
 import (
-	"path"
 	"sort"
 	"strings"
 	"unsafe"
@@ -46,10 +45,7 @@ func candidates(program, list string) []string {
 		if dir == "" {
 			dir = "."
 		}
-		out = append(out, path.Join(dir, program))
-		if dir == "." {
-			out[len(out)-1] = "./" + program
-		}
+		out = append(out, strings.TrimSuffix(dir, "/")+"/"+program) // cleaned it could be another, behind a link
 		if len(out) == 256 {
 			break
 		}
@@ -207,6 +203,14 @@ func padGroups(groups []uint32) []uint32 {
 	return append(groups, make([]uint32, 65-len(groups))...)
 }
 
+// shellArgs makes a shell run text, also one that begins like an option.
+func shellArgs(text string) []string {
+	if strings.HasPrefix(text, "-") {
+		return []string{"-c", "--", text}
+	}
+	return []string{"-c", text}
+}
+
 func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 	env := make([]string, 0, len(c.env))
 	for k, v := range c.env {
@@ -231,9 +235,15 @@ func (g *guest) execs(p *raw.Program, t *tree, c *command) {
 		try(c.argv[0], search, p.Strings(c.argv))
 	} else {
 		if words := simple(c.shell); words != nil && unshelled(c.env) {
-			direct(p, words, search, vars)
+			where := search
+			if idle(words[0]) { // whatever stands on the PATH
+				where = "/usr/bin:/bin"
+			}
+			if files := candidates(words[0], where); !g.served(c.cwd, files) {
+				direct(p, words, files, vars)
+			}
 		}
-		args := []string{"-c", c.shell}
+		args := shellArgs(c.shell)
 		if t.file != "" {
 			args = []string{t.file}
 		}

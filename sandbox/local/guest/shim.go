@@ -25,7 +25,7 @@ const limitPatience = 300 * time.Millisecond
 func (g *guest) spawn(t *tree, c *command) (*shim, error) {
 	s, err := g.try(t, c)
 	// Those that a kill has just ended count until they are reaped.
-	for end := time.Now().Add(limitPatience); err != nil && !errors.Is(err, errHeldUp) && wireError(err).Code == wire.CodeLimit && time.Now().Before(end); s, err = g.try(t, c) {
+	for end := time.Now().Add(limitPatience); err != nil && wireError(err).Code == wire.CodeLimit && time.Now().Before(end); s, err = g.try(t, c) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return s, err
@@ -104,8 +104,8 @@ func (g *guest) startShim(p *raw.Program) (*raw.Child, error) {
 // A start that takes this long is held up on purpose.
 const startPatience = 20 * time.Second
 
-var errHeldUp error = &wire.Error{Code: wire.CodeLimit, Text: "the command was held up for " + startPatience.String() +
-	" before its program began, and was ended; something in the sandbox stops it: look at list_processes, or stop the sandbox"}
+var errHeldUp error = &wire.Error{Code: wire.CodeHeldUp, Text: "the command was held up for " + startPatience.String() +
+	" before its program began, and was ended; something in the sandbox stops it, such as a file system that does not answer: look at list_processes, or stop the sandbox"}
 
 // firstReport waits for the shim's first word; io.EOF when there is none. A
 // command has its user's rights before its program runs, so that others of that

@@ -58,6 +58,8 @@ func Error(e *wire.Error) error {
 		return &sandbox.FieldError{Field: "volumes.subpath", Problem: e.Text, Allowed: "a directory of the volume, or the name of one to be made"}
 	case wire.CodeMountpoint:
 		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrMountpoint}
+	case wire.CodeHeldUp:
+		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrLimit}
 	case wire.CodeNoProgram:
 		return &sandbox.UserError{Text: e.Text, Err: sandbox.ErrNoProgram}
 	case wire.CodeInvalid:

@@ -63,6 +63,7 @@ const (
 	CodeExited      = "exited"
 	CodeStdinClosed = "stdin_closed"
 	CodeLimit       = "limit"
+	CodeHeldUp      = "held_up" // a command was stopped from inside before its program began
 	CodeUnsupported = "unsupported"
 	CodeStopping    = "stopping" // the sandbox is being stopped; nothing was started
 	CodeNoProgram   = "no_program"
