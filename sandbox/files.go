@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -70,6 +72,11 @@ func (f *faults) path(p string) {
 		f.add("path", "it is missing", "absolute, relative to the default directory, or beginning with ~/", "")
 	case !plainPath(p):
 		f.add("path", "it is too long, or holds a NUL byte or invalid UTF-8", "at most 4,096 bytes of UTF-8", "")
+	case strings.HasPrefix(p, "~") && p != "~" && p[1] != '/':
+		f.add("path", fmt.Sprintf("%.200q begins with the home of somebody else", p), "absolute, relative to the default directory, or beginning with ~/", "a file of such a name is ./"+shorten(p, 200))
+	case p != "/" && slices.Contains([]string{"", ".", ".."}, p[strings.LastIndexByte(p, '/')+1:]):
+		// Cleaned it would be the name of a file, which it is for no program.
+		f.add("path", fmt.Sprintf("%.200q is the name of a directory", p), "a file's path", "list a directory with a command such as ls")
 	}
 }
 

@@ -145,3 +145,20 @@ func TestEditFile(t *testing.T) {
 		})
 	}
 }
+
+// A name that means a directory, or somebody's home, to every program is no
+// file's to this one.
+func TestNamesOfNoFile(t *testing.T) {
+	m, _ := newFake(t, sandbox.Options{})
+	sh(t, m, "printf kept >w")
+	for _, name := range []string{"w/", "w/.", "sub/..", ".", "..", "~root/x", "~x"} {
+		_, err := m.WriteFile(ctxOf(t), key, sandbox.WriteFileRequest{Path: name, Data: []byte("over")})
+		var field *sandbox.FieldError
+		if !errors.As(err, &field) || field.Field != "path" {
+			t.Errorf("writing %q: %v, want that path is refused", name, err)
+		}
+	}
+	if got := sh(t, m, "cat w"); got.Stdout.Head != "kept" {
+		t.Errorf("the file beside them reads %q", got.Stdout.Head)
+	}
+}
