@@ -103,6 +103,44 @@ func TestSnapshotOwners(t *testing.T) {
 	}
 }
 
+// Volumes of every owner are listed, and deleted when no sandbox has them.
+func TestVolumes(t *testing.T) {
+	m := newMachine(t)
+	m.run(0, "", "No volumes. berth run --volume NAME:PATH -- CMD makes one, and so does volumes of start_sandbox.\n", "volumes")
+	with := func(owner sandbox.Owner, id sandbox.SessionID, names ...string) {
+		t.Helper()
+		var s sandbox.Spec
+		for _, n := range names {
+			s.Volumes = append(s.Volumes, sandbox.VolumeMount{Volume: n, Path: "/" + n})
+		}
+		if _, err := m.fake.Create(t.Context(), sandbox.Key{Owner: owner, Session: id}, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with(sandbox.LocalOwner, "mine", "both")
+	with("default", "theirs", "both", "data")
+	a := m.run(0, "*", "", "volumes")
+	for _, want := range []string{`^VOLUME +OWNER +SIZE +CREATED +USED BY`, `(?m)^both +local .* mine$`, `(?m)^both +default .* theirs$`, `(?m)^data +default `} {
+		if !regexp.MustCompile(want).MatchString(a.stdout) {
+			t.Errorf("volumes ls: %q does not match %q", a.stdout, want)
+		}
+	}
+	if a := m.run(0, "*", "", "volumes", "ls", "--json"); !strings.Contains(a.stdout, `"name":"data","owner":"default"`) || !strings.Contains(a.stdout, `"used_by":["theirs"]`) {
+		t.Errorf("volumes ls --json: %q", a.stdout)
+	}
+	m.run(1, "", "berth: both is ambiguous: it exists for default and local; give --owner\n", "volumes", "rm", "both")
+	if a := m.run(1, "", "*", "volumes", "rm", "--owner", "default", "both"); !strings.Contains(a.stderr, "attached to") {
+		t.Errorf("volumes rm of one in use: %q", a.stderr)
+	}
+	m.run(1, "", "berth: there is no volume none; berth volumes ls shows those there are\n", "volumes", "rm", "none")
+	m.run(0, "theirs deleted\n", "", "rm", "--owner", "default", "theirs")
+	m.run(0, "data deleted\n", "", "volumes", "rm", "--owner", "default", "data")
+	m.run(0, "both deleted\n", "", "volumes", "rm", "--owner", "default", "both")
+	if a := m.run(0, "*", "", "volumes"); strings.Contains(a.stdout, "default") || !strings.Contains(a.stdout, "both") {
+		t.Errorf("volumes ls at the end: %q", a.stdout)
+	}
+}
+
 // A key in the directory chooses another place than this machine: ls says so.
 func TestListSaysWhere(t *testing.T) {
 	m := newMachine(t)
