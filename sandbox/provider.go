@@ -201,7 +201,8 @@ type (
 	PortLister interface {
 		PortLabels(ctx context.Context) ([]string, error)
 	}
-	// VolumeLister lists an owner's volumes by name. A Provider ability.
+	// VolumeLister lists an owner's volumes by name; of an empty owner, what it
+	// can tell of all owners'. A Provider ability.
 	VolumeLister interface {
 		Volumes(ctx context.Context, owner Owner) ([]Volume, error)
 	}

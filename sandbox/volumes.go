@@ -32,6 +32,7 @@ type VolumeMount struct {
 
 // Volume is a named directory of an owner.
 type Volume struct {
+	Owner   Owner
 	Name    string
 	Created time.Time
 	Size    int64 // bytes; negative: not known

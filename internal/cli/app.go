@@ -252,6 +252,25 @@ func (b *bench) find(ctx context.Context, typed, owner string) (sandbox.Key, err
 	return sandbox.Key{}, fmt.Errorf("%q could be any of %s", typed, strings.Join(names, ", "))
 }
 
+// theOwner is whose a thing is that is known by a name of its owner's, a
+// snapshot or a volume: the owner asked for, or the only one that has it.
+// owners are those that do. When nobody has it, it is the local owner's to miss.
+func theOwner(kind, name, asked string, owners []string) (sandbox.Owner, error) {
+	seen := visibleOwner(asked)
+	slices.Sort(owners)
+	switch {
+	case len(owners) == 0 && seen == "":
+		return sandbox.LocalOwner, nil
+	case (asked == "" || asked == "all") && len(owners) > 1:
+		return "", ambiguous(name, owners)
+	case len(owners) == 0 || slices.Contains(owners, string(seen)):
+		return seen, nil
+	case seen != "":
+		return "", fmt.Errorf("%s has no %s %q; it exists for %s; give --owner", seen, kind, name, strings.Join(owners, " and "))
+	}
+	return sandbox.Owner(owners[0]), nil
+}
+
 func ambiguous(id string, owners []string) error {
 	last := len(owners) - 1
 	return fmt.Errorf("%s is ambiguous: it exists for %s and %s; give --owner", id, strings.Join(owners[:last], ", "), owners[last])

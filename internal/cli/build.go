@@ -177,8 +177,8 @@ func (l *buildLog) report(p sandbox.Progress) {
 }
 
 type snapshotLogCommand struct {
-	Owner string `help:"Whose; local when not told." default:"local" placeholder:"NAME"`
-	Name  string `arg:"" help:"The snapshot."`
+	nameOwner
+	Name string `arg:"" help:"The snapshot."`
 }
 
 func (c *snapshotLogCommand) Run(a *App) error {
@@ -191,7 +191,13 @@ func (c *snapshotLogCommand) Run(a *App) error {
 	if !ok {
 		return errors.New("this provider builds no snapshots")
 	}
-	text, err := keeper.BuildLog(a.ctx, sandbox.Owner(c.Owner), c.Name, 16<<20)
+	owner := sandbox.Owner(c.Owner)
+	if c.Owner == "" || c.Owner == "all" { // else also of a build that failed, and left no snapshot
+		if owner, err = b.snapshotOwner(a, c.Name, c.Owner); err != nil {
+			return err
+		}
+	}
+	text, err := keeper.BuildLog(a.ctx, owner, c.Name, 16<<20)
 	if errors.Is(err, sandbox.ErrNotFound) {
 		return fmt.Errorf("no log of a build of %q is kept; those of builds that failed are kept for a week", c.Name)
 	}

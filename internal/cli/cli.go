@@ -58,6 +58,7 @@ type commands struct {
 	Remove   removeCommand   `cmd:"" name:"rm" group:"people" help:"Delete a sandbox and its files."`
 	Images   imagesCommand   `cmd:"" group:"people" help:"List, fetch and remove images."`
 	Snapshot snapshotCommand `cmd:"" group:"people" help:"Make, list and delete snapshots of sandboxes."`
+	Volumes  volumesCommand  `cmd:"" group:"people" help:"List and delete volumes."`
 	Prune    pruneCommand    `cmd:"" group:"people" help:"Delete the sandboxes that are not running, and forget finished steps of builds."`
 
 	ClientConfig clientConfigCommand `cmd:"" group:"setup" help:"Print ready configuration for an MCP client."`

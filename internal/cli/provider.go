@@ -35,7 +35,7 @@ func (a *App) provider(c *config.Config, log *slog.Logger) (sandbox.Provider, st
 		p, reason, err = a.local(c, log, reason)
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, "", c.Placed(err)
 	}
 	return p, reason, nil
 }

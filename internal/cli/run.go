@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ const exitCodes = "Exit code: the command's own; 128+n when signal n ended it, s
 type runCommand struct {
 	Keep     bool     `help:"Keep the sandbox afterwards, and say its id."`
 	Session  string   `help:"The sandbox's id; made when absent." placeholder:"ID"`
+	Owner    string   `help:"Whose it is, and so are --snapshot and --volume: local, default (BERTH_TOKEN), or a token's name." default:"local" placeholder:"NAME"`
 	Image    string   `help:"The image to make it of: a name as for docker pull, oci:PATH[:TAG] or docker-archive:PATH." placeholder:"IMAGE"`
 	Snapshot string   `help:"The snapshot to make it of; it beats --image." placeholder:"NAME"`
 	Env      []string `short:"e" sep:"none" help:"An environment variable, NAME=VALUE; NAME alone takes yours." placeholder:"NAME=VALUE"`
@@ -58,6 +60,9 @@ func (c *runCommand) Run(a *App) error {
 	if err := imagePath("run: --image", c.Image); err != nil {
 		return err
 	}
+	if !config.OwnerName(c.Owner) || c.Owner == "all" {
+		return usagef("run: --owner: %.80q is no name of an owner; allowed: %s, and not all", c.Owner, config.OwnerNames)
+	}
 	ephemeral := !c.Keep
 	spec := sandbox.Spec{Ephemeral: &ephemeral, Image: a.absoluteImage(c.Image), Snapshot: c.Snapshot}
 	if err := c.add(&spec); err != nil {
@@ -81,7 +86,7 @@ func (c *runCommand) Run(a *App) error {
 	}
 	defer b.close()
 
-	key := sandbox.Key{Owner: sandbox.LocalOwner, Session: sandbox.NewSessionID()}
+	key := sandbox.Key{Owner: sandbox.Owner(c.Owner), Session: sandbox.NewSessionID()}
 	if c.Session != "" {
 		if key.Session, err = sandbox.ParseSessionID(c.Session); err != nil {
 			if f, ok := errors.AsType[*sandbox.FieldError](err); ok {
@@ -95,7 +100,7 @@ func (c *runCommand) Run(a *App) error {
 	signal.Ignore(syscall.SIGPIPE)
 	started, err := a.start(b, key, spec)
 	if err != nil {
-		return a.notRun(err)
+		return a.notRun(c.whose(a, b, err))
 	}
 	if started.Outcome == sandbox.Connected {
 		return a.notRun(fmt.Errorf("sandbox %s exists already; berth exec %s -- … runs commands in it", key.Session, key.Session))
@@ -103,7 +108,11 @@ func (c *runCommand) Run(a *App) error {
 	a.remark(started.Notice.Warnings)
 	err = a.attach(b, key, sandbox.SpawnRequest{RunRequest: sandbox.RunRequest{Argv: argv, Env: env, User: c.User, Cwd: c.Cwd}}, c.TTY, 0)
 	if c.Keep {
-		fmt.Fprintf(a.Stderr, "berth: the sandbox is kept; berth enter %s\n", key.Session)
+		flag := ""
+		if key.Owner != visibleOwner("") && visibleOwner("") != "" {
+			flag = "--owner " + c.Owner + " "
+		}
+		fmt.Fprintf(a.Stderr, "berth: the sandbox is kept; berth enter %s%s\n", flag, key.Session)
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 30*time.Second)
@@ -115,6 +124,20 @@ func (c *runCommand) Run(a *App) error {
 		}
 	}
 	return err
+}
+
+// whose says of a snapshot that the owner of the sandbox does not have who has it.
+func (c *runCommand) whose(a *App, b *bench, err error) error {
+	f, ok := errors.AsType[*sandbox.FieldError](err)
+	if !ok || f.Field != "snapshot" || c.Snapshot == "" {
+		return err
+	}
+	owners, listErr := b.snapshotOwners(a, c.Snapshot)
+	if listErr != nil || len(owners) == 0 || slices.Contains(owners, c.Owner) {
+		return err
+	}
+	slices.Sort(owners)
+	return fmt.Errorf("run: --snapshot: %s has no snapshot %q; it exists for %s; give --owner %s, whose the sandbox then is", c.Owner, c.Snapshot, strings.Join(owners, " and "), owners[0])
 }
 
 type execCommand struct {

@@ -48,7 +48,7 @@ func (c *snapshotListCommand) Run(a *App) error {
 		fmt.Fprintln(a.Stderr, "No snapshots. berth snapshot create ID NAME keeps a sandbox's files, berth snapshot create NAME -f Dockerfile builds one.")
 		return nil
 	}
-	t := newTable("SNAPSHOT", "DIGEST", "SIZE", "FROM", "CREATED", "USED BY")
+	t := newTable("SNAPSHOT", "OWNER", "DIGEST", "SIZE", "FROM", "CREATED", "USED BY")
 	for _, s := range list {
 		used := []string{}
 		for _, u := range s.UsedBy {
@@ -68,7 +68,7 @@ func (c *snapshotListCommand) Run(a *App) error {
 		case from == "":
 			from = "an import"
 		}
-		t.row(s.Name, shortDigest(s.Digest), size(s.Size), from, ago(s.Created), strings.Join(used, " "))
+		t.row(s.Name, string(s.Owner), shortDigest(s.Digest), size(s.Size), from, ago(s.Created), strings.Join(used, " "))
 	}
 	if c.JSON {
 		return nil
@@ -82,12 +82,44 @@ func (b *bench) snapshots(a *App) ([]sandbox.SnapshotInfo, error) {
 	if !ok {
 		return nil, errors.New("this provider has no snapshots")
 	}
-	return k.Snapshots(a.ctx, "")
+	list, err := k.Snapshots(a.ctx, "")
+	for i := range list {
+		if list[i].Owner == "" { // of the account at Daytona, which is local's
+			list[i].Owner = sandbox.LocalOwner
+		}
+	}
+	return list, err
+}
+
+// nameOwner is whose snapshot or volume a command means.
+type nameOwner struct {
+	Owner string `help:"Whose; needed when several owners have one of this name: local, default (BERTH_TOKEN), or a token's name." placeholder:"NAME"`
+}
+
+// snapshotOwners are those that have a snapshot of this name.
+func (b *bench) snapshotOwners(a *App, name string) ([]string, error) {
+	list, err := b.snapshots(a)
+	var owners []string
+	for _, s := range list {
+		if s.Name == name {
+			owners = append(owners, string(s.Owner))
+		}
+	}
+	return owners, err
+}
+
+// snapshotOwner is whose snapshot a person means by a name.
+func (b *bench) snapshotOwner(a *App, name, asked string) (sandbox.Owner, error) {
+	owners, err := b.snapshotOwners(a, name)
+	if err != nil {
+		return "", err
+	}
+	return theOwner("snapshot", name, asked, owners)
 }
 
 type snapshotRemoveCommand struct {
-	Name  []string `arg:"" help:"The snapshots."`
-	Owner string   `help:"Whose; local when not told." default:"local" placeholder:"NAME"`
+	nameOwner
+	Name []string `arg:"" help:"The snapshots."`
 }
 
 func (c *snapshotRemoveCommand) Run(a *App) error {
@@ -98,7 +130,11 @@ func (c *snapshotRemoveCommand) Run(a *App) error {
 	defer b.close()
 	failed := false
 	for _, name := range c.Name {
-		if err := b.DeleteSnapshot(a.ctx, sandbox.Owner(c.Owner), name); err != nil {
+		owner, err := b.snapshotOwner(a, name, c.Owner)
+		if err == nil {
+			err = b.DeleteSnapshot(a.ctx, owner, name)
+		}
+		if err != nil {
 			failed = true
 			fmt.Fprintf(a.Stderr, "berth: %s\n", printable(forPeople(withoutField(err))))
 			continue

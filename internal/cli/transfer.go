@@ -9,11 +9,11 @@ import (
 )
 
 type snapshotExportCommand struct {
+	nameOwner
 	Name  string `arg:"" help:"The snapshot."`
 	File  string `arg:"" help:"The file, or with --dir the directory, to write. Only you may read it."`
 	Dir   bool   `help:"Write a directory. A name that ends with / is one, too."`
 	Force bool   `help:"Replace a file that is there."`
-	Owner string `help:"Whose; local when not told." default:"local" placeholder:"NAME"`
 	Quiet bool   `short:"q" help:"No progress."`
 }
 
@@ -30,9 +30,13 @@ func (c *snapshotExportCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
+	owner, err := b.snapshotOwner(a, c.Name, c.Owner)
+	if err != nil {
+		return err
+	}
 	o := sandbox.ExportOptions{To: a.absolute(c.File), Dir: c.Dir || strings.HasSuffix(c.File, "/"), Replace: c.Force}
 	bar := newProgress(a, c.Quiet)
-	out, err := b.ExportSnapshot(sandbox.WithProgress(a.ctx, bar.report), sandbox.Owner(c.Owner), c.Name, o)
+	out, err := b.ExportSnapshot(sandbox.WithProgress(a.ctx, bar.report), owner, c.Name, o)
 	bar.end(false)
 	if err != nil {
 		return withoutField(err)

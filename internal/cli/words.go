@@ -12,6 +12,7 @@ var asCommands = strings.NewReplacer(
 	"list_snapshots", "berth snapshot ls",
 	"create_snapshot", "berth snapshot create",
 	"delete_snapshot", "berth snapshot rm",
+	"list_volumes", "berth volumes ls",
 	"list_sandboxes", "berth ls",
 	"stop_sandbox", "berth stop",
 	"destroy_sandbox", "berth rm",

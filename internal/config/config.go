@@ -75,6 +75,9 @@ type Config struct {
 	Buckets *mounts.Set `yaml:"-"`
 	// Environment holds what providers read from the environment and .env files.
 	Environment Environment `yaml:"-"`
+	// Origin is where settings were given, by key: a line of the file, a variable
+	// or a flag. See Placed.
+	Origin map[string]string `yaml:"-"`
 }
 
 // Listens tells that some address is listened on.
@@ -361,7 +364,25 @@ func Load(s Source) (*Config, error) {
 		})
 		return nil, &Error{Problems: l.problems}
 	}
+	l.config.Origin = l.origin
 	return l.config, nil
+}
+
+// Placed makes of err, which a provider has found with its options, what Load
+// says of settings: each fault with the place where it was given, since who
+// wrote a flag or a variable need not know the key. Anything else stays as it is.
+func (c *Config) Placed(err error) error {
+	l := loader{origin: c.Origin}
+	placed := false
+	for _, f := range faultsOf(err) {
+		where := l.where(f.Field)
+		placed = placed || where != ""
+		l.report(f.Field, where, f.Problem, f.Allowed, f.Hint)
+	}
+	if !placed {
+		return err
+	}
+	return &Error{Problems: l.problems}
 }
 
 // expandHome makes paths of this machine that begin with ~ begin with home:

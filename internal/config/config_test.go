@@ -32,11 +32,12 @@ func TestExampleHoldsEveryKeyWithItsDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.File = ""
+	got.File, got.Origin = "", nil
 	want, err := config.Load(config.Source{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	want.Origin = nil
 	// An empty list or map in the file means the same as none.
 	if diff := cmp.Diff(want, got, cmp.Transformer("empty", func(m map[string]string) string { return cmp.Diff(nil, m) }),
 		cmp.FilterValues(func(a, b []string) bool { return len(a)+len(b) == 0 }, cmp.Ignore()),
@@ -271,5 +272,33 @@ func TestIntervalsFit(t *testing.T) {
 	_, err = config.Load(config.Source{File: write(t, "defaults: {auto_stop_minutes: 525601}\n")})
 	if err == nil || !strings.Contains(err.Error(), "0 to 525600 minutes") {
 		t.Errorf("525601: %v", err)
+	}
+}
+
+// What only the provider finds wrong is said of what was written, not of the key
+// that it became.
+func TestPlaced(t *testing.T) {
+	file := write(t, "limits:\n  host_dirs: [{host: /a, path: /in/a}]\n")
+	c, err := config.Load(config.Source{File: file, Environ: []string{"BERTH_LIMITS_MAX_PIDS=99"},
+		Flags: []config.Flag{{Name: "--dir", Key: "limits.host_dirs", Value: "/b:/in/b", Add: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault := func(key string) error { return &sandbox.FieldError{Field: key, Problem: "wrong", Hint: "do so"} }
+	const one = "1 problem in the settings:\n  "
+	for _, f := range []struct {
+		err  error
+		want string
+	}{
+		{fault("limits.host_dirs[1]"), one + "--dir: wrong; do so"},
+		{fault("limits.host_dirs[0]"), one + file + " line 2: limits.host_dirs[0]: wrong; do so"},
+		{fault("limits.max_pids"), one + "BERTH_LIMITS_MAX_PIDS: limits.max_pids: wrong; do so"},
+		{errors.Join(fault("state"), fault("limits.host_dirs[1]")), "2 problems in the settings:\n  state: wrong; do so\n  --dir: wrong; do so"},
+		{fault("state"), "state: wrong; do so"},
+		{errors.New("odd"), "odd"},
+	} {
+		if got := c.Placed(f.err).Error(); got != f.want {
+			t.Errorf("Placed(%v) = %q, want %q", f.err, got, f.want)
+		}
 	}
 }

@@ -24,6 +24,12 @@ var Toolsets = []string{"default", "all", "core", "sandbox", "files", "buckets",
 
 var ownerPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]*$`)
 
+// OwnerNames is what OwnerName allows, for messages.
+const OwnerNames = "1 to 63 letters, digits, '.', '_', '@' and '-', the first a letter or digit"
+
+// OwnerName reports whether name can be an owner's.
+func OwnerName(name string) bool { return len(name) <= 63 && ownerPattern.MatchString(name) }
+
 // validate checks the whole config. It needs no file system.
 func (l *loader) validate() {
 	c := l.config
@@ -247,8 +253,8 @@ func (l *loader) validateHTTP() {
 	owners := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(c.Auth.Tokens)) {
 		key, token := "auth.tokens."+name, c.Auth.Tokens[name].Reveal()
-		if len(name) > 63 || !ownerPattern.MatchString(name) {
-			bad(key, "is no name of an owner", "1 to 63 letters, digits, '.', '_', '@' and '-', the first a letter or digit", "")
+		if !OwnerName(name) {
+			bad(key, "is no name of an owner", OwnerNames, "")
 		}
 		if sum, ok := strings.CutPrefix(token, "sha256:"); ok {
 			if b, err := hex.DecodeString(sum); err != nil || len(b) != 32 {

@@ -1,6 +1,7 @@
 package daytona
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,8 +52,10 @@ func (p *Provider) volume(ctx context.Context, owner sandbox.Owner, name string)
 	}
 }
 
-// Volumes lists the owner's volumes by name.
+// Volumes lists the owner's volumes by name. Whose those of tenants are cannot be
+// told from the platform's names: of all, it lists the local owner's.
 func (p *Provider) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.Volume, error) {
+	owner = cmp.Or(owner, sandbox.LocalOwner)
 	at, err := p.at()
 	if err != nil {
 		return nil, err
@@ -69,7 +72,7 @@ func (p *Provider) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.
 	for _, v := range list {
 		name, mine, _ := p.ownName(owner, v.Name)
 		if mine && v.State != "deleted" && v.State != "deleting" && v.State != "pending_delete" {
-			out = append(out, sandbox.Volume{Name: name, Created: v.Created, Size: -1, UsedBy: used.volumes[name]})
+			out = append(out, sandbox.Volume{Owner: owner, Name: name, Created: v.Created, Size: -1, UsedBy: used.volumes[name]})
 		}
 	}
 	slices.SortFunc(out, func(a, b sandbox.Volume) int { return strings.Compare(a.Name, b.Name) })

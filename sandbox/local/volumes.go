@@ -177,39 +177,62 @@ func (s *store) volumeUsers(owner sandbox.Owner) (map[string][]sandbox.SessionID
 	return users, nil
 }
 
-// Volumes lists an owner's volumes.
+// Volumes lists an owner's volumes; all owners' when it is empty.
 func (p *Provider) Volumes(_ context.Context, owner sandbox.Owner) ([]sandbox.Volume, error) {
 	s, err := p.store()
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(s.volumesOf(owner))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	dirs := []string{s.volumesOf(owner)}
+	if owner == "" {
+		if dirs, err = entriesOf(s.path("volumes")); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, err
+	var volumes []string
+	for _, d := range dirs {
+		in, err := entriesOf(d)
+		if err != nil {
+			return nil, err
+		}
+		volumes = append(volumes, in...)
 	}
-	users, err := s.volumeUsers(owner)
-	if err != nil {
-		return nil, err
-	}
+	users := map[sandbox.Owner]map[string][]sandbox.SessionID{}
 	var list []sandbox.Volume
 	late := time.Now().Add(time.Second)
-	for _, e := range entries {
+	for _, dir := range volumes {
 		var note volumeNote
-		if readJSON(filepath.Join(s.volumesOf(owner), e.Name(), volumeFile), &note) != nil {
+		if readJSON(filepath.Join(dir, volumeFile), &note) != nil {
 			continue // being made or deleted
 		}
-		v := sandbox.Volume{Name: note.Name, Created: note.Created, Size: -1, UsedBy: users[note.Name]}
+		of := sandbox.Owner(note.Owner)
+		if users[of] == nil {
+			if users[of], err = s.volumeUsers(of); err != nil {
+				return nil, err
+			}
+		}
+		v := sandbox.Volume{Owner: of, Name: note.Name, Created: note.Created, Size: -1, UsedBy: users[of][note.Name]}
 		if left := time.Until(late); left > 0 {
-			if n, ok := tree.Usage(filepath.Join(s.volumesOf(owner), e.Name(), volumeData), min(left, 200*time.Millisecond)); ok {
+			if n, ok := tree.Usage(filepath.Join(dir, volumeData), min(left, 200*time.Millisecond)); ok {
 				v.Size = n
 			}
 		}
 		list = append(list, v)
 	}
 	return list, nil
+}
+
+// entriesOf are the paths of what is in dir, none when it is not there.
+func entriesOf(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	paths := make([]string, len(entries))
+	for i, e := range entries {
+		paths[i] = filepath.Join(dir, e.Name())
+	}
+	return paths, err
 }
 
 // DeleteVolume deletes a volume that no sandbox has attached.

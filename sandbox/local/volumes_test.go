@@ -72,6 +72,9 @@ func TestVolumesAreTheirOwners(t *testing.T) {
 	if list, err := p.Volumes(ctx, "bob"); err != nil || len(list) != 1 || len(list[0].UsedBy) != 0 {
 		t.Errorf("bob's: %v, %v", list, err)
 	}
+	if list, err := p.Volumes(ctx, ""); err != nil || len(list) != 2 || list[0].Owner == list[1].Owner || len(list[0].UsedBy)+len(list[1].UsedBy) != 1 {
+		t.Errorf("everybody's: %v, %v", list, err)
+	}
 	if err := os.RemoveAll(s.sandboxDir(id)); err != nil {
 		t.Fatal(err)
 	}

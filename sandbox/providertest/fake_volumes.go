@@ -62,12 +62,12 @@ func (f *Fake) Volumes(ctx context.Context, owner sandbox.Owner) ([]sandbox.Volu
 	defer f.store.mu.Unlock()
 	var list []sandbox.Volume
 	for _, v := range f.store.volumes {
-		if v.owner != owner {
+		if owner != "" && v.owner != owner {
 			continue
 		}
-		out := sandbox.Volume{Name: v.name, Created: v.created, Size: -1}
+		out := sandbox.Volume{Owner: v.owner, Name: v.name, Created: v.created, Size: -1}
 		for _, i := range infos {
-			if i.Key.Owner == owner && slices.ContainsFunc(i.Spec.Volumes, func(m sandbox.VolumeMount) bool { return m.Volume == v.name }) {
+			if i.Key.Owner == v.owner && slices.ContainsFunc(i.Spec.Volumes, func(m sandbox.VolumeMount) bool { return m.Volume == v.name }) {
 				out.UsedBy = append(out.UsedBy, i.Key.Session)
 			}
 		}
