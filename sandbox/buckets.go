@@ -22,9 +22,11 @@ type MountRequest struct {
 
 // MountResult of MountBucket and UnmountBucket.
 type MountResult struct {
-	Mount  MountInfo
-	Info   Info
-	Notice Notice
+	Mount MountInfo
+	// Replaced is what was at the same path before, when it was another mount.
+	Replaced *Mount
+	Info     Info
+	Notice   Notice
 }
 
 // DefaultDirectory is where commands start that name no directory: the spec's,
@@ -199,6 +201,11 @@ func (m *Manager) MountBucket(ctx context.Context, key Key, r MountRequest) (*Mo
 		}
 		res := &MountResult{Mount: made, Notice: b.notice}
 		res.Notice.Revived = revived
+		for _, was := range b.info.Mounts {
+			if was.Path == mt.Path && was.Mount != mt {
+				res.Replaced = &was.Mount
+			}
+		}
 		return m.afterMount(ctx, key, b, res)
 	}
 }
@@ -323,6 +330,7 @@ func mountError(mt Mount, err error) error {
 	return fmt.Errorf("mount the bucket at %s: %w", mt.Path, err)
 }
 
+// bucketName is the bucket with what is shown of it.
 func (mt Mount) bucketName() string {
 	if mt.Prefix == "" {
 		return mt.Bucket

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"berth/internal/secret"
 	"berth/mounts"
 	"berth/sandbox"
@@ -103,6 +105,26 @@ func TestMountBucketStartsTheSandbox(t *testing.T) {
 	wantField(t, "UnmountBucket again", err, "path")
 	if _, err := m.UnmountBucket(ctxOf(t), sandbox.Key{Owner: "o", Session: "never"}, "/data"); !errors.Is(err, sandbox.ErrNotFound) {
 		t.Errorf("UnmountBucket of no sandbox: %v", err)
+	}
+}
+
+func TestMountBucketReplaces(t *testing.T) {
+	m, _, _ := newBuckets(t, mounts.SetOptions{}, sandbox.Spec{})
+	for _, tt := range []struct {
+		prefix string
+		was    *sandbox.Mount
+	}{
+		{"", nil},
+		{"", nil}, // the same again is no other
+		{"in/", &sandbox.Mount{Path: "/data", Connection: "main", Bucket: "main-bucket"}},
+	} {
+		res, err := m.MountBucket(ctxOf(t), key, sandbox.MountRequest{Path: "/data", Connection: "main", Prefix: tt.prefix})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.was, res.Replaced); diff != "" || states(res.Info) != "/data mounted" {
+			t.Errorf("with prefix %q: %s; replaced (-want +got):\n%s", tt.prefix, states(res.Info), diff)
+		}
 	}
 }
 
