@@ -347,7 +347,7 @@ func faultText(mt Mount, fault *mounts.Fault) string {
 	hint := map[mounts.FaultKind]string{
 		mounts.FaultResolve: who + ": its endpoint", mounts.FaultEndpoint: who + ": its endpoint",
 		mounts.FaultUnreachable: "try again later; if it stays so, " + who + ": its endpoint", mounts.FaultCredentials: who + ": its keys",
-		mounts.FaultRegion: who + ": its region", mounts.FaultNoBucket: "check the bucket's name",
+		mounts.FaultRegion:     who + ": its region", // a FaultNoBucket's message tells what to check
 		mounts.FaultListDenied: "a prefix that the keys may list could be mounted", mounts.FaultReadDenied: who + ": what its keys may do",
 		mounts.FaultWriteDenied: "read_only mounts it for reading", mounts.FaultClock: "the operator sets this machine's clock",
 	}[fault.Kind]
