@@ -22,9 +22,11 @@ type MountRequest struct {
 
 // MountResult of MountBucket and UnmountBucket.
 type MountResult struct {
-	Mount  MountInfo
-	Info   Info
-	Notice Notice
+	Mount MountInfo
+	// Replaced is what was at the same path before, when it was another mount.
+	Replaced *Mount
+	Info     Info
+	Notice   Notice
 }
 
 // DefaultDirectory is where commands start that name no directory: the spec's,
@@ -199,6 +201,11 @@ func (m *Manager) MountBucket(ctx context.Context, key Key, r MountRequest) (*Mo
 		}
 		res := &MountResult{Mount: made, Notice: b.notice}
 		res.Notice.Revived = revived
+		for _, was := range b.info.Mounts {
+			if was.Path == mt.Path && was.Mount != mt {
+				res.Replaced = &was.Mount
+			}
+		}
 		return m.afterMount(ctx, key, b, res)
 	}
 }
@@ -323,6 +330,7 @@ func mountError(mt Mount, err error) error {
 	return fmt.Errorf("mount the bucket at %s: %w", mt.Path, err)
 }
 
+// bucketName is the bucket with what is shown of it.
 func (mt Mount) bucketName() string {
 	if mt.Prefix == "" {
 		return mt.Bucket
@@ -339,7 +347,7 @@ func faultText(mt Mount, fault *mounts.Fault) string {
 	hint := map[mounts.FaultKind]string{
 		mounts.FaultResolve: who + ": its endpoint", mounts.FaultEndpoint: who + ": its endpoint",
 		mounts.FaultUnreachable: "try again later; if it stays so, " + who + ": its endpoint", mounts.FaultCredentials: who + ": its keys",
-		mounts.FaultRegion: who + ": its region", mounts.FaultNoBucket: "check the bucket's name",
+		mounts.FaultRegion:     who + ": its region", // a FaultNoBucket's message tells what to check
 		mounts.FaultListDenied: "a prefix that the keys may list could be mounted", mounts.FaultReadDenied: who + ": what its keys may do",
 		mounts.FaultWriteDenied: "read_only mounts it for reading", mounts.FaultClock: "the operator sets this machine's clock",
 	}[fault.Kind]

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"berth/internal/secret"
 	"berth/mounts"
 	"berth/sandbox"
@@ -106,6 +108,26 @@ func TestMountBucketStartsTheSandbox(t *testing.T) {
 	}
 }
 
+func TestMountBucketReplaces(t *testing.T) {
+	m, _, _ := newBuckets(t, mounts.SetOptions{}, sandbox.Spec{})
+	for _, tt := range []struct {
+		prefix string
+		was    *sandbox.Mount
+	}{
+		{"", nil},
+		{"", nil}, // the same again is no other
+		{"in/", &sandbox.Mount{Path: "/data", Connection: "main", Bucket: "main-bucket"}},
+	} {
+		res, err := m.MountBucket(ctxOf(t), key, sandbox.MountRequest{Path: "/data", Connection: "main", Prefix: tt.prefix})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tt.was, res.Replaced); diff != "" || states(res.Info) != "/data mounted" {
+			t.Errorf("with prefix %q: %s; replaced (-want +got):\n%s", tt.prefix, states(res.Info), diff)
+		}
+	}
+}
+
 func TestMountBucketRefuses(t *testing.T) {
 	m, f, _ := newBuckets(t, mounts.SetOptions{}, sandbox.Spec{})
 	for _, tt := range []struct {
@@ -144,7 +166,7 @@ func TestMountBucketRefuses(t *testing.T) {
 	}
 	_, err := m.MountBucket(ctxOf(t), key, sandbox.MountRequest{Path: "/other", Connection: "more", Bucket: "missing-bucket"})
 	var user *sandbox.UserError
-	if !errors.As(err, &user) || !strings.Contains(err.Error(), "missing-bucket") || !strings.Contains(err.Error(), "check the bucket's name") {
+	if !errors.As(err, &user) || !strings.Contains(err.Error(), "missing-bucket") || strings.Count(err.Error(), "check the ") != 1 {
 		t.Errorf("mount of no bucket: %v", err)
 	}
 	info, err := m.GetSandbox(ctxOf(t), key)

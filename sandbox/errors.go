@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"strings"
 )
 
@@ -24,6 +26,8 @@ var (
 	ErrNotRegular   = errors.New("is not a regular file")
 	ErrNotEmpty     = errors.New("directory is not empty")
 	ErrClosed       = errors.New("closed")
+	// ErrReadOnly is fs.ErrPermission too; other users, root among them, get no further.
+	ErrReadOnly = fmt.Errorf("read-only file system: %w", fs.ErrPermission)
 	// ErrMountpoint: a bucket cannot be shown at that place, or not taken away.
 	ErrMountpoint = errors.New("cannot be a mount point")
 	// ErrBuildFailed is every *BuildError.

@@ -94,6 +94,8 @@ func fileError(err error, path string) error {
 		return say(fs.ErrNotExist, "path: %s does not exist in the sandbox; see what is there with a command such as ls -la, or make it with write_file", path)
 	case errors.Is(err, fs.ErrExist):
 		return say(fs.ErrExist, "path: %s exists already; give another one", path)
+	case errors.Is(err, ErrReadOnly): // before fs.ErrPermission, which it is too
+		return say(ErrReadOnly, "path: %s is on a read-only file system, for root too: a mount that is shown read-only, a bucket that is not mounted at the moment (get_sandbox shows mounts), or a part that nobody inside may change; write elsewhere", path)
 	case errors.Is(err, fs.ErrPermission):
 		return say(fs.ErrPermission, "path: permission denied for %s; a command with user root may read and change it", path)
 	case errors.Is(err, ErrIsDir):

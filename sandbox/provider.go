@@ -77,7 +77,7 @@ type Instance interface {
 // sandbox's user. Paths are absolute and resolved inside. Links are followed
 // as the sandbox sees them; they lead nowhere outside. Every method fails with ErrNotRunning when the sandbox is not
 // running, and with fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, ErrIsDir,
-// ErrNotDir, ErrNotRegular as fits.
+// ErrNotDir, ErrNotRegular, ErrReadOnly as fits.
 type Files interface {
 	// Stat follows links.
 	Stat(ctx context.Context, path string) (FileInfo, error)

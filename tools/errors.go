@@ -44,6 +44,7 @@ var sentences = []struct {
 	{sandbox.ErrNotRegular, path("is a device, pipe or socket, not a regular file; use execute_command for it")},
 	{fs.ErrNotExist, path("does not exist in the sandbox; check it with execute_command: ls -la")},
 	{fs.ErrExist, path("exists already")},
+	{sandbox.ErrReadOnly, path("is on a read-only file system, for root too; write elsewhere")}, // before fs.ErrPermission, which it is too
 	{fs.ErrPermission, path("may not be used by the sandbox's user; execute_command with user root can change that")},
 	{sandbox.ErrLimit, fixed("a limit of this server is reached; end processes or destroy sandboxes you no longer need (list_processes, list_sandboxes), then try again")},
 	{sandbox.ErrUnsupported, fixed("this server's provider cannot do that")},

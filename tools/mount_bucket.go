@@ -176,6 +176,9 @@ func mountBucket(b buckets) tool {
 			return nil, err
 		}
 		out := mountAnswer{SessionID: string(c.key.Session), mountRow: mountOf(res.Mount), Note: posix, Notice: c.noticeText(res.Notice)}
+		if was := res.Replaced; was != nil {
+			out.Note = "it replaced the mount of " + was.Bucket + "/" + was.Prefix + " (connection " + was.Connection + ") at this path, whose bucket keeps what it has; " + posix
+		}
 		if n := res.Mount.Entries; n >= 0 {
 			out.Entries = strconv.Itoa(n)
 			if res.Mount.More {

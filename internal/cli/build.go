@@ -118,7 +118,7 @@ func (c *snapshotCreateCommand) read(a *App) (sandbox.Build, error) {
 		text, err = os.ReadFile(file)
 	}
 	if err != nil {
-		return sandbox.Build{}, err
+		return sandbox.Build{}, fmt.Errorf("-f: %s cannot be read: %s; name a Dockerfile, or - for stdin", file, because(err))
 	}
 	b, err := dockerfile.Parse(string(text), nil)
 	if err != nil {
@@ -133,6 +133,13 @@ func (c *snapshotCreateCommand) read(a *App) (sandbox.Build, error) {
 		dir = filepath.Dir(file)
 	case !filepath.IsAbs(dir):
 		dir = filepath.Join(a.Dir, dir)
+	}
+	if c.Context != "" {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return b, fmt.Errorf("--context: %s cannot be read: %s; name a directory", dir, because(err))
+		}
+		_ = root.Close()
 	}
 	if file != "-" {
 		ignore = file + ".dockerignore"

@@ -182,13 +182,24 @@ func (a *App) usage(err error) int {
 
 var (
 	noValue = regexp.MustCompile(`^(-[-\w]+): (?:expected .* but got "EOL".*|missing value, expecting .*)$`)
+	noFloat = regexp.MustCompile(`^--([-\w]+): expected a float but got (".*?") \(\w+\)$`)
 	notOne  = regexp.MustCompile(`^<?([-\w]+)>?(.*) must be one of (".*") but got (".*")$`)
 )
+
+// amounts are what the flags take that are numbers.
+var amounts = map[string]string{"cpu": "processors, such as 0.5", "memory": "GiB without a unit, such as 0.5", "disk": "GiB without a unit, such as 0.5"}
 
 // plainUsage says in plain words what the parser finds wrong.
 func plainUsage(text string) string {
 	if m := noValue.FindStringSubmatch(text); m != nil {
 		return m[1] + " needs a value"
+	}
+	if m := noFloat.FindStringSubmatch(text); m != nil {
+		allowed := amounts[m[1]]
+		if allowed == "" {
+			allowed = "a number, such as 0.5"
+		}
+		return fmt.Sprintf("--%s: %s is not a number; allowed: %s", m[1], m[2], allowed)
 	}
 	if m := notOne.FindStringSubmatch(text); m != nil {
 		name := m[1] + m[2]

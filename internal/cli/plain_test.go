@@ -15,6 +15,8 @@ func TestPlainUsage(t *testing.T) {
 	for in, want := range map[string]string{
 		`--http: expected string value but got "EOL" (<EOL>)`:       "--http needs a value",
 		`--dir: missing value, expecting "<arg>"`:                   "--dir needs a value",
+		`--memory: expected a float but got "512m" (string)`:        `--memory: "512m" is not a number; allowed: GiB without a unit, such as 0.5`,
+		`--cpu: expected a float but got "two" (string)`:            `--cpu: "two" is not a number; allowed: processors, such as 0.5`,
 		`<name> must be one of "cursor","sse","http" but got "foo"`: `NAME: "foo" is not known; allowed: cursor, sse, http`,
 		`--mode=STRING must be one of "a","b" but got "c"`:          `--mode=STRING: "c" is not known; allowed: a, b`,
 		"unknown flag --htp, did you mean one of \"--http\"?":       "unknown flag --htp, did you mean one of \"--http\"?",

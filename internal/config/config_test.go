@@ -166,6 +166,24 @@ func TestUnknownVariablesAreRemarked(t *testing.T) {
 	}
 }
 
+func TestFaultyNetworkLists(t *testing.T) {
+	file := write(t, "defaults:\n  network_allow_list: [10.0.0.300/8, 1.2.3.4, 10.1.2.3/8]\n  network_allow_domains: [UP!]\nlimits:\n  network_allow_list: [nothing]\n")
+	_, err := config.Load(config.Source{File: file})
+	if err == nil {
+		t.Fatal("faulty lists are taken")
+	}
+	for _, want := range []string{
+		"line 2: defaults.network_allow_list: \"10.0.0.300/8\" is not an address range; allowed: CIDRs such as",
+		"line 2: defaults.network_allow_list: 10.1.2.3/8 has bits beyond its length; did you mean 10.0.0.0/8?",
+		"line 3: defaults.network_allow_domains: \"up!\" is not a name; allowed: names in lower case",
+		"line 5: limits.network_allow_list: \"nothing\" is not an address range",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("got:\n%v\nwant %q in it", err, want)
+		}
+	}
+}
+
 func TestHostDirs(t *testing.T) {
 	file := write(t, "limits:\n  host_dirs: [{host: /a, path: /in/a, read_only: true}]\n")
 	got, err := config.Load(config.Source{File: file, Flags: []config.Flag{

@@ -23,7 +23,11 @@ func (l *loader) file(name string, data []byte) {
 	d := yaml.NewDecoder(strings.NewReader(string(data)))
 	if err := d.Decode(&doc); err != nil {
 		if err.Error() != "EOF" { // an empty file changes nothing
-			l.report("", name, strings.TrimPrefix(err.Error(), "yaml: "), "", "the file must be YAML; berth's config.example.yaml shows it")
+			text, hint := strings.TrimPrefix(err.Error(), "yaml: "), "the file must be YAML; berth's config.example.yaml shows it"
+			if tabbed(text, data) {
+				hint = "that line begins with a tab: YAML wants spaces there"
+			}
+			l.report("", name, text, "", hint)
 		}
 		return
 	}
@@ -34,6 +38,21 @@ func (l *loader) file(name string, data []byte) {
 	if len(doc.Content) == 1 {
 		l.node(name, "", doc.Content[0], reflect.ValueOf(l.config).Elem(), false)
 	}
+}
+
+// tabbed tells whether the line that a complaint of the YAML parser names has a
+// tab before its text.
+func tabbed(complaint string, data []byte) bool {
+	var n int
+	if _, err := fmt.Sscanf(complaint, "line %d:", &n); err != nil {
+		return false
+	}
+	lines := strings.Split(string(data), "\n")
+	if n < 1 || n > len(lines) {
+		return false
+	}
+	line := lines[n-1]
+	return strings.Contains(line[:len(line)-len(strings.TrimLeft(line, " \t-"))], "\t")
 }
 
 func at(file string, n *yaml.Node) string { return fmt.Sprintf("%s line %d", file, n.Line) }

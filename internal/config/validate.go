@@ -119,12 +119,10 @@ func (l *loader) validate() {
 		key            string
 		cidrs, domains []string
 	}{{"defaults.", d.NetworkAllowList, d.NetworkAllowDomains}, {"limits.", c.Limits.NetworkAllowList, c.Limits.NetworkAllowDomains}} {
-		if _, err := sandbox.ParseCIDRs(n.key+"network_allow_list", n.cidrs); err != nil {
-			bad(n.key+"network_allow_list", err.Error(), "", "")
-		}
+		_, cidrs := sandbox.ParseCIDRs("network_allow_list", n.cidrs)
 		p := policy(false, nil, n.domains)
-		if err := (sandbox.Spec{Network: &p}).Validate(); err != nil {
-			bad(n.key+"network_allow_domains", err.Error(), "", "")
+		for _, err := range faultsOf(errors.Join(cidrs, (sandbox.Spec{Network: &p}).Validate())) {
+			l.report(n.key+err.Field, l.where(n.key+err.Field), err.Problem, err.Allowed, err.Hint)
 		}
 	}
 	if u := c.Local.UpstreamProxy.Reveal(); u != "" {

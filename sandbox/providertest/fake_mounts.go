@@ -138,7 +138,7 @@ func (i *fakeInstance) Mount(ctx context.Context, o sandbox.MountOrder) (sandbox
 	var fault *mounts.Fault
 	switch {
 	case !exists:
-		fault = &mounts.Fault{Kind: mounts.FaultNoBucket, Message: "there is no bucket " + o.Bucket}
+		fault = &mounts.Fault{Kind: mounts.FaultNoBucket, Message: "there is no bucket " + o.Bucket + "; check the name, or make it"}
 	case o.Job.Service.SecretAccessKey != key:
 		fault = &mounts.Fault{Kind: mounts.FaultCredentials, Message: "the service does not know these keys"}
 	}

@@ -363,6 +363,10 @@ func mountWalls(t *testing.T, s *suite) {
 			t.Errorf("as %s: got exit %d, %q, %q", user, code(info), out, errs)
 		}
 	}
+	for _, path := range []string{"/data/ro/x", "/data/ro/new"} {
+		_, err := b.inst.Files().Write(s.ctx(t), path, strings.NewReader("y"), sandbox.WriteOptions{})
+		wantErr(t, "write of "+path, err, sandbox.ErrReadOnly)
+	}
 	if got, _ := bucket.Get(t, "in/x"); got != "x" {
 		t.Errorf("the bucket has %q", got)
 	}

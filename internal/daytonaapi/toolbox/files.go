@@ -86,6 +86,8 @@ func fileError(err error, name string) error {
 		return err
 	case errors.Is(err, fs.ErrNotExist):
 		text = "no such file or directory"
+	case errors.Is(err, sandbox.ErrReadOnly): // before fs.ErrPermission, which it is too
+		text = "it is on a read-only file system; write elsewhere"
 	case errors.Is(err, fs.ErrPermission):
 		text = "permission denied"
 	case errors.Is(err, fs.ErrExist):

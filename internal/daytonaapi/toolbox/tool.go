@@ -35,8 +35,8 @@ func (e *toolError) Error() string {
 // Is makes the usual complaints of coreutils kinds of errors.
 func (e *toolError) Is(target error) bool {
 	for text, kind := range map[string]error{"Permission denied": fs.ErrPermission, "Operation not permitted": fs.ErrPermission,
-		"Read-only file system": fs.ErrPermission, "No such file or directory": fs.ErrNotExist, "Directory not empty": fs.ErrExist} {
-		if kind == target && strings.Contains(e.stderr, text) {
+		"Read-only file system": sandbox.ErrReadOnly, "No such file or directory": fs.ErrNotExist, "Directory not empty": fs.ErrExist} {
+		if errors.Is(kind, target) && strings.Contains(e.stderr, text) {
 			return true
 		}
 	}

@@ -53,7 +53,7 @@ func pathError(path string, err error) *wire.Error {
 		{unix.EEXIST, wire.CodeExist, "exists already"},
 		{unix.EACCES, wire.CodePermission, "permission denied"},
 		{unix.EPERM, wire.CodePermission, "permission denied"},
-		{unix.EROFS, wire.CodePermission, "read-only file system"},
+		{unix.EROFS, wire.CodeReadOnly, "read-only file system"},
 		{unix.ETXTBSY, wire.CodePermission, "the program is running"},
 		{unix.ENOSPC, wire.CodeNoSpace, "no space left"},
 		{unix.EDQUOT, wire.CodeNoSpace, "no space left"},

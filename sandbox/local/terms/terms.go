@@ -30,6 +30,7 @@ var kinds = map[string]error{
 	wire.CodeBadCwd:      fs.ErrNotExist,
 	wire.CodeExist:       fs.ErrExist,
 	wire.CodePermission:  fs.ErrPermission,
+	wire.CodeReadOnly:    sandbox.ErrReadOnly,
 	wire.CodeIsDir:       sandbox.ErrIsDir,
 	wire.CodeNotDir:      sandbox.ErrNotDir,
 	wire.CodeNotRegular:  sandbox.ErrNotRegular,

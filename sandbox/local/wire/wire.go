@@ -55,6 +55,7 @@ const (
 	CodeNotExist    = "not_exist"
 	CodeExist       = "exist"
 	CodePermission  = "permission"
+	CodeReadOnly    = "read_only" // the file system is
 	CodeIsDir       = "is_dir"
 	CodeNotDir      = "not_dir"
 	CodeNotRegular  = "not_regular"
