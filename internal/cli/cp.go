@@ -183,7 +183,7 @@ func because(err error) string {
 		text string
 	}{
 		{fs.ErrNotExist, "there is no such file or directory"},
-		{sandbox.ErrReadOnly, "it is on a read-only file system; copy to another place"},
+		{sandbox.ErrReadOnly, "read-only file system"},
 		{fs.ErrPermission, "permission denied"},
 		{sandbox.ErrIsDir, "it is a directory"},
 		{syscall.EISDIR, "it is a directory"},
