@@ -389,12 +389,14 @@ func (b *bench) ready() ([]row, error) {
 			node = append(node, time.Since(begin))
 		}
 	}
-	peer := ""
+	const empty = "node with an empty program"
+	var peers []contender
 	if len(node) > 0 {
-		peer = fmt.Sprintf("node with an empty program %s (%.1f×)", ms(node.p50()), float64(node.p50())/float64(up.p50()))
+		peers = append(peers, contender{name: empty})
 	}
 	return []row{
-		{"server ready (start → initialize answered)", "≤ 30 ms", "p50 " + ms(up.p50()) + ", p95 " + ms(up.p95()), peer, judge(up.p50() <= 30*time.Millisecond)},
+		{"server ready (start → initialize answered)", "≤ 30 ms", "p50 " + ms(up.p50()) + ", p95 " + ms(up.p95()),
+			beside(map[string]sample{"berth": up, empty: node}, "berth", peers), judge(up.p50() <= 30*time.Millisecond)},
 		{"— its RSS then", "≤ 30 MiB", mib(rss), "", judge(rss <= 30<<20)},
 		{"stdin closed → server gone", "≤ 1 s", "p50 " + ms(down.p50()) + ", p95 " + ms(down.p95()), "", judge(down.p95() <= time.Second)},
 	}, nil

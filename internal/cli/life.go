@@ -56,15 +56,23 @@ func (a *App) each(ids []string, owner string, f func(*bench, sandbox.Key) error
 		return err
 	}
 	defer b.close()
-	failed := false
-	for _, id := range ids {
+	return a.eachName(ids, about, func(id string) error {
 		key, err := b.find(a.ctx, id, owner)
-		if err == nil {
-			err = f(b, key)
-		}
 		if err != nil {
+			return err
+		}
+		return f(b, key)
+	})
+}
+
+// eachName does f for every name, also when one fails, of which say makes what
+// is told.
+func (a *App) eachName(names []string, say func(name string, err error) string, f func(name string) error) error {
+	failed := false
+	for _, name := range names {
+		if err := f(name); err != nil {
 			failed = true
-			fmt.Fprintln(a.Stderr, "berth: "+about(id, err))
+			fmt.Fprintln(a.Stderr, "berth: "+say(name, err))
 		}
 	}
 	if failed {

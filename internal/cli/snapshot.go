@@ -50,10 +50,7 @@ func (c *snapshotListCommand) Run(a *App) error {
 	}
 	t := newTable("SNAPSHOT", "OWNER", "DIGEST", "SIZE", "FROM", "CREATED", "USED BY")
 	for _, s := range list {
-		used := []string{}
-		for _, u := range s.UsedBy {
-			used = append(used, string(u))
-		}
+		used := words(s.UsedBy)
 		if c.JSON {
 			row := snapshotRow{Name: s.Name, Owner: string(s.Owner), Digest: s.Digest, Bytes: s.Size, From: string(s.From), Image: s.Image, Built: s.Built, Created: s.Created.UTC().Format(time.RFC3339), UsedBy: used}
 			if err := plainJSON(a.Stdout, row); err != nil {
@@ -128,21 +125,23 @@ func (c *snapshotRemoveCommand) Run(a *App) error {
 		return err
 	}
 	defer b.close()
-	failed := false
-	for _, name := range c.Name {
+	return a.deleteEach(c.Name, func(name string) error {
 		owner, err := b.snapshotOwner(a, name, c.Owner)
-		if err == nil {
-			err = b.DeleteSnapshot(a.ctx, owner, name)
-		}
 		if err != nil {
-			failed = true
-			fmt.Fprintf(a.Stderr, "berth: %s\n", printable(forPeople(withoutField(err))))
-			continue
+			return err
+		}
+		return b.DeleteSnapshot(a.ctx, owner, name)
+	})
+}
+
+// deleteEach deletes what has a name, a snapshot or a volume.
+func (a *App) deleteEach(names []string, remove func(name string) error) error {
+	say := func(_ string, err error) string { return printable(forPeople(withoutField(err))) }
+	return a.eachName(names, say, func(name string) error {
+		if err := remove(name); err != nil {
+			return err
 		}
 		fmt.Fprintf(a.Stdout, "%s deleted\n", name)
-	}
-	if failed {
-		return exit(exitFailed)
-	}
-	return nil
+		return nil
+	})
 }

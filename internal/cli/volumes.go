@@ -74,23 +74,13 @@ func (c *volumesRemoveCommand) Run(a *App) error {
 	if err != nil {
 		return err
 	}
-	failed := false
-	for _, name := range c.Name {
+	return a.deleteEach(c.Name, func(name string) error {
 		owner, err := theOwner("volume", name, c.Owner, volumeOwners(list, name))
-		if err == nil {
-			err = b.DeleteVolume(a.ctx, owner, name)
-		}
 		if err != nil {
-			failed = true
-			fmt.Fprintf(a.Stderr, "berth: %s\n", printable(forPeople(withoutField(err))))
-			continue
+			return err
 		}
-		fmt.Fprintf(a.Stdout, "%s deleted\n", name)
-	}
-	if failed {
-		return exit(exitFailed)
-	}
-	return nil
+		return b.DeleteVolume(a.ctx, owner, name)
+	})
 }
 
 // volumeOwners are those that have a volume of this name.

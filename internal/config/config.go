@@ -368,23 +368,6 @@ func Load(s Source) (*Config, error) {
 	return l.config, nil
 }
 
-// Placed makes of err, which a provider has found with its options, what Load
-// says of settings: each fault with the place where it was given, since who
-// wrote a flag or a variable need not know the key. Anything else stays as it is.
-func (c *Config) Placed(err error) error {
-	l := loader{origin: c.Origin}
-	placed := false
-	for _, f := range faultsOf(err) {
-		where := l.where(f.Field)
-		placed = placed || where != ""
-		l.report(f.Field, where, f.Problem, f.Allowed, f.Hint)
-	}
-	if !placed {
-		return err
-	}
-	return &Error{Problems: l.problems}
-}
-
 // expandHome makes paths of this machine that begin with ~ begin with home:
 // shells do that for words of their own only.
 func (l *loader) expandHome(home string) {

@@ -302,6 +302,23 @@ func policy(block bool, cidrs, domains []string) sandbox.NetworkPolicy {
 	return p
 }
 
+// Placed makes of err, which a provider has found with its options, what Load
+// says of settings: each fault with the place where it was given, since who
+// wrote a flag or a variable need not know the key. Anything else stays as it is.
+func (c *Config) Placed(err error) error {
+	l := loader{origin: c.Origin}
+	placed := false
+	for _, f := range faultsOf(err) {
+		where := l.where(f.Field)
+		placed = placed || where != ""
+		l.report(f.Field, where, f.Problem, f.Allowed, f.Hint)
+	}
+	if !placed {
+		return err
+	}
+	return &Error{Problems: l.problems}
+}
+
 // faultsOf are the faults that err joins.
 func faultsOf(err error) []*sandbox.FieldError {
 	var fe *sandbox.FieldError
