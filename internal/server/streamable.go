@@ -250,7 +250,10 @@ func (s *Server) serveCall(r *http.Request, e *events, c *call, gone error, befo
 		}
 	}
 	defer whenGone(r, func() { c.cancel(gone) })()
-	stop := keepAlive(e, s.o.KeepAlive)
+	stop := func() {}
+	if before == nil { // a comment would send the headers
+		stop = keepAlive(e, s.o.KeepAlive)
+	}
 	answer := s.run(c)
 	stop()
 	if before != nil {

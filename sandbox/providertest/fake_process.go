@@ -75,7 +75,7 @@ func startFake(b *fakeBox, c sandbox.Command) (*fakeProcess, error) {
 	if c.Shell != "" {
 		shell := fakeRuntimes()[sandbox.Bash]
 		if len(c.Shell) <= 100<<10 {
-			argv = []string{shell, "-c", c.Shell}
+			argv = []string{shell, "-c", "--", c.Shell}
 		} else {
 			f, err := os.CreateTemp(b.root+"/tmp", "command-*")
 			if err != nil {
