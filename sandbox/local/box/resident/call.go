@@ -240,7 +240,8 @@ func (r *caller) wait(want *wire.Wait, p *wire.Process, late time.Time) error {
 	if err := r.conn.Send(wire.Header{ID: id, Op: wire.OpWait}, want, nil); err != nil {
 		return r.broken(err)
 	}
-	if !r.readable(late) {
+	cancelled := !r.readable(late)
+	if cancelled {
 		r.next++
 		if err := r.conn.Send(wire.Header{ID: r.next, Op: wire.OpCancel}, wire.Cancel{Request: id}, nil); err != nil {
 			return r.broken(err)
@@ -249,6 +250,13 @@ func (r *caller) wait(want *wire.Wait, p *wire.Process, late time.Time) error {
 	f, err := r.receive(id)
 	if err != nil {
 		return err
+	}
+	if cancelled {
+		// Its answer comes after the wait's; the next wait would take it for its own,
+		// and never be cancelled.
+		if _, err := r.receive(r.next); err != nil {
+			return err
+		}
 	}
 	*p = wire.Process{}
 	return json.Unmarshal(f.Body, p)
