@@ -105,6 +105,9 @@ func TestPromise26S3Bucket(t *testing.T) {
 
 	again := b.call("mount_bucket", args{"path": "/data", "read_only": true})
 	contains(t, again.Text, "replaced the mount of bucket/ (connection s3)")
+	for _, name := range []string{"new", "a.txt"} {
+		contains(t, b.refused("write_file", args{"path": "/data/" + name, "content": "x"}), "read-only file system")
+	}
 
 	b.call("unmount_bucket", args{"path": "/data"})
 	b.want("ls -d /data 2>/dev/null || echo gone", "gone") // it was made for the mount

@@ -132,7 +132,7 @@ func (g *guest) create(r *wire.Create, from []*os.File) (body any, files []*os.F
 	err = g.as(u, func() error {
 		err := g.locate(w)
 		if err == nil {
-			err = g.open(w)
+			err = w.readOnly(g.open(w))
 		}
 		if err != nil {
 			w.close()
@@ -164,6 +164,16 @@ func (w *write) close() {
 			*fd = -1
 		}
 	}
+}
+
+// readOnly is err, or that the file system is read-only, which the kernel says only
+// to those whom the file's mode would let write.
+func (w *write) readOnly(err error) error {
+	var st unix.Statfs_t
+	if (err == unix.EACCES || err == unix.EPERM) && unix.Fstatfs(w.dir, &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
+		return unix.EROFS
+	}
+	return err
 }
 
 // open opens what the bytes go to; the caller has the user's rights.
@@ -242,7 +252,7 @@ func (g *guest) finish(w *write, abort bool) (*wire.File, error) {
 	err := g.as(w.user, func() error {
 		var err error
 		if !abort {
-			err = g.put(w)
+			err = w.readOnly(g.put(w))
 		}
 		if w.temp != "" && (abort || err != nil) {
 			_ = unix.Unlinkat(w.dir, w.temp, 0)
