@@ -178,8 +178,8 @@ func closeFiles(files []*os.File) {
 }
 
 // call sends one request and decodes its answer into out. Whoever gets the
-// frame owns its files. When ctx ends first, a late answer is dropped, and
-// onCancel is told the request's id.
+// frame owns its files. When ctx ends first, a late answer is dropped, and a wait
+// is ended at the monitor too.
 func (l *link) call(ctx context.Context, op string, body any, data []byte, out any, files ...*os.File) (*wire.Frame, error) {
 	if body == nil {
 		body = struct{}{}
