@@ -115,6 +115,47 @@ func TestContent(t *testing.T) {
 	})
 }
 
+// A file of several parts is changed after some of them were sent.
+func TestLongFilesAreRewritten(t *testing.T) {
+	everywhere(t, func(t *testing.T, b objects.Bucket) {
+		m := mount(t, b, bucketfs.Options{})
+		content := noise(40<<20 + 5)
+		m.write("file", "before")
+		f, err := os.OpenFile(m.path("file"), os.O_RDWR|os.O_TRUNC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for off := 0; off < len(content); off += 1 << 20 {
+			if _, err := f.Write(content[off:min(off+1<<20, len(content))]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want(t, b, "file", []byte("before"))
+		saved := func(size int) {
+			t.Helper()
+			if err := f.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			want(t, b, "file", content[:size])
+		}
+		if _, err := f.WriteAt([]byte("changed"), 1000); err != nil {
+			t.Fatal(err)
+		}
+		copy(content[1000:], "changed")
+		saved(len(content))
+		content = append(content, noise(17<<20)...)
+		if _, err := f.Write(content[40<<20+5:]); err != nil {
+			t.Fatal(err)
+		}
+		saved(len(content))
+		if err := f.Truncate(33 << 20); err != nil {
+			t.Fatal(err)
+		}
+		saved(33 << 20)
+	})
+}
+
 func TestNames(t *testing.T) {
 	everywhere(t, func(t *testing.T, b objects.Bucket) {
 		put(t, b, "implicit/deep/file", "1")
