@@ -190,11 +190,11 @@ func (c *cutBody) Read(b []byte) (int, error) {
 func Phase(r *http.Request) string {
 	q := r.URL.Query()
 	switch {
-	case r.Method == http.MethodPost && (q.Has("uploads") || q.Get("uploadType") == "resumable"):
+	case r.Method == http.MethodPost && q.Has("uploads"):
 		return "create"
-	case r.Method == http.MethodPost && q.Has("uploadId"), q.Get("comp") == "blocklist", r.Method == http.MethodPut && q.Has("upload_id") && !strings.HasSuffix(r.Header.Get("Content-Range"), "/*"):
+	case r.Method == http.MethodPost && q.Has("uploadId"), q.Get("comp") == "blocklist":
 		return "complete"
-	case r.Method == http.MethodPut && (q.Has("partNumber") || q.Has("upload_id")), q.Get("comp") == "block":
+	case r.Method == http.MethodPut && q.Has("partNumber"), q.Get("comp") == "block":
 		return "part"
 	case r.Header.Get("X-Amz-Copy-Source") != "", r.Header.Get("X-Ms-Copy-Source") != "", strings.Contains(r.URL.EscapedPath(), "/rewriteTo/"):
 		return "copy"

@@ -61,8 +61,7 @@ func openGCS(ctx context.Context, j mounts.Job, rt http.RoundTripper) (*gcsBucke
 	return b, nil
 }
 
-// PartSize is where a single request still is no burden, and whole chunks of an
-// upload.
+// PartSize is where a single request still is no burden; see Upload.
 func (b *gcsBucket) PartSize() int64  { return 16 << 20 }
 func (b *gcsBucket) MaxParts() int    { return 10_000 }
 func (b *gcsBucket) NotedLists() bool { return true }
@@ -308,28 +307,21 @@ func condition(c objects.Cond, q url.Values) url.Values {
 	return q
 }
 
-// gcsMeta is what is stored with an object.
-func gcsMeta(key string, o objects.Options) gcsObject {
-	meta := gcsObject{Name: key, ContentType: o.ContentType, Metadata: noteMeta(o.Note)}
-	if meta.ContentType == "" {
-		meta.ContentType = "application/octet-stream"
-	}
-	return meta
-}
-
 func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int64, o objects.Options) (string, error) {
 	ctx, done := patient(ctx, nil)
 	defer done()
-	object := gcsMeta(key, o)
-	contentType := object.ContentType
-	meta, err := json.Marshal(object)
+	contentType := o.ContentType
+	if contentType == "" {
+		contentType = "application/octet-stream"
+	}
+	meta, err := json.Marshal(gcsObject{Name: key, ContentType: contentType, Metadata: noteMeta(o.Note)})
 	if err != nil {
 		return "", err
 	}
 	const boundary = "berth-part-7c6f2a1e9d"
 	head := "--" + boundary + "\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n" + string(meta) + "\r\n--" + boundary + "\r\nContent-Type: " + contentType + "\r\n\r\n"
 	tail := "\r\n--" + boundary + "--\r\n"
-	u := b.uploads(condition(o.Cond, url.Values{"uploadType": {"multipart"}}).Encode())
+	u := b.url("/upload/storage/v1/b/"+url.PathEscape(b.name)+"/o", condition(o.Cond, url.Values{"uploadType": {"multipart"}}))
 	var out gcsObject
 	resp, err := b.do(ctx, http.MethodPost, u, func() (io.Reader, int64, string) {
 		return io.MultiReader(strings.NewReader(head), io.NewSectionReader(r, 0, size), strings.NewReader(tail)),
@@ -342,6 +334,12 @@ func (b *gcsBucket) Put(ctx context.Context, key string, r io.ReaderAt, size int
 		return "", gcsError(ctx, errForeign)
 	}
 	return out.Generation, nil
+}
+
+// Upload is not supported: what Google can do in parallel leaves objects behind
+// when it is interrupted. Put streams any size in one request.
+func (b *gcsBucket) Upload(context.Context, string, objects.Options) (objects.Upload, error) {
+	return nil, errors.ErrUnsupported
 }
 
 func (b *gcsBucket) Copy(ctx context.Context, from objects.Object, to string, cond objects.Cond, note *string) (string, error) {

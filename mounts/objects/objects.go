@@ -90,8 +90,7 @@ type Bucket interface {
 	// Put stores size bytes of body and returns the new version. Whatever
 	// happens, the key holds the old content or the new one.
 	Put(ctx context.Context, key string, body io.ReaderAt, size int64, o Options) (version string, err error)
-	// Upload begins an object whose parts arrive in any order. Where it, or what
-	// it returns, answers errors.ErrUnsupported, Put is the way.
+	// Upload begins an object whose parts arrive in any order.
 	Upload(ctx context.Context, key string, o Options) (Upload, error)
 	// Copy makes key to an object like from, on the service's side. The note
 	// is from's own, or *note.
