@@ -70,6 +70,11 @@ func run(berth string, kills int, seed uint64, quiet bool) error {
 	if r.process == "" {
 		return errors.New("spawn_process told no process_id")
 	}
+	// Without a cursor an answer holds the newest of too much, and it may be long
+	// until one arrives.
+	if err := r.read(ctx, "none"); err != nil {
+		return err
+	}
 	done := map[string]int{}
 	for n := 0; n < kills; {
 		kind, err := r.round(ctx)
