@@ -44,7 +44,7 @@ const writer = `i=0; stop=; trap 'stop=1' TERM
 while [ -z "$stop" ]; do echo $i; [ $((i % 100)) = 0 ] && echo $i >&2; i=$((i+1)); done
 echo "end $i"`
 
-func run(berth string, kills int, seed uint64, quiet bool) error {
+func run(berth string, kills int, seed uint64, quiet bool) (err error) {
 	state, err := os.MkdirTemp("", "berth-chaos-")
 	if err != nil {
 		return err
@@ -57,6 +57,8 @@ func run(berth string, kills int, seed uint64, quiet bool) error {
 		session: "chaos",
 	}
 	defer r.hangUp()
+	// Before its state goes: the writer would go on for ever.
+	defer func() { err = errors.Join(err, r.destroy(ctx)) }()
 
 	begin := time.Now()
 	if err := r.connect(ctx); err != nil {
@@ -157,6 +159,7 @@ func (r *reader) round(ctx context.Context) (kind string, err error) {
 		err := r.read(call, "output")
 		var broken *brokenError
 		if errors.As(err, &broken) {
+			<-struck
 			return "", err // not the connection: the output is wrong
 		}
 		select {
@@ -266,6 +269,17 @@ func (r *reader) finish(ctx context.Context) error {
 	}
 	if want := (r.stdout.next + 99) / 100; r.stderr.next != want*100 {
 		return fmt.Errorf("stderr: the reader got lines up to %d, want %d", r.stderr.next, want*100)
+	}
+	return nil
+}
+
+// destroy ends the sandbox, however the run ended.
+func (r *reader) destroy(ctx context.Context) error {
+	if r.link != nil {
+		_ = r.link.Close() // what failed may be the connection
+	}
+	if err := r.connect(ctx); err != nil {
+		return err
 	}
 	_, err := r.link.Must(ctx, "destroy_sandbox", map[string]any{"session_id": r.session})
 	return err
