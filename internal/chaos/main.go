@@ -57,13 +57,13 @@ func run(berth string, kills int, seed uint64, quiet bool) (err error) {
 		session: "chaos",
 	}
 	defer r.hangUp()
-	// Before its state goes: the writer would go on for ever.
-	defer func() { err = errors.Join(err, r.destroy(ctx)) }()
 
 	begin := time.Now()
 	if err := r.connect(ctx); err != nil {
 		return err
 	}
+	// Before its state goes: the writer would go on for ever.
+	defer func() { err = errors.Join(err, r.destroy(ctx)) }()
 	spawned, err := r.link.Must(ctx, "spawn_process", map[string]any{"session_id": r.session, "command": writer, "open_stdin": false})
 	if err != nil {
 		return err
