@@ -138,6 +138,9 @@ type ProcessInfo struct {
 	Memory    int64         // bytes; negative: not known
 }
 
+// over tells that nothing more comes of the process.
+func (i ProcessInfo) over() bool { return i.State != ProcessRunning && len(i.Leftovers) == 0 }
+
 // Process is a handle on one process, running or finished. It is safe for
 // concurrent use and need not be closed.
 type Process interface {

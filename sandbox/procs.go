@@ -194,14 +194,19 @@ func (m *Manager) ReadOutput(ctx context.Context, key Key, r ReadRequest) (*RunR
 	}
 	w := waiting{from: cursor.atLeast(info.Kept), what: what, pattern: pattern, onOutput: r.OnOutput,
 		deadline: earlier(time.Now().Add(span), callDeadline(ctx))}
+	if info.over() && w.idle() {
+		w.what = WaitNone
+	}
 	matched, err := w.wait(ctx, p)
 	if err != nil && ctx.Err() == nil {
 		return nil, m.processError(err, key, r.Process)
 	}
 	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killWait)
 	defer cancel()
-	if info, err = p.Info(actx); err != nil {
-		return nil, m.processError(err, key, r.Process)
+	if w.what != WaitNone { // else info is of this moment
+		if info, err = p.Info(actx); err != nil {
+			return nil, m.processError(err, key, r.Process)
+		}
 	}
 	res := &RunResult{Process: info, Matched: matched, Duration: time.Since(began)}
 	if r.Cursor != "" {

@@ -82,6 +82,12 @@ func parseSpan(f *faults, field string, d *time.Duration, usual time.Duration) t
 	return min(*d, MaxWait)
 }
 
+// idle tells that to wait for a process that is over would show nothing: no
+// match, no output on the way.
+func (w waiting) idle() bool {
+	return w.what == WaitOutput || w.what == WaitExit && w.onOutput == nil
+}
+
 // wait returns when what is waited for is there, the process has exited, the
 // deadline has passed (all without an error), or ctx ends, with its error.
 func (w waiting) wait(ctx context.Context, p Process) (matched bool, err error) {

@@ -45,8 +45,7 @@ const (
 // process is the answer of everything that touches one process: its output,
 // its stderr, one line of notices, one line of state.
 func (c *call) process(r *sandbox.RunResult, st style) *mcp.CallToolResult {
-	var b strings.Builder
-	b.Grow(len(r.Stdout.Head) + len(r.Stdout.Tail) + len(r.Stderr.Head) + len(r.Stderr.Tail) + (len(r.RawStdout)+len(r.RawStderr))*4/3 + 512)
+	var b textBuilder
 	if r.RawStdout != nil || r.RawStderr != nil {
 		raw(&b, "stdout", r.RawStdout)
 		raw(&b, "stderr", r.RawStderr)
@@ -64,7 +63,7 @@ func (c *call) process(r *sandbox.RunResult, st style) *mcp.CallToolResult {
 
 	p := r.Process
 	c.outcome, c.bytes = outcomeOf(r), p.Produced.Stdout+p.Produced.Stderr
-	res := mcp.NewToolResultText(b.String())
+	res := &mcp.CallToolResult{Content: []mcp.Content{b.content()}}
 	setResult(res, processResult{
 		ExitCode: p.ExitCode, State: string(p.State), TimedOut: p.TimedOut, Killed: p.Killed, Signal: p.Signal,
 		DurationMS: r.Duration.Milliseconds(), ProcessID: string(p.ID), Cursor: r.Cursor,
@@ -75,15 +74,16 @@ func (c *call) process(r *sandbox.RunResult, st style) *mcp.CallToolResult {
 }
 
 // raw writes one stream's exact bytes: a heading, then base64 on one line.
-func raw(b *strings.Builder, name string, data []byte) {
+func raw(b *textBuilder, name string, data []byte) {
 	if len(data) > 0 {
-		fmt.Fprintf(b, "[%s: %d bytes as base64]\n%s\n", name, len(data), base64.StdEncoding.EncodeToString(data))
+		fmt.Fprintf(b, "[%s: %d bytes as base64]\n", name, len(data))
+		line(b, base64.StdEncoding.EncodeToString(data))
 	}
 }
 
 // stream writes one stream's text and, where something was cut, what and how
 // to get it.
-func stream(b *strings.Builder, r *sandbox.RunResult, t sandbox.Text) {
+func stream(b *textBuilder, r *sandbox.RunResult, t sandbox.Text) {
 	line(b, t.Head)
 	if t.Cut > 0 {
 		fmt.Fprintf(b, "[%d bytes cut; read_output with process_id %s and cursor %s shows them]\n", t.Cut, r.Process.ID, r.CutCursor)
@@ -92,10 +92,10 @@ func stream(b *strings.Builder, r *sandbox.RunResult, t sandbox.Text) {
 }
 
 // line writes s and ends its last line.
-func line(b *strings.Builder, s string) {
+func line(b *textBuilder, s string) {
 	b.WriteString(s)
 	if s != "" && !strings.HasSuffix(s, "\n") {
-		b.WriteByte('\n')
+		b.WriteString("\n")
 	}
 }
 

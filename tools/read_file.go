@@ -64,12 +64,13 @@ func readFile() tool {
 // fileAnswer shows a file's content: an image as image, bytes as base64, text as it is;
 // then a line of notices, and one that tells what was shown.
 func (c *call) fileAnswer(f *sandbox.FileContent, asBase64 bool) *mcp.CallToolResult {
-	var b strings.Builder
+	var b textBuilder
 	var content []mcp.Content
 	about := fmt.Sprintf("%s, %s", oneLine(f.File.Path), counted(f.File.Size, "byte"))
 	switch {
 	case asBase64:
-		b.WriteString(base64.StdEncoding.EncodeToString(f.Data) + "\n")
+		b.WriteString(base64.StdEncoding.EncodeToString(f.Data))
+		b.WriteString("\n")
 		about += ", base64 of " + f.MIME
 	case strings.HasPrefix(f.MIME, "image/"):
 		content = append(content, mcp.NewImageContent(base64.StdEncoding.EncodeToString(f.Data), f.MIME))
@@ -85,7 +86,7 @@ func (c *call) fileAnswer(f *sandbox.FileContent, asBase64 bool) *mcp.CallToolRe
 		b.WriteString(l + "\n")
 	}
 	b.WriteString("[" + about + "]")
-	res := &mcp.CallToolResult{Content: append([]mcp.Content{mcp.NewTextContent(b.String())}, content...)}
+	res := &mcp.CallToolResult{Content: append([]mcp.Content{b.content()}, content...)}
 	facts := fileResult{Path: f.File.Path, Bytes: f.File.Size, MIME: f.MIME, Truncated: f.Truncated, SessionID: string(c.key.Session)}
 	if f.Lines >= 0 && !asBase64 && len(content) == 0 {
 		facts.Lines = &f.Lines

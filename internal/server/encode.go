@@ -77,18 +77,30 @@ func appendJSON(dst []byte, v any) ([]byte, error) {
 	return bytes.TrimSuffix(w.Bytes(), []byte("\n")), err
 }
 
+// piecewise is a text content whose text is these pieces, one after the other.
+type piecewise interface {
+	mcp.Content
+	Pieces() []string
+}
+
 // appendResult appends what result writes of itself, its large texts escaped
 // here.
 func appendResult(dst []byte, result json.Marshaler) ([]byte, error) {
-	var texts []string
+	var texts [][]string
 	if r, ok := result.(*mcp.CallToolResult); ok {
 		short := *r
 		short.Content = nil
 		for _, c := range r.Content {
-			if t, ok := c.(mcp.TextContent); ok && len(t.Text) >= largeText {
-				texts = append(texts, t.Text)
-				t.Text = mark
-				c = t
+			switch t := c.(type) {
+			case mcp.TextContent:
+				if len(t.Text) >= largeText {
+					texts = append(texts, []string{t.Text})
+					t.Text = mark
+					c = t
+				}
+			case piecewise:
+				texts = append(texts, t.Pieces())
+				c = mcp.NewTextContent(mark)
 			}
 			short.Content = append(short.Content, c)
 		}
@@ -101,19 +113,25 @@ func appendResult(dst []byte, result json.Marshaler) ([]byte, error) {
 		return dst, err
 	}
 	size := len(body) + 64
-	for _, t := range texts {
-		size += len(t) + len(t)/8 // for its newlines
+	for _, pieces := range texts {
+		for _, p := range pieces {
+			size += len(p) + len(p)/8 // for its newlines
+		}
 	}
 	if cap(dst)-len(dst) < size {
 		dst = grown(dst, size)
 	}
 	quoted := []byte(strconv.Quote(mark))
-	for _, t := range texts {
+	for _, pieces := range texts {
 		before, after, ok := bytes.Cut(body, quoted)
 		if !ok {
 			return dst, fmt.Errorf("the answer's encoder left out a text")
 		}
-		dst = appendString(append(dst, before...), t)
+		dst = append(append(dst, before...), '"')
+		for _, p := range pieces {
+			dst = appendEscaped(dst, p)
+		}
+		dst = append(dst, '"')
 		body = after
 	}
 	return append(dst, body...), nil
@@ -131,10 +149,10 @@ func grown(dst []byte, size int) []byte {
 	return append(make([]byte, 0, len(dst)+size), dst...)
 }
 
-// appendString appends s as a JSON string. Invalid UTF-8 becomes U+FFFD.
-func appendString(dst []byte, s string) []byte {
+// appendEscaped appends what stands for s between the quotes of a JSON string.
+// Invalid UTF-8 becomes U+FFFD.
+func appendEscaped(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
-	dst = append(dst, '"')
 	for len(s) > 0 {
 		n := plain(s)
 		dst = append(dst, s[:n]...)
@@ -167,7 +185,7 @@ func appendString(dst []byte, s string) []byte {
 		}
 		s = s[1:]
 	}
-	return append(dst, '"')
+	return dst
 }
 
 // plain counts the bytes at the start of s that stand for themselves in a JSON

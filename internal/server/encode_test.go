@@ -10,14 +10,14 @@ import (
 	"github.com/mark3labs/mcp-go/mcp"
 )
 
-// FuzzString holds appendString to the standard decoder: it reads back what
+// FuzzString holds appendEscaped to the standard decoder: it reads back what
 // was written, with U+FFFD for bytes that are no UTF-8.
 func FuzzString(f *testing.F) {
 	for _, s := range []string{"", "plain", "tab\tand\nline\r", `quote " and \ slash`, "\x00\x1f\x7f", "ü€😀\u2028\u2029", "bad \xff\xc3", "1234567\"", "12345678\x01"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		b := appendString(nil, s)
+		b := append(appendEscaped([]byte{'"'}, s), '"')
 		var got string
 		if err := json.Unmarshal(b, &got); err != nil {
 			t.Fatalf("%q: %v", b, err)
@@ -31,6 +31,13 @@ func FuzzString(f *testing.F) {
 	})
 }
 
+type inPieces struct {
+	mcp.TextContent
+	pieces []string
+}
+
+func (p inPieces) Pieces() []string { return p.pieces }
+
 // An answer with large texts is what the library alone would write.
 func TestEncodeLarge(t *testing.T) {
 	var text strings.Builder
@@ -40,6 +47,7 @@ func TestEncodeLarge(t *testing.T) {
 	}
 	res := mcp.NewToolResultText(text.String())
 	res.Content = append(res.Content, mcp.NewTextContent("small"), mcp.NewTextContent(strings.Repeat("x\n", largeText)), mcp.NewImageContent("AAAA", "image/png"))
+	res.Content = append(res.Content, inPieces{mcp.NewTextContent("before" + strings.Repeat("y\n", largeText)), []string{"before", strings.Repeat("y\n", largeText)}}, inPieces{mcp.NewTextContent(""), nil})
 	res.Meta = &mcp.Meta{AdditionalFields: map[string]any{"k": "v"}}
 	res.StructuredContent = map[string]any{"a": 1}
 	res.IsError = true
