@@ -173,6 +173,13 @@ type box struct {
 	info sandbox.Info
 }
 
+// in is b for a subtest, whose failures are its own.
+func (b *box) in(t *testing.T) *box {
+	c := *b
+	c.t = t
+	return &c
+}
+
 func (s *suite) make(t *testing.T) *box { return s.makeWith(t, nil) }
 
 func (s *suite) makeWith(t *testing.T, change func(*sandbox.Spec)) *box {

@@ -48,8 +48,7 @@ func testCommands(t *testing.T, s *suite) {
 		{name: "long_command", shell: "echo begin; true " + strings.Repeat("x", 300<<10) + "; echo $0 | wc -l", out: "begin\n1\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := *b
-			b.t = t
+			b := b.in(t)
 			if c.name == "not_executable" {
 				b.must("echo x >afile; chmod 644 afile")
 			}
@@ -75,16 +74,14 @@ func testCommands(t *testing.T, s *suite) {
 			t.Errorf("Spawn of a program that is not there: %v; that means something else", err)
 		}
 		if err == nil {
-			b := *b
-			b.t = t
+			b := b.in(t)
 			if info, _, _ := b.ended(p); code(info) != 127 {
 				t.Errorf("got exit %d, want 127 or an error", code(info))
 			}
 		}
 	})
 	t.Run("cwd", func(t *testing.T) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		b.must("mkdir -p 'a dir/x' && ln -s 'a dir' link && echo f >file")
 		cmd := b.command("pwd -P; echo $PWD >/dev/null")
 		cmd.Cwd = b.info.Home + "/a dir/x"
@@ -103,16 +100,14 @@ func testCommands(t *testing.T, s *suite) {
 		b.must("test ! -e ran")
 	})
 	t.Run("calls_are_apart", func(t *testing.T) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		b.must("export X=1; cd /tmp")
 		if out := b.must("echo ${X-unset}; pwd"); !strings.HasPrefix(out, "unset\n") || strings.Contains(out, "/tmp\n") && !strings.Contains(b.info.Home, "/tmp") {
 			t.Errorf("got %q", out)
 		}
 	})
 	t.Run("twice", func(t *testing.T) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		cmd := b.command("echo x >>once; cat once")
 		p := b.spawn(cmd)
 		q := b.spawn(cmd)
@@ -124,8 +119,7 @@ func testCommands(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("cancelled_call", func(t *testing.T) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		ctx, cancel := context.WithCancel(s.ctx(t))
 		c := b.command("read x; echo survived")
 		c.OpenStdin = true
@@ -147,8 +141,7 @@ func testCommands(t *testing.T, s *suite) {
 		}
 		cmd := b.command("id -u")
 		cmd.User = "root"
-		b := *b
-		b.t = t
+		b := b.in(t)
 		if _, out, _ := b.ended(b.spawn(cmd)); out != "0\n" {
 			t.Errorf("id -u as root: got %q", out)
 		}
@@ -161,11 +154,10 @@ func testCommands(t *testing.T, s *suite) {
 func testStdin(t *testing.T, s *suite) {
 	b := s.make(t)
 	open := func(t *testing.T, shell, first string) (*box, sandbox.Process) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		c := b.command(shell)
 		c.OpenStdin, c.Stdin = true, []byte(first)
-		return &b, b.spawn(c)
+		return b, b.spawn(c)
 	}
 	t.Run("lines", func(t *testing.T) {
 		b, p := open(t, "while read l; do echo got $l; done; echo end", "first\n")
@@ -198,16 +190,14 @@ func testStdin(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("never_open", func(t *testing.T) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		p := b.spawn(b.command("exec sleep 600"))
 		wantErr(t, "Write to /dev/null", p.Write(s.ctx(t), []byte("x"), false), sandbox.ErrStdinClosed)
 		b.kill(p)
 	})
 	t.Run("large", func(t *testing.T) {
 		data := strings.Repeat("0123456789abcde\n", 8<<20/16)
-		b := *b
-		b.t = t
+		b := b.in(t)
 		c := b.command("sleep 0.2; md5sum; ")
 		c.Stdin = []byte(data)
 		d := b.command("head -c 8388608 /dev/zero | wc -c; yes 0123456789abcde | head -c 8388608 | md5sum")
@@ -257,23 +247,18 @@ func (b *box) kill(p sandbox.Process) {
 
 func testOutput(t *testing.T, s *suite) {
 	b := s.make(t)
-	on := func(t *testing.T) *box {
-		b := *b
-		b.t = t
-		return &b
-	}
 	t.Run("bytes_kept", func(t *testing.T) {
 		for _, c := range []struct{ shell, want string }{
 			{"true", ""}, {`printf 'a\000b'`, "a\x00b"}, {`printf '\377\376'`, "\xff\xfe"}, {`printf '\r\n\033[1mx'`, "\r\n\x1b[1mx"},
 			{`printf 'no newline'`, "no newline"}, {`printf '\001\001\001x\002\002\002y'`, "\x01\x01\x01x\x02\x02\x02y"},
 		} {
-			if _, out, _ := on(t).sh(c.shell); out != c.want {
+			if _, out, _ := b.in(t).sh(c.shell); out != c.want {
 				t.Errorf("%s: got %q, want %q", c.shell, out, c.want)
 			}
 		}
 	})
 	t.Run("20_MiB", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		p := b.spawn(b.command(`i=0; while [ $i -lt 20 ]; do head -c 1048576 /dev/zero | tr '\0' "$(printf "\\$(printf %o $((97+i)))")"; i=$((i+1)); done`))
 		info, out, _ := b.ended(p)
 		if code(info) != 0 || info.Produced.Stdout != 20<<20 || info.Kept.Stdout+int64(len(out)) != 20<<20 {
@@ -290,7 +275,7 @@ func testOutput(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("offsets", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		p := b.spawn(b.command("printf 0123456789; printf abcde >&2"))
 		b.ended(p)
 		for _, c := range []struct {
@@ -310,7 +295,7 @@ func testOutput(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("while_running", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		c := b.command("echo one; read x; echo two >&2; read x")
 		c.OpenStdin = true
 		p := b.spawn(c)
@@ -342,7 +327,7 @@ func testOutput(t *testing.T, s *suite) {
 		if s.h.LogLimit == 0 {
 			return
 		}
-		b := on(t)
+		b := b.in(t)
 		total := s.h.LogLimit*2 + 12345
 		p := b.spawn(b.command(fmt.Sprintf("yes 0123456789abcde | head -c %d; echo err >&2", total)))
 		info, out, errs := b.ended(p)
@@ -361,7 +346,7 @@ func testOutput(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("exit_before_pipes_close", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		began := time.Now()
 		p := b.spawn(b.command("sleep 987654 & until grep -q '^sleep' /proc/$!/cmdline; do :; done; echo $!; exit 4"))
 		info, _, _ := b.ended(p)

@@ -42,13 +42,8 @@ func (b *box) read(path string) string {
 func testFiles(t *testing.T, s *suite) {
 	b := s.make(t)
 	home, files := b.info.Home, b.inst.Files()
-	on := func(t *testing.T) *box {
-		b := *b
-		b.t = t
-		return &b
-	}
 	t.Run("bytes_kept", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		for name, data := range map[string]string{"empty": "", "nul": "a\x00b", "invalid": "\xff\xfe", "crlf": "a\r\nb", "large": strings.Repeat("0123456789abcdef", 20<<20/16)} {
 			res := b.write(home+"/bytes/"+name, data, sandbox.WriteOptions{})
 			if res.Bytes != int64(len(data)) || !res.Created {
@@ -63,7 +58,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("write", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		p := home + "/new/deep er/fü"
 		if res := b.write(p, "1", sandbox.WriteOptions{}); !res.Created {
 			t.Error("Created is false")
@@ -82,7 +77,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("mode", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		b.must("echo x >m; chmod 751 m")
 		b.write(home+"/m", "y", sandbox.WriteOptions{})
 		b.write(home+"/m", "y", sandbox.WriteOptions{Append: true})
@@ -97,7 +92,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("through_links", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		b.must("mkdir -p t; echo x >t/target; ln -s t/target link; ln -s t dir; ln -s nowhere/at-all dangling")
 		b.write(home+"/link", "new", sandbox.WriteOptions{})
 		b.write(home+"/dir/second", "2", sandbox.WriteOptions{})
@@ -112,7 +107,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("atomic", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		b.write(home+"/whole", "old", sandbox.WriteOptions{})
 		broken := io.MultiReader(strings.NewReader("half"), failing{})
 		if _, err := files.Write(s.ctx(t), home+"/whole", broken, sandbox.WriteOptions{}); err == nil {
@@ -143,7 +138,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("kinds", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		b.must("mkdir -p kinds/d; mkfifo kinds/fifo; echo x >kinds/f")
 		began := time.Now()
 		for _, c := range []struct {
@@ -182,7 +177,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("mkdir", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		if err := files.Mkdir(s.ctx(t), home+"/made/deep er/dir", 0o750); err != nil {
 			t.Fatalf("Mkdir: %v", err)
 		}
@@ -205,7 +200,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("symlink", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		link := func(target, path string) {
 			t.Helper()
 			if err := files.Symlink(s.ctx(t), target, home+path); err != nil {
@@ -227,7 +222,7 @@ func testFiles(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("many", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		b.must("mkdir many; cd many; seq 9000 | xargs touch")
 		if l, err := files.ReadDir(s.ctx(t), home+"/many"); err != nil || len(l) != 9000 {
 			t.Errorf("ReadDir of 9,000 entries: got %d, %v", len(l), err)
@@ -242,7 +237,7 @@ func testFiles(t *testing.T, s *suite) {
 		if !s.can(t, RootUser) {
 			return
 		}
-		b := on(t)
+		b := b.in(t)
 		// What the user has closed is closed to the user, too.
 		b.must("mkdir own; echo x >own/f; echo x >own/g; chmod 000 own/f; chmod 400 own/g; chmod 500 own; mkdir shut; echo x >shut/f; chmod 000 shut")
 		closed := map[string]string{"open": home + "/own/f", "open_within": home + "/shut/f", "write": home + "/own/g", "make": home + "/own/new", "write_within": home + "/shut/f",

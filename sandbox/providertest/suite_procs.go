@@ -11,11 +11,6 @@ import (
 
 func testKilling(t *testing.T, s *suite) {
 	b := s.make(t)
-	on := func(t *testing.T) *box {
-		b := *b
-		b.t = t
-		return &b
-	}
 	for i, c := range []struct{ name, shell string }{
 		{"child", "%s & echo ready; wait"},
 		{"daemon", "(setsid sh -c '%s' </dev/null >/dev/null 2>&1 &); echo ready; sleep 600"},
@@ -24,7 +19,7 @@ func testKilling(t *testing.T, s *suite) {
 	} {
 		for j, how := range []string{"deadline", "kill"} {
 			t.Run(c.name+"_"+how, func(t *testing.T) {
-				b := on(t)
+				b := b.in(t)
 				mark := fmt.Sprintf("sleep 55%d%d00", i, j)
 				cmd := b.command(fmt.Sprintf(c.shell, mark))
 				if how == "deadline" {
@@ -53,7 +48,7 @@ func testKilling(t *testing.T, s *suite) {
 		}
 	}
 	t.Run("signal", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		p := b.spawn(b.command("trap 'echo caught; exit 7' USR1; echo ready; while :; do sleep 0.05; done"))
 		b.waitFor(p, "ready\n")
 		if err := p.Kill(s.ctx(t), "USR1", 0, "asked"); err != nil {
@@ -64,7 +59,7 @@ func testKilling(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("deadline_without_waiter", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		cmd := b.command("echo a; exec sleep 600")
 		cmd.Timeout = 200 * time.Millisecond
 		p := b.spawn(cmd)
@@ -81,7 +76,7 @@ func testKilling(t *testing.T, s *suite) {
 		}
 	})
 	t.Run("ended", func(t *testing.T) {
-		b := on(t)
+		b := b.in(t)
 		p := b.spawn(b.command("exit 6"))
 		b.ended(p)
 		if err := p.Kill(s.ctx(t), "KILL", 0, "late"); err != nil {

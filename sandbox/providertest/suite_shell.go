@@ -22,8 +22,7 @@ func testPlainCommands(t *testing.T, s *suite) {
 	home := b.info.Home
 	path := map[string]string{"PATH": home + "/first:" + home + "/none::" + home + "/second:/usr/bin:/bin"}
 	run := func(t *testing.T, shell, cwd string, env map[string]string) (exit int, out, errs string) {
-		b := *b
-		b.t = t
+		b := b.in(t)
 		c := b.command(shell)
 		c.Env = env
 		if cwd != "" {
