@@ -194,7 +194,7 @@ func (m *Manager) ReadOutput(ctx context.Context, key Key, r ReadRequest) (*RunR
 	}
 	w := waiting{from: cursor.atLeast(info.Kept), what: what, pattern: pattern, onOutput: r.OnOutput,
 		deadline: earlier(time.Now().Add(span), callDeadline(ctx))}
-	if info.over() && w.idle() {
+	if w.needless(info) {
 		w.what = WaitNone
 	}
 	matched, err := w.wait(ctx, p)
@@ -266,7 +266,7 @@ func (m *Manager) KillProcess(ctx context.Context, key Key, r KillRequest) (*Run
 		return nil, m.processError(err, key, r.Process)
 	}
 	ended := before.State != ProcessRunning
-	if !ended || len(before.Leftovers) > 0 {
+	if !before.over() {
 		if err := p.Kill(ctx, sig, grace, "kill_process"); err != nil && !(ended && dead(err)) && !errors.Is(err, ErrExited) {
 			return nil, m.processError(err, key, r.Process)
 		}

@@ -82,10 +82,10 @@ func parseSpan(f *faults, field string, d *time.Duration, usual time.Duration) t
 	return min(*d, MaxWait)
 }
 
-// idle tells that to wait for a process that is over would show nothing: no
-// match, no output on the way.
-func (w waiting) idle() bool {
-	return w.what == WaitOutput || w.what == WaitExit && w.onOutput == nil
+// needless tells that waiting would neither wait nor show anything: the process is
+// over, and no match and no output on the way are asked for.
+func (w waiting) needless(i ProcessInfo) bool {
+	return i.over() && (w.what == WaitOutput || w.what == WaitExit && w.onOutput == nil)
 }
 
 // wait returns when what is waited for is there, the process has exited, the

@@ -46,8 +46,8 @@ func (b *textBuilder) content() mcp.Content {
 	return piecewise{TextContent: mcp.NewTextContent(""), pieces: b.pieces}
 }
 
-// piecewise is a text content whose text is its pieces, one after the other, each
-// of them valid UTF-8. Who sends it can do so without putting them together first.
+// piecewise is a text content whose text is its pieces, one after the other; no
+// rune lies in two of them. Who sends it need not put them together first.
 type piecewise struct {
 	mcp.TextContent
 	pieces []string
